@@ -17,15 +17,15 @@ const (
 	Unknown       Class = "unknown"       // the answer was lost or makes no sense: it may have been processed
 )
 
-// Error is a failed request. Message holds what the server said, cut, on one line and without our key or
-// signature, so that it may be logged and stored.
+// Error is a failed request. Message holds what the server said, on one line of at most 300 code points and
+// without our keys or signature, so that it may be logged and stored.
 type Error struct {
 	Class      Class
 	Status     int           // HTTP status; 0 when there was no answer
 	Code       string        // the API's own code, when it gave one
 	Message    string        // what went wrong
 	RetryAfter time.Duration // what the server asked for, 1 s to 15 min; 0 when it asked for nothing
-	Deferred   bool          // the server asked us to come back later (429, 503 with Retry-After): not a failure
+	Deferred   bool          // come back later: the server asked for it (429, 503 with Retry-After), or our own rate limit; not a failure
 }
 
 func (e *Error) Error() string {

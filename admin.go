@@ -1,0 +1,385 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/alecthomas/kong"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// connect opens a connection for one command, which does not wait for a server that is not there.
+func (s natsSettings) connect(a *app) (*events.Bus, func(), error) {
+	var p problems
+	options := s.parse(&p)
+	if err := p.err(); err != nil {
+		return nil, nil, err
+	}
+	options.Name = "papermap-worker-cli"
+	bus, err := events.Connect(options, a.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return bus, func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 2*time.Second)
+		defer cancel()
+		bus.Close(closing)
+	}, nil
+}
+
+type publishCmd struct {
+	TenantCreated   publishCreatedCmd `cmd:"" help:"A new tenant, who gets a dashboard."`
+	TenantSuspended publishChangeCmd  `cmd:"" help:"A tenant gets no tokens until it is resumed."`
+	TenantResumed   publishChangeCmd  `cmd:"" help:"A suspended tenant gets tokens again."`
+	TenantDeleted   publishChangeCmd  `cmd:"" help:"A tenant is gone."`
+	UsageSync       publishUsageCmd   `cmd:"" help:"Sync usage now."`
+}
+
+// publishFlags are those of every event.
+type publishFlags struct {
+	WorkspaceID string `help:"The tenant's workspace; by default the worker's default one."`
+	EventID     string `help:"Identity of the event; by default a new one."`
+	natsSettings
+}
+
+type publishCreatedCmd struct {
+	TenantID    string `arg:"" name:"tenant" help:"Id of the tenant."`
+	Name        string `required:"" help:"Name of the tenant; the dashboard's title becomes 'Dashboard - NAME'."`
+	Title       string `help:"Another title."`
+	Description string `help:"The dashboard's description."`
+	CreatedBy   string `help:"Who caused it."`
+	publishFlags
+}
+
+func (c *publishCreatedCmd) Run(a *app) error {
+	return c.publish(a, events.TypeTenantCreated, map[string]string{
+		"tenant_id": c.TenantID, "name": c.Name, "title": c.Title, "description": c.Description, "created_by": c.CreatedBy,
+	})
+}
+
+type publishChangeCmd struct {
+	TenantID string `arg:"" name:"tenant" help:"Id of the tenant."`
+	Reason   string `help:"Why, for the log."`
+	publishFlags
+}
+
+func (c *publishChangeCmd) Run(a *app, k *kong.Context) error {
+	return c.publish(a, strings.Replace(k.Selected().Name, "-", ".", 1), map[string]string{"tenant_id": c.TenantID, "reason": c.Reason})
+}
+
+type publishUsageCmd struct {
+	TenantID   string `help:"Sync one tenant only."`
+	FromPeriod string `help:"First month, YYYY-MM."`
+	ToPeriod   string `help:"Last month, YYYY-MM."`
+	publishFlags
+}
+
+func (c *publishUsageCmd) Run(a *app) error {
+	return c.publish(a, events.TypeUsageSync, map[string]string{"tenant_id": c.TenantID, "from_period": c.FromPeriod, "to_period": c.ToPeriod})
+}
+
+// publish publishes an event in plain JSON, without the fields that are empty, once it is one that the worker takes.
+func (f publishFlags) publish(a *app, eventType string, fields map[string]string) error {
+	fields["workspace_id"] = f.WorkspaceID
+	for name, value := range fields {
+		if value == "" {
+			delete(fields, name)
+		}
+	}
+	data, err := json.Marshal(fields, json.Deterministic(true))
+	if err != nil {
+		return &usageError{fmt.Sprintf("the event cannot be encoded: %v", err)}
+	}
+	e := events.Outgoing{ID: f.EventID, Type: eventType, Data: data}
+	if e.ID == "" {
+		e.ID = uuid.NewString()
+	}
+	if _, err := events.Decode(events.Raw{Type: eventType, Data: data, Time: time.Now()}); err != nil {
+		return &usageError{fmt.Sprintf("the worker would refuse the event: %v", err)}
+	}
+	bus, done, err := f.connect(a)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(a.ctx, 10*time.Second)
+	defer cancel()
+	duplicate, err := bus.Publish(ctx, e)
+	if err != nil {
+		return err
+	}
+	if duplicate {
+		fmt.Fprintf(a.stdout, "%s %s was published before; this copy was dropped\n", eventType, e.ID)
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "published %s, event id %s\n", eventType, e.ID)
+	return nil
+}
+
+type tokenCmd struct {
+	TenantID string        `arg:"" name:"tenant" help:"Id of the tenant."`
+	TTL      time.Duration `name:"ttl" help:"Life of the token; the worker caps it."`
+	URL      bool          `name:"url" help:"Print the iframe's address alone."`
+	JSON     bool          `help:"Print JSON."`
+	natsSettings
+}
+
+func (c *tokenCmd) Run(a *app) error {
+	bus, done, err := c.connect(a)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(a.ctx, 10*time.Second)
+	defer cancel()
+	token, err := requestToken(ctx, bus, c.TenantID, c.TTL)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.URL:
+		_, err = fmt.Fprintln(a.stdout, token.EmbedURL)
+		return err
+	case c.JSON:
+		return printJSON(a.stdout, token)
+	}
+	unix := func(t int64) string { return time.Unix(t, 0).UTC().Format(time.RFC3339) }
+	return table{
+		{"tenant", token.TenantID}, {"workspace", token.WorkspaceID}, {"dashboard", token.DashboardID},
+		{"expires", unix(token.ExpiresAt)}, {"refresh after", unix(token.RefreshAfter)}, {"token", token.Token}, {"address", token.EmbedURL},
+	}.print(a.stdout)
+}
+
+// requestToken asks the worker for a tenant's token; ttl 0 leaves its life to the worker.
+func requestToken(ctx context.Context, bus *events.Bus, tenantID string, ttl time.Duration) (worker.EmbedToken, error) {
+	var token worker.EmbedToken
+	fields := map[string]any{"tenant_id": tenantID}
+	if ttl != 0 {
+		fields["ttl_seconds"] = int64(ttl / time.Second)
+	}
+	request, err := json.Marshal(fields)
+	if err != nil {
+		return token, fmt.Errorf("encoding a request: %w", err)
+	}
+	reply, err := bus.Request(ctx, "embed-token", request)
+	if err != nil {
+		return token, err
+	}
+	if err := json.Unmarshal(reply, &token); err != nil {
+		return token, fmt.Errorf("reading the answer: %w", err)
+	}
+	return token, nil
+}
+
+type tenantsCmd struct {
+	List tenantsListCmd `cmd:"" help:"List mappings."`
+	Show tenantsShowCmd `cmd:"" help:"Show one tenant's mapping and its attempts."`
+}
+
+type tenantsListCmd struct {
+	Status string `help:"Only those of this status: pending, creating, active, held, failed, suspended or deleted."`
+	After  string `help:"Begin after this tenant id."`
+	Limit  int    `default:"1000" help:"At most so many."`
+	JSON   bool   `help:"Print JSON."`
+}
+
+func (c *tenantsListCmd) Run(a *app) error {
+	if c.Status != "" && !slices.Contains(repo.Statuses(), repo.Status(c.Status)) {
+		return &usageError{fmt.Sprintf("--status %q: use one of %v", c.Status, repo.Statuses())}
+	}
+	db, err := openConfigured(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	list, err := db.Mappings(a.ctx, repo.Status(c.Status), c.After, c.Limit)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, list)
+	}
+	rows := table{{"TENANT", "STATUS", "DASHBOARD", "WORKSPACE", "TITLE", "UPDATED", "ERROR"}}
+	for _, m := range list {
+		rows = append(rows, []string{m.TenantID, string(m.Status), m.DashboardID, m.WorkspaceID, m.Title, shortTime(m.UpdatedAt), m.FailedError})
+	}
+	if len(list) == c.Limit {
+		defer fmt.Fprintf(a.stdout, "\nThere may be more: --after %q\n", list[len(list)-1].TenantID)
+	}
+	return rows.print(a.stdout)
+}
+
+type tenantsShowCmd struct {
+	TenantID string `arg:"" name:"tenant" help:"Id of the tenant."`
+	JSON     bool   `help:"Print JSON."`
+}
+
+func (c *tenantsShowCmd) Run(a *app) error {
+	db, err := openConfigured(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	m, err := db.Mapping(a.ctx, c.TenantID)
+	if errors.Is(err, repo.ErrNotFound) {
+		return fmt.Errorf("tenant %q is unknown: was tenant.created published for it?", c.TenantID)
+	}
+	if err != nil {
+		return err
+	}
+	attempts, err := db.Attempts(a.ctx, c.TenantID)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, struct {
+			repo.Mapping
+			Attempts []repo.Attempt `json:"attempts"`
+		}{m, attempts})
+	}
+	rows := table{
+		{"tenant", m.TenantID}, {"status", string(m.Status)}, {"workspace", m.WorkspaceID}, {"dashboard", m.DashboardID}, {"title", m.Title},
+		{"generation", fmt.Sprint(m.Generation)}, {"created", shortTime(m.CreatedAt)}, {"updated", shortTime(m.UpdatedAt)},
+	}
+	if m.FailedError != "" {
+		rows = append(rows, []string{"last error", m.FailedError})
+	}
+	if err := rows.print(a.stdout); err != nil || len(attempts) == 0 {
+		return err
+	}
+	fmt.Fprintln(a.stdout)
+	rows = table{{"ATTEMPT", "GENERATION", "OUTCOME", "DASHBOARD", "STARTED", "ERROR"}}
+	for _, t := range attempts {
+		rows = append(rows, []string{t.ID, fmt.Sprint(t.Generation), string(t.Outcome), t.DashboardID, shortTime(t.StartedAt), t.Error})
+	}
+	return rows.print(a.stdout)
+}
+
+type attemptsCmd struct {
+	List attemptsListCmd `cmd:"" help:"List create requests that may have left a dashboard behind."`
+}
+
+type attemptsListCmd struct {
+	JSON bool `help:"Print JSON."`
+}
+
+func (c *attemptsListCmd) Run(a *app) error {
+	db, err := openConfigured(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	list, err := db.UncertainAttempts(a.ctx)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, list)
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(a.stdout, "every create request has a known outcome")
+		return nil
+	}
+	rows := table{{"TENANT", "OUTCOME", "TITLE TO LOOK FOR", "MARK IN DESCRIPTION", "TIME", "DASHBOARD", "ERROR"}}
+	for _, t := range list {
+		rows = append(rows, []string{t.TenantID, string(t.Outcome), t.Title, t.Mark, shortTime(t.StartedAt), t.DashboardID, t.Error})
+	}
+	return rows.print(a.stdout)
+}
+
+type deadCmd struct {
+	List deadListCmd `cmd:"" help:"List dead letters, oldest first."`
+}
+
+type deadListCmd struct {
+	Limit int  `default:"1000" help:"At most so many."`
+	JSON  bool `help:"Print JSON."`
+	natsSettings
+}
+
+func (c *deadListCmd) Run(a *app) error {
+	bus, done, err := c.connect(a)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
+	defer cancel()
+	list, err := bus.DeadLetters(ctx, c.Limit)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, list)
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(a.stdout, "no dead letters")
+		return nil
+	}
+	rows := table{{"SEQUENCE", "EVENT", "EVENT ID", "TIME", "CODE", "SIDE EFFECT", "ERROR"}}
+	for _, d := range list {
+		rows = append(rows, []string{fmt.Sprint(d.Sequence), d.Type, d.EventID, d.Time.UTC().Format(time.DateTime), d.Code, d.SideEffect, d.Error})
+	}
+	return rows.print(a.stdout)
+}
+
+// table is rows of cells for people; the first row may be a heading.
+type table [][]string
+
+func (t table) print(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range t {
+		for i, cell := range row {
+			if i > 0 {
+				fmt.Fprint(tw, "\t")
+			}
+			fmt.Fprint(tw, printable(cell))
+		}
+		fmt.Fprintln(tw)
+	}
+	if err := tw.Flush(); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}
+
+// printable keeps what a stranger chose as a name from moving the cursor or breaking the table.
+func printable(cell string) string {
+	if cell == "" {
+		return "-"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, cell)
+}
+
+func printJSON(w io.Writer, v any) error {
+	if err := json.MarshalWrite(w, v, jsontext.WithIndent("  "), json.FormatNilSliceAsNull(false)); err != nil {
+		return fmt.Errorf("printing JSON: %w", err)
+	}
+	_, err := fmt.Fprintln(w)
+	return err
+}
+
+func shortTime(t repo.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.DateTime)
+}

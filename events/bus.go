@@ -1,0 +1,206 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Options says which NATS server to use and how.
+type Options struct {
+	URL         string // several servers separated by commas
+	Credentials string // path of a .creds file
+	NKey        string // path of an nkey seed
+	User        string
+	Password    string
+	TLSCA       string // paths of PEM files
+	TLSCert     string
+	TLSKey      string
+	InboxPrefix string // of our own inboxes; empty means _INBOX
+
+	Subjects      Subjects
+	Stream        string // the dead letters' stream is the same with _DEAD behind it
+	ManageStreams bool   // create streams that are missing
+	Replicas      int
+	MaxAge        time.Duration
+
+	Wait bool // keep trying when the server cannot be reached yet, instead of returning an error
+	Name string
+}
+
+// Bus is a connection to NATS with the worker's streams.
+type Bus struct {
+	o      Options
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	log    *slog.Logger
+	closed chan struct{}
+}
+
+// Connect connects to NATS. With o.Wait it returns at once and connects when the server is there.
+func Connect(o Options, log *slog.Logger) (*Bus, error) {
+	b := &Bus{o: o, log: log, closed: make(chan struct{})}
+	options := []nats.Option{
+		nats.Name(o.Name),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(time.Second),
+		nats.IgnoreAuthErrorAbort(), // keys may be put right while we run
+		nats.RetryOnFailedConnect(o.Wait),
+		nats.ConnectHandler(func(*nats.Conn) { log.Info("connected to NATS") }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("lost the connection to NATS; reconnecting", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS again") }),
+		nats.ClosedHandler(func(*nats.Conn) { close(b.closed) }),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			attrs := []any{"error", err}
+			if sub != nil {
+				attrs = append(attrs, "subject", sub.Subject)
+			}
+			log.Warn("NATS reported an error", attrs...)
+		}),
+	}
+	if o.Credentials != "" {
+		options = append(options, nats.UserCredentials(o.Credentials))
+	}
+	if o.NKey != "" {
+		key, err := nats.NkeyOptionFromSeed(o.NKey)
+		if err != nil {
+			return nil, fmt.Errorf("reading the nkey seed: %w", err)
+		}
+		options = append(options, key)
+	}
+	if o.User != "" {
+		options = append(options, nats.UserInfo(o.User, o.Password))
+	}
+	if o.TLSCA != "" {
+		options = append(options, nats.RootCAs(o.TLSCA))
+	}
+	if o.TLSCert != "" {
+		options = append(options, nats.ClientCert(o.TLSCert, o.TLSKey))
+	}
+	if o.InboxPrefix != "" {
+		options = append(options, nats.CustomInboxPrefix(o.InboxPrefix))
+	}
+	var err error
+	if b.nc, err = nats.Connect(o.URL, options...); err != nil {
+		return nil, fmt.Errorf("connecting to NATS (NATS_URL): %w", err)
+	}
+	if !b.nc.IsConnected() {
+		log.Warn("NATS cannot be reached yet; waiting for it", "error", b.nc.LastError())
+	}
+	if b.js, err = jetstream.New(b.nc); err != nil {
+		return nil, fmt.Errorf("opening JetStream: %w", err)
+	}
+	return b, nil
+}
+
+// Connected returns nil while there is a connection, else why not.
+func (b *Bus) Connected() error {
+	if b.nc.IsConnected() {
+		return nil
+	}
+	if err := b.nc.LastError(); err != nil {
+		return fmt.Errorf("no connection to NATS: %w", err)
+	}
+	return errors.New("no connection to NATS")
+}
+
+// Close sends what is buffered, waits for the callbacks under way and closes the connection, all within ctx.
+func (b *Bus) Close(ctx context.Context) {
+	if !b.nc.IsConnected() || b.nc.Drain() != nil {
+		b.nc.Close()
+	}
+	select {
+	case <-b.closed: // Drain returns before it has drained
+	case <-ctx.Done():
+		b.nc.Close()
+	}
+}
+
+// EnsureStreams makes the two streams if they are missing and checks that they take what they must.
+func (b *Bus) EnsureStreams(ctx context.Context) error {
+	if err := b.ensureStream(ctx, b.o.Stream, b.o.Subjects.all(), b.o.MaxAge); err != nil {
+		return err
+	}
+	return b.ensureStream(ctx, b.deadStream(), []string{b.o.Subjects.Dead(">")}, 0)
+}
+
+func (b *Bus) deadStream() string { return b.o.Stream + "_DEAD" }
+
+func (b *Bus) ensureStream(ctx context.Context, name string, subjects []string, maxAge time.Duration) error {
+	stream, err := b.js.Stream(ctx, name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if !b.o.ManageStreams {
+			return fmt.Errorf("stream %s does not exist: create it, or set NATS_MANAGE_STREAMS=true", name)
+		}
+		stream, err = b.js.CreateStream(ctx, jetstream.StreamConfig{
+			Name: name, Subjects: subjects, Replicas: b.o.Replicas, MaxAge: maxAge,
+			Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
+		})
+		if err != nil {
+			return fmt.Errorf("creating stream %s: %w", name, err)
+		}
+		b.log.Info("created a stream", "stream", name)
+	}
+	if err != nil {
+		return fmt.Errorf("looking up stream %s: %w", name, err)
+	}
+	for _, s := range subjects {
+		if !taken(stream.CachedInfo().Config.Subjects, s) {
+			return fmt.Errorf("stream %s does not take subject %s: add it to the stream's subjects", name, s)
+		}
+	}
+	return nil
+}
+
+// taken says whether one of the patterns takes every subject that subject stands for.
+func taken(patterns []string, subject string) bool {
+	want := strings.Split(subject, ".")
+	for _, p := range patterns {
+		have := strings.Split(p, ".")
+		for i, token := range have {
+			if token == ">" && len(want) > i {
+				return true
+			}
+			if i >= len(want) || token != "*" && token != want[i] || token == "*" && want[i] == ">" {
+				break
+			}
+			if i == len(have)-1 && len(have) == len(want) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Request sends a request to one of the worker's endpoints. An answer that is an error comes back as a *ServiceError.
+func (b *Bus) Request(ctx context.Context, endpoint string, data []byte) ([]byte, error) {
+	reply, err := b.nc.RequestWithContext(ctx, b.o.Subjects.RPC(endpoint), data)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil, fmt.Errorf("requesting %s: no worker answers there: is `papermap-worker serve` running on this NATS server?", endpoint)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("requesting %s: %w", endpoint, err)
+	}
+	return readReply(reply)
+}
+
+// explain says what a person can do about an error of JetStream.
+func (b *Bus) explain(err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse):
+		return fmt.Errorf("no stream takes it; is the worker running, and is NATS_STREAM %s right? %w", b.o.Stream, err)
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("start the NATS server with JetStream (-js): %w", err)
+	}
+	return err
+}

@@ -1,0 +1,170 @@
+package events
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Headers of a dead letter, and of a replayed event.
+const (
+	headerEventID    = "Papermap-Event-Id"
+	headerEventTime  = "Papermap-Event-Time"
+	headerError      = "Papermap-Error"
+	headerCode       = "Papermap-Error-Code"
+	headerAttempts   = "Papermap-Attempts"
+	headerSequence   = "Papermap-Stream-Sequence"
+	headerSideEffect = "Papermap-Side-Effect"
+	headerTruncated  = "Papermap-Data-Truncated"
+	headerDropped    = "Papermap-Headers-Dropped"
+	originalPrefix   = "Papermap-Original-"
+)
+
+// publishDead stores the dead letter of an event and returns when the stream has it. It goes on when ctx has ended:
+// a drain settles what is in hand.
+func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	msg := deadLetter(raw, e, p, int(b.nc.MaxPayload()))
+	msg.Subject = b.o.Subjects.Dead(raw.Type)
+	if _, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.deadStream())); err != nil {
+		return fmt.Errorf("publishing a dead letter: %w", err)
+	}
+	return nil
+}
+
+// deadLetter is the message that keeps an event that cannot be handled, at most maxPayload bytes with its headers.
+func deadLetter(raw Raw, e Event, p *Permanent, maxPayload int) *nats.Msg {
+	own := nats.Header{}
+	own.Set(jetstream.MsgIDHeader, "dead-"+e.Message)
+	own.Set(headerEventID, e.ID)
+	own.Set(headerEventTime, e.Time.UTC().Format(time.RFC3339Nano))
+	own.Set(headerError, oneLine(p.Error(), 500))
+	own.Set(headerCode, p.Code)
+	own.Set(headerAttempts, strconv.Itoa(max(1, p.Attempts)))
+	own.Set(headerSequence, strconv.FormatUint(raw.Sequence, 10))
+	own.Set(headerSideEffect, p.sideEffect())
+
+	msg := &nats.Msg{Header: nats.Header{}, Data: raw.Data}
+	for name, values := range raw.Header {
+		switch lower := strings.ToLower(name); {
+		case strings.HasPrefix(lower, "nats-"): // they would be obeyed: expected sequence, rollup, time to live …
+			msg.Header[originalPrefix+name] = values
+		case !isOwn(own, name) && lower != strings.ToLower(headerTruncated):
+			msg.Header[name] = values
+		}
+	}
+	if headerSize(msg.Header)+headerSize(own) > maxPayload/2 {
+		own.Set(headerDropped, strconv.Itoa(len(msg.Header)))
+		msg.Header = nats.Header{}
+	}
+	for name, values := range own {
+		msg.Header[name] = values
+	}
+	if room := maxPayload - headerSize(msg.Header) - 128; len(msg.Data) > room { // 128: the header that says so
+		msg.Header.Set(headerTruncated, fmt.Sprintf("%d %x", len(raw.Data), sha256.Sum256(raw.Data)))
+		msg.Data = msg.Data[:max(0, room)]
+	}
+	return msg
+}
+
+func isOwn(own nats.Header, name string) bool {
+	for o := range own {
+		if strings.EqualFold(o, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// headerSize is the length of the headers on the wire.
+func headerSize(h nats.Header) int {
+	size := len("NATS/1.0\r\n\r\n")
+	for name, values := range h {
+		for _, v := range values {
+			size += len(name) + len(v) + len(": \r\n")
+		}
+	}
+	return size
+}
+
+// oneLine makes text fit for a header: no control characters, at most most code points.
+func oneLine(text string, most int) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "�"))
+	if r := []rune(text); len(r) > most {
+		text = string(r[:most-1]) + "…"
+	}
+	return text
+}
+
+// DeadLetter is an event that could not be handled, as it is kept.
+type DeadLetter struct {
+	Sequence       uint64    `json:"sequence"` // in the stream of dead letters
+	Type           string    `json:"type"`
+	EventID        string    `json:"event_id"`
+	EventTime      string    `json:"event_time"`
+	Time           time.Time `json:"time"` // when it became a dead letter
+	Code           string    `json:"code"`
+	Error          string    `json:"error"`
+	Attempts       int       `json:"attempts"`
+	SideEffect     string    `json:"side_effect"`
+	StreamSequence uint64    `json:"stream_sequence"` // of the event
+	Data           []byte    `json:"data"`
+}
+
+// DeadLetters reads the dead letters, oldest first, at most limit.
+func (b *Bus) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
+	stream, err := b.js.Stream(ctx, b.deadStream())
+	if err != nil {
+		return nil, fmt.Errorf("looking up stream %s: %w", b.deadStream(), b.explain(err))
+	}
+	var list []DeadLetter
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 {
+		return nil, nil
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return nil, fmt.Errorf("reading dead letters: %w", err)
+	}
+	it, err := consumer.Messages()
+	if err != nil {
+		return nil, fmt.Errorf("reading dead letters: %w", err)
+	}
+	defer it.Stop()
+	for len(list) < limit {
+		msg, err := it.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("reading dead letters: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return nil, fmt.Errorf("reading dead letters: %w", err)
+		}
+		h := msg.Headers()
+		d := DeadLetter{
+			Sequence: meta.Sequence.Stream, Type: strings.TrimPrefix(msg.Subject(), b.o.Subjects.Dead("")), EventID: h.Get(headerEventID),
+			EventTime: h.Get(headerEventTime), Time: meta.Timestamp, Code: h.Get(headerCode), Error: h.Get(headerError),
+			SideEffect: h.Get(headerSideEffect), Data: msg.Data(),
+		}
+		d.Attempts, _ = strconv.Atoi(h.Get(headerAttempts)) // ours; 0 if somebody else wrote it
+		d.StreamSequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)
+		list = append(list, d)
+		if meta.Sequence.Stream >= state.LastSeq {
+			break
+		}
+	}
+	return list, nil
+}

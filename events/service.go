@@ -1,0 +1,197 @@
+package events
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+)
+
+// Endpoint answers one kind of request.
+type Endpoint struct {
+	Name   string // of the subject, after "<prefix>.rpc."
+	Handle func(ctx context.Context, data []byte) (reply []byte, err error)
+}
+
+// ServiceError is a request that is answered with an error. Any other error of a handler is answered with
+// UNAVAILABLE, without its text.
+type ServiceError struct {
+	Status     int    // of HTTP's kind, in Nats-Service-Error-Code
+	Code       string // machine-readable
+	Message    string
+	RetryAfter int // seconds; 0 for none
+}
+
+func (e *ServiceError) Error() string { return fmt.Sprintf("%s (%d): %s", e.Code, e.Status, e.Message) }
+
+// errorBody is the body of an answer that is an error. It is never empty.
+type errorBody struct {
+	Code       string `json:"code"`
+	Message    string `json:"message"`
+	RetryAfter int    `json:"retry_after,omitempty"`
+}
+
+const (
+	serviceWorkers = 32   // requests answered at once
+	serviceQueue   = 1024 // requests that wait; more are refused with UNAVAILABLE
+	requestTimeout = 5 * time.Second
+)
+
+// Service is a running micro service. micro itself runs the handlers of an endpoint one at a time, does not recover
+// from a panic and does not wait for handlers when it stops; so the work is done by a pool of our own.
+type Service struct {
+	bus     *Bus
+	micro   micro.Service
+	replies []string // prefixes of the reply subjects that are answered
+	log     *slog.Logger
+	queue   chan request
+	mu      sync.RWMutex // held for reading while a request is put into the queue
+	stopped bool
+	workers sync.WaitGroup
+}
+
+type request struct {
+	micro.Request
+	endpoint Endpoint
+}
+
+// Serve starts the micro service named papermap-worker. replyPrefixes are more reply subjects that may be answered,
+// beside _INBOX. and _R_. (a server's own, for imported services).
+func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoint) (*Service, error) {
+	s := &Service{bus: b, replies: []string{"_INBOX.", "_R_."}, log: b.log, queue: make(chan request, serviceQueue)}
+	for _, p := range replyPrefixes {
+		s.replies = append(s.replies, strings.TrimSuffix(p, ".")+".")
+	}
+	for range serviceWorkers {
+		s.workers.Go(func() {
+			for r := range s.queue {
+				s.answer(r)
+			}
+		})
+	}
+	var err error
+	s.micro, err = micro.AddService(b.nc, micro.Config{Name: "papermap-worker", Version: version, Description: "Papermap dashboards and embed tokens of tenants"})
+	if err != nil {
+		return nil, fmt.Errorf("starting the request-reply service: %w", err)
+	}
+	for _, e := range endpoints {
+		err := s.micro.AddEndpoint(e.Name, micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, e}) }),
+			micro.WithEndpointSubject(b.o.Subjects.RPC(e.Name)))
+		if err != nil {
+			return nil, fmt.Errorf("starting endpoint %s: %w", e.Name, err)
+		}
+	}
+	return s, nil
+}
+
+// Stop takes no more requests and returns when those under way are answered.
+func (s *Service) Stop() {
+	if err := s.micro.Stop(); err != nil {
+		s.log.Warn("cannot stop the request-reply service cleanly", "error", err)
+	}
+	s.mu.Lock()
+	s.stopped = true
+	close(s.queue)
+	s.mu.Unlock()
+	s.workers.Wait()
+}
+
+// accept queues a request, or refuses it at once when too many wait.
+func (s *Service) accept(r request) {
+	if !s.answerable(r.Reply()) {
+		return
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if !s.stopped {
+		select {
+		case s.queue <- r:
+			return
+		default:
+		}
+	}
+	s.refuse(r, unavailable("too many requests; try again"))
+}
+
+func (s *Service) answerable(reply string) bool {
+	for _, p := range s.replies {
+		if strings.HasPrefix(reply, p) && len(reply) > len(p) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Service) answer(r request) {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	data, err := s.call(ctx, r)
+	var known *ServiceError
+	switch {
+	case err == nil:
+		s.respond(r, &nats.Msg{Data: data})
+	case errors.As(err, &known):
+		s.refuse(r, known)
+	default:
+		s.log.Error("a request failed", "endpoint", r.endpoint.Name, "error", err)
+		s.refuse(r, unavailable("the worker cannot answer now; try again"))
+	}
+}
+
+func (s *Service) call(ctx context.Context, r request) (data []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the handler panicked: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return r.endpoint.Handle(ctx, r.Data())
+}
+
+func unavailable(message string) *ServiceError {
+	return &ServiceError{Status: 503, Code: "UNAVAILABLE", Message: message, RetryAfter: 1}
+}
+
+func (s *Service) refuse(r request, e *ServiceError) {
+	body, err := json.Marshal(errorBody{Code: e.Code, Message: e.Message, RetryAfter: e.RetryAfter})
+	if err != nil { // only for text that is not UTF-8
+		body = []byte(`{"code":"UNAVAILABLE","message":"the error cannot be told"}`)
+	}
+	s.respond(r, &nats.Msg{Data: body, Header: nats.Header{
+		micro.ErrorHeader:     {oneLine(cmp.Or(e.Message, e.Code), 300)},
+		micro.ErrorCodeHeader: {strconv.Itoa(e.Status)},
+	}})
+}
+
+// respond answers over the connection and not by micro's methods: those write what they did into the request, which
+// micro reads when the callback returns, long before.
+func (s *Service) respond(r request, m *nats.Msg) {
+	m.Subject = r.Reply()
+	if err := s.bus.nc.PublishMsg(m); err != nil {
+		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
+	}
+}
+
+// readReply is the caller's side: the data, or the error that the answer tells of.
+func readReply(m *nats.Msg) ([]byte, error) {
+	code := m.Header.Get(micro.ErrorCodeHeader)
+	if code == "" {
+		return m.Data, nil
+	}
+	e := &ServiceError{Message: m.Header.Get(micro.ErrorHeader)}
+	e.Status, _ = strconv.Atoi(code)
+	var body errorBody
+	if json.Unmarshal(m.Data, &body) == nil {
+		e.Code, e.Message, e.RetryAfter = body.Code, body.Message, body.RetryAfter
+	}
+	return nil, e
+}

@@ -1,0 +1,116 @@
+// Papermap-worker gives each tenant of a SaaS company its Papermap dashboard.
+//
+// It consumes tenant events from NATS JetStream, creates dashboards at Papermap, records them in SQL, and answers
+// requests for embed tokens over NATS. `papermap-worker --help` lists the commands; README.md tells the rest.
+//
+// This file is the command grammar. Beside it: config.go reads settings, serve.go wires the worker together, demo.go
+// has demo and dev, admin.go the commands that look at a running system.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// grammar is what the command line can say.
+type grammar struct {
+	Serve    serveCmd    `cmd:"" help:"Run the worker, against a NATS server and a database that exist."`
+	Demo     demoCmd     `cmd:"" help:"Show the whole main job on embedded parts, then exit."`
+	Dev      devCmd      `cmd:"" help:"Run the worker with everything that it needs, embedded, to try things out."`
+	Simulate simulateCmd `cmd:"" help:"Run the Papermap simulator alone."`
+	Migrate  migrateCmd  `cmd:"" help:"Bring the database up to date, or show how far it is."`
+	Health   healthCmd   `cmd:"" help:"Ask the running worker whether it is ready (for containers without a shell)."`
+	Publish  publishCmd  `cmd:"" help:"Publish an event as an upstream service would."`
+	Token    tokenCmd    `cmd:"" help:"Request a tenant's embed token."`
+	Tenants  tenantsCmd  `cmd:"" help:"Look at the mappings from tenant to dashboard."`
+	Attempts attemptsCmd `cmd:"" help:"Look at create requests whose outcome is unknown."`
+	Dead     deadCmd     `cmd:"" help:"Look at dead letters."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+
+	logSettings
+}
+
+// app is what every command gets.
+type app struct {
+	ctx    context.Context // ends at SIGINT and SIGTERM
+	stdout io.Writer
+	log    *slog.Logger
+}
+
+// usageError is a wrong command line or configuration: exit code 2.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run runs one command and returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration.
+func run(args []string, stdout, stderr io.Writer) int {
+	unsetEmpty()
+	var g grammar
+	exited := -1
+	parser := kong.Must(&g,
+		kong.Name("papermap-worker"),
+		kong.Description("Gives each tenant its Papermap dashboard: tenant events in from NATS, dashboards made, embed tokens out.\n\n"+
+			"Settings are read from the environment; those that are no secret are flags as well."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { exited = code; panic(errExit) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+	)
+	command, err := parse(parser, args)
+	if exited >= 0 { // --help
+		return exited
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "papermap-worker: %v\nTry `papermap-worker --help`.\n", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends at once
+
+	log, err := g.logSettings.logger(stderr)
+	if err == nil {
+		err = command.Run(&app{ctx: ctx, stdout: stdout, log: log})
+	}
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(stderr, "papermap-worker: %v\n", err)
+	if usage := (*usageError)(nil); errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+var errExit = errors.New("exit")
+
+// parse parses the command line. kong prints help and then exits by the function that it was given.
+func parse(parser *kong.Kong, args []string) (command *kong.Context, err error) {
+	defer func() {
+		if p := recover(); p != nil && p != errExit {
+			panic(p)
+		}
+	}()
+	return parser.Parse(args)
+}
+
+// unsetEmpty makes an empty variable an unset one, for us and for the libraries that read the environment.
+func unsetEmpty() {
+	for _, entry := range os.Environ() {
+		if name, value, _ := strings.Cut(entry, "="); value == "" {
+			os.Unsetenv(name)
+		}
+	}
+}

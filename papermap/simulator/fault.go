@@ -1,0 +1,254 @@
+package simulator
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Fault is a rule: which API requests it hits, and what happens to them. A rule that hits no request for want of luck
+// (Rate) or because it is used up (Count) leaves the request to the next rule; the first that hits is the only one
+// applied. The zero value of a field that selects means "all", of one that acts "not".
+type Fault struct {
+	On     string  // "create", "usage", or "" for every API request
+	Tenant string  // only requests with this X-Tenant-ID
+	Title  string  // only creates whose title contains this
+	Rate   float64 // share of those requests, above 0 to 1; 0 means all
+	Count  int     // hit at most so many; 0 means no limit
+
+	Delay       time.Duration // answer (or drop) so much later; what the request does is done, and logged, before the wait
+	Drop        string        // close the connection without an answer, "before" the request has had its effect, or "after"
+	Truncate    bool          // send half of the usual answer under the full Content-Length, then close the connection
+	Status      int           // answer this status instead; a redirect points back to the same address
+	Body        string        // answer this instead; when empty, statuses from 400 have an error body, others none
+	ContentType string        // of the replaced answer; "" means application/json
+	RetryAfter  string        // header of the replaced answer, sent as it is
+	Effect      bool          // Status or Body only replaces the answer: the request is processed all the same
+}
+
+const (
+	onCreate = "create"
+	onUsage  = "usage"
+	onAny    = "any" // in texts only
+)
+
+// flags maps the keys of a rule's text to f's fields; usage says what a value must be.
+func (f *Fault) flags() *flag.FlagSet {
+	s := flag.NewFlagSet("fault", flag.ContinueOnError)
+	s.StringVar(&f.On, "on", "", "create, usage or any")
+	s.StringVar(&f.Tenant, "tenant", "", "a tenant id")
+	s.StringVar(&f.Title, "title", "", "a part of a title")
+	s.Float64Var(&f.Rate, "rate", 0, "a number above 0 and at most 1")
+	s.IntVar(&f.Count, "count", 0, "a whole number from 0")
+	s.DurationVar(&f.Delay, "delay", 0, "a duration above 0 such as 1.5s")
+	s.StringVar(&f.Drop, "drop", "", "before or after")
+	s.BoolVar(&f.Truncate, "truncate", false, "true or false")
+	s.IntVar(&f.Status, "status", 0, "an HTTP status from 200 to 599")
+	s.StringVar(&f.Body, "body", "", "a text")
+	s.StringVar(&f.ContentType, "content-type", "", "a media type")
+	s.StringVar(&f.RetryAfter, "retry-after", "", "a text")
+	s.BoolVar(&f.Effect, "effect", false, "true or false")
+	return s
+}
+
+// ParseFault reads the text of a rule: key=value pairs separated by spaces, where a value with a space in it, an empty
+// one, or one that begins with a quote is written as a Go string ("…" or `…`). The keys are Fault's fields:
+//
+//	status=503 retry-after=1 rate=0.1           a tenth of all requests
+//	drop=after rate=0.05                        processed, but the client sees its connection close
+//	on=create drop=before count=3               the next three creates are lost on their way
+//	on=usage truncate=true                      half an answer
+//	tenant=org-7 delay=30s                      one tenant's answers come late
+//	status=500 effect=true                      "failed", yet the dashboard is there
+//	status=200 effect=true                      processed, with an empty body
+//	title=Acme status=502 body="<h1>Bad gateway</h1>" content-type=text/html
+//	status=401 body=`{"error":"Token expired","code":"TOKEN_EXPIRED","status":401}`
+//
+// on is create, usage or any; drop is before or after; truncate and effect are true or false; delay is a Go duration.
+func ParseFault(text string) (Fault, error) {
+	fail := func(format string, args ...any) (Fault, error) {
+		return Fault{}, fmt.Errorf("fault %q: %w", text, fmt.Errorf(format, args...))
+	}
+	var f Fault
+	flags := f.flags()
+	seen := map[string]bool{}
+	for rest := strings.TrimSpace(text); rest != ""; {
+		var key, value string
+		var err error
+		if key, value, rest, err = cutPair(rest); err != nil {
+			return fail("%w", err)
+		}
+		known := flags.Lookup(key)
+		switch {
+		case known == nil:
+			var keys []string
+			flags.VisitAll(func(k *flag.Flag) { keys = append(keys, k.Name) })
+			return fail("unknown key %q; known keys: %s", key, strings.Join(keys, ", "))
+		case seen[key]:
+			return fail("key %q is given twice", key)
+		case known.Value.Set(value) != nil || !f.allows(key):
+			return fail("%s=%s: must be %s", key, value, known.Usage)
+		}
+		seen[key] = true
+	}
+	if f.On == onAny {
+		f.On = ""
+	}
+	replaces := f.replacesAnswer()
+	switch {
+	case !replaces && f.Drop == "" && !f.Truncate && f.Delay == 0:
+		return fail("does nothing: give status, body, drop, truncate or delay")
+	case !replaces && (f.ContentType != "" || f.RetryAfter != "" || f.Effect):
+		return fail("content-type, retry-after and effect belong to status or body")
+	case f.Drop != "" && (f.Truncate || replaces), f.Truncate && replaces:
+		return fail("only one of drop, truncate and status or body can happen")
+	}
+	return f, nil
+}
+
+// cutPair takes the first pair off a text that begins with neither space nor nothing.
+func cutPair(text string) (key, value, rest string, err error) {
+	end := strings.IndexFunc(text, func(r rune) bool { return r == '=' || unicode.IsSpace(r) })
+	if end < 1 || text[end] != '=' {
+		return "", "", "", fmt.Errorf("%q is not key=value", firstWord(text))
+	}
+	key, text = text[:end], text[end+1:]
+	raw := firstWord(text)
+	value = raw
+	if startsQuoted(text) {
+		if raw, err = strconv.QuotedPrefix(text); err == nil {
+			value, err = strconv.Unquote(raw)
+		}
+		if after := text[len(raw):]; err != nil || firstWord(after) != "" {
+			return "", "", "", fmt.Errorf("value of %q is not a Go string", key)
+		}
+	}
+	return key, value, strings.TrimLeftFunc(text[len(raw):], unicode.IsSpace), nil
+}
+
+// firstWord is text up to its first space.
+func firstWord(text string) string {
+	if i := strings.IndexFunc(text, unicode.IsSpace); i >= 0 {
+		return text[:i]
+	}
+	return text
+}
+
+func startsQuoted(text string) bool {
+	return strings.HasPrefix(text, `"`) || strings.HasPrefix(text, "`")
+}
+
+// allows says whether the value that key was just set to is one of its values.
+func (f *Fault) allows(key string) bool {
+	switch key {
+	case "on":
+		return f.On == onCreate || f.On == onUsage || f.On == onAny
+	case "rate":
+		return f.Rate > 0 && f.Rate <= 1
+	case "count":
+		return f.Count >= 0
+	case "delay":
+		return f.Delay > 0
+	case "drop":
+		return f.Drop == "before" || f.Drop == "after"
+	case "status":
+		return f.Status >= 200 && f.Status <= 599
+	}
+	return true
+}
+
+// String is the text that ParseFault reads back as the same rule, its keys in alphabetical order.
+func (f Fault) String() string {
+	var filled Fault
+	flags := filled.flags() // while it is empty, so that DefValue is the zero value's text
+	filled = f
+	var pairs []string
+	flags.VisitAll(func(k *flag.Flag) {
+		if v := k.Value.String(); v != k.DefValue {
+			pairs = append(pairs, k.Name+"="+quoteIfNeeded(v))
+		}
+	})
+	return strings.Join(pairs, " ")
+}
+
+func quoteIfNeeded(v string) string {
+	needs := func(r rune) bool { return r == ' ' || !unicode.IsPrint(r) }
+	if !utf8.ValidString(v) || startsQuoted(v) || strings.ContainsFunc(v, needs) {
+		return strconv.Quote(v)
+	}
+	return v
+}
+
+// replacesAnswer and reachesEndpoint say what the rule leaves of the usual way; the zero rule leaves all of it.
+func (f Fault) replacesAnswer() bool { return f.Status != 0 || f.Body != "" }
+func (f Fault) reachesEndpoint() bool {
+	return f.Drop != "before" && (f.Effect || !f.replacesAnswer())
+}
+
+// answer is what a rule answers instead. A redirect points back to the same address, so that a client that follows
+// it shows in the log as a second request.
+func (f Fault) answer(r *http.Request) answer {
+	a := answer{status: http.StatusOK, contentType: f.ContentType, retryAfter: f.RetryAfter, body: []byte(f.Body)}
+	if f.Status != 0 {
+		a.status = f.Status
+	}
+	if f.Body == "" && a.status >= 400 {
+		a.body = failure(a.status, "Simulated fault: "+http.StatusText(a.status)).body
+	}
+	if a.status >= 300 && a.status < 400 {
+		a.location = r.URL.RequestURI()
+	}
+	return a
+}
+
+// rule is a fault in use.
+type rule struct {
+	Fault
+	text string
+	hits int
+}
+
+// SetFaults replaces the rules. Requests that a rule has already hit stay hit.
+func (s *Simulator) SetFaults(faults ...Fault) {
+	rules := make([]*rule, len(faults))
+	for i, f := range faults {
+		rules[i] = &rule{Fault: f, text: f.String()}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rules = rules
+}
+
+// pickFault returns the rule for a request and its text, or the zero rule. s.mu is held.
+func (s *Simulator) pickFault(on string, q Request) (Fault, string) {
+	for _, r := range s.rules {
+		switch {
+		case r.On != "" && r.On != on,
+			r.Tenant != "" && r.Tenant != q.TenantID,
+			r.Title != "" && !strings.Contains(q.Title, r.Title),
+			r.Count > 0 && r.hits >= r.Count,
+			r.Rate > 0 && r.Rate < 1 && s.random.Float64() >= r.Rate:
+			continue
+		}
+		r.hits++
+		return r.Fault, r.text
+	}
+	return Fault{}, ""
+}
+
+// parseFaults reads a list of texts; its error names every wrong one.
+func parseFaults(texts []string) ([]Fault, error) {
+	faults := make([]Fault, len(texts))
+	var errs []error
+	for i, text := range texts {
+		f, err := ParseFault(text)
+		faults[i], errs = f, append(errs, err)
+	}
+	return faults, errors.Join(errs...)
+}

@@ -1,0 +1,398 @@
+// Package simulator imitates Papermap's external API as an [http.Handler], for tests, demos and development.
+//
+// What it promises:
+//
+//   - Signatures are checked exactly: four headers, ten digits, lower-case hex, not expired, one workspace throughout.
+//   - Every API request becomes one entry of an append-only log, and every dashboard one of an append-only list,
+//     before the first byte of the answer is written. What a client was told is therefore always in the log, and
+//     what the log says was done was done, whether or not the client ever learned of it.
+//   - Faults by rule (see [ParseFault]) happen as a client meets them on a network: real statuses, closed
+//     connections, cut bodies. With the same seed, rules and order of requests the same requests are hit.
+//
+// What it does not: it is a test tool for the loopback interface. Everything under /simulator/ is open to whoever
+// reaches it, all is kept in memory until the process ends, and where Papermap's documentation is silent (row names of
+// usage, order of checks, most error bodies) the answers are this package's choice.
+//
+// Endpoints: the create and usage endpoints of the API, /embedded/dashboard (the page of the iframe), /healthz, and
+// /simulator/{state,dashboards,requests,faults} to watch and steer it from outside.
+package simulator
+
+import (
+	"cmp"
+	"crypto/hmac"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"papermap-worker/papermap"
+)
+
+// Options says whom the simulator knows and how it behaves.
+type Options struct {
+	Workspaces   []papermap.Workspace // Key and EmbedKey are both good for requests and for tokens; APIURL is ignored
+	NestedAnswer bool                 // dashboard id at data.data.dashboard_id (Papermap's guide) instead of data.dashboard_id (its reference)
+	Seed         uint64               // of the random choices of fault rules
+	Faults       []Fault              // the first rules
+	Now          func() time.Time     // the server's clock, also of its Date header; nil: time.Now
+}
+
+// Simulator is the API. Its methods may be used while it serves.
+type Simulator struct {
+	nested bool
+	now    func() time.Time
+	mux    *http.ServeMux
+
+	mu         sync.Mutex
+	keys       map[string]map[string]papermap.Secret // by workspace, then by key id
+	rules      []*rule
+	random     *rand.Rand
+	log        []Request // entry i has Seq i+1
+	dashboards []Dashboard
+}
+
+// Request is one API request, as the log keeps it. Entries are complete when they appear and never change.
+type Request struct {
+	Seq         int       `json:"seq"` // 1, 2, 3 … in the order of their effects
+	Time        time.Time `json:"time"`
+	Method      string    `json:"method"`
+	Path        string    `json:"path"`         // as sent, percent-encoded, without the query
+	WorkspaceID string    `json:"workspace_id"` // of the header
+	TenantID    string    `json:"tenant_id"`    // of the header
+	Title       string    `json:"title,omitempty"`
+	Description string    `json:"description,omitempty"`
+	Mark        string    `json:"mark,omitempty"`         // the first pmw:<id> in the description
+	Status      int       `json:"status"`                 // answered (perhaps late, or cut short); 0: connection dropped
+	Fault       string    `json:"fault,omitempty"`        // the rule that was applied
+	DashboardID string    `json:"dashboard_id,omitempty"` // made by this request
+}
+
+// Dashboard is one dashboard that was made. The API takes no tenant: TenantID is what the request's header said.
+type Dashboard struct {
+	ID          string    `json:"id"`
+	WorkspaceID string    `json:"workspace_id"`
+	TenantID    string    `json:"tenant_id"`
+	Title       string    `json:"title"`
+	Description string    `json:"description"`
+	Mark        string    `json:"mark"`
+	CreatedAt   time.Time `json:"created_at"`
+}
+
+// New returns a simulator that knows o's workspaces and has no dashboards.
+func New(o Options) *Simulator {
+	s := &Simulator{
+		nested: o.NestedAnswer,
+		now:    o.Now,
+		mux:    http.NewServeMux(),
+		keys:   map[string]map[string]papermap.Secret{},
+		random: rand.New(rand.NewPCG(o.Seed, 0)),
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	for _, w := range o.Workspaces {
+		s.AddKey(w.ID, w.Key)
+		s.AddKey(w.ID, w.EmbedKey)
+	}
+	s.SetFaults(o.Faults...)
+
+	const api = "/api/v1/external/"
+	s.mux.HandleFunc("POST "+api+"dashboards", s.api(onCreate, s.create))
+	s.mux.HandleFunc("GET "+api+"workspaces/{workspace}/tenant-usage", s.api(onUsage, s.usage))
+	s.mux.HandleFunc("GET "+api+"workspaces/{workspace}/tenants/{tenant}/usage", s.api(onUsage, s.usage))
+	s.mux.HandleFunc(api, s.api("", func(*call) answer { return failure(http.StatusNotFound, "Not found") }))
+	s.mux.HandleFunc("GET /embedded/dashboard", s.serveEmbedded)
+	s.mux.HandleFunc("GET /simulator/state", s.serveState)
+	s.mux.HandleFunc("GET /simulator/dashboards", s.serveDashboards)
+	s.mux.HandleFunc("GET /simulator/requests", s.serveRequests)
+	s.mux.HandleFunc("PUT /simulator/faults", s.serveFaults)
+	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	return s
+}
+
+func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Date", s.now().UTC().Format(http.TimeFormat))
+	s.mux.ServeHTTP(w, r)
+}
+
+// call is an API request on its way through an endpoint.
+type call struct {
+	http  *http.Request
+	now   time.Time
+	entry Request // what will be logged
+	body  *createBody
+	err   error // why body could not be read
+}
+
+type createBody struct {
+	WorkspaceID string `json:"workspace_id"`
+	Title       string `json:"title"`
+	Description string `json:"description"`
+}
+
+// answer is what goes back; a status of 0 closes the connection instead.
+type answer struct {
+	status      int
+	contentType string // application/json when empty
+	retryAfter  string
+	location    string
+	body        []byte
+}
+
+const maxBody = 1 << 20
+
+var markPattern = regexp.MustCompile(`pmw:[0-9A-Za-z_-]+`)
+
+// api serves one endpoint.
+func (s *Simulator) api(on string, endpoint func(*call) answer) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		c := &call{http: r, entry: Request{
+			Method: r.Method, Path: r.URL.EscapedPath(),
+			WorkspaceID: r.Header.Get("X-Workspace-ID"), TenantID: r.Header.Get("X-Tenant-ID"),
+		}}
+		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if on == onCreate {
+			if err == nil {
+				err = json.Unmarshal(text, &c.body)
+			}
+			if c.err = err; err == nil && c.body != nil {
+				c.entry.Title, c.entry.Description = c.body.Title, c.body.Description
+				c.entry.Mark = markPattern.FindString(c.body.Description)
+			}
+		}
+		a, fault := s.decide(c, on, endpoint)
+		if fault.Delay > 0 {
+			select {
+			case <-time.After(fault.Delay):
+			case <-r.Context().Done(): // the client has gone, or the server closes
+			}
+		}
+		a.write(w, fault.Truncate)
+	}
+}
+
+// decide picks the fault, lets the endpoint have its effect and logs both in one critical section, so that the order
+// of the log is the order of the effects and all is recorded before the client hears of it.
+func (s *Simulator) decide(c *call, on string, endpoint func(*call) answer) (a answer, fault Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.now = s.now().UTC()
+	fault, c.entry.Fault = s.pickFault(on, c.entry)
+	if fault.reachesEndpoint() {
+		a = endpoint(c)
+	}
+	switch {
+	case fault.Drop != "":
+		a = answer{}
+	case fault.replacesAnswer():
+		a = fault.answer(c.http)
+	}
+	c.entry.Seq, c.entry.Time, c.entry.Status = len(s.log)+1, c.now, a.status
+	s.log = append(s.log, c.entry)
+	return a, fault
+}
+
+// create makes a dashboard. s.mu is held, as for every endpoint.
+func (s *Simulator) create(c *call) answer {
+	if refusal, ok := s.checkSignature(c); !ok {
+		return refusal
+	}
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(c.err, &tooLarge):
+		return failure(http.StatusRequestEntityTooLarge, "Body is larger than 1 MiB")
+	case c.err != nil:
+		return failure(http.StatusBadRequest, "Body is not a valid request: "+c.err.Error())
+	case c.body == nil:
+		return failure(http.StatusBadRequest, "Body is not a JSON object")
+	case c.body.Title == "":
+		return failure(http.StatusBadRequest, "title is required")
+	case c.body.WorkspaceID == "":
+		return failure(http.StatusBadRequest, "workspace_id is required")
+	case c.body.WorkspaceID != c.entry.WorkspaceID:
+		return failure(http.StatusForbidden, "workspace_id is not the workspace of X-Workspace-ID")
+	}
+	d := Dashboard{
+		ID: uuid.NewString(), WorkspaceID: c.entry.WorkspaceID, TenantID: c.entry.TenantID,
+		Title: c.entry.Title, Description: c.entry.Description, Mark: c.entry.Mark, CreatedAt: c.now,
+	}
+	s.dashboards = append(s.dashboards, d)
+	c.entry.DashboardID = d.ID
+
+	var data any = struct {
+		DashboardID     string    `json:"dashboard_id"`
+		Title           string    `json:"title"`
+		Description     string    `json:"description"`
+		WorkspaceID     string    `json:"workspace_id"`
+		DashboardStatus string    `json:"dashboard_status"`
+		IsPublic        bool      `json:"is_public"`
+		CreatedBy       string    `json:"created_by"`
+		CreatedAt       time.Time `json:"created_at"`
+		ModifiedAt      time.Time `json:"modified_at"`
+	}{d.ID, d.Title, d.Description, d.WorkspaceID, "active", false, "simulator", d.CreatedAt, d.CreatedAt}
+	if s.nested {
+		data = struct {
+			Data any `json:"data"`
+		}{data}
+	}
+	return success("Dashboard created successfully", data)
+}
+
+var periodPattern = regexp.MustCompile(`^[0-9]{4}-(0[1-9]|1[0-2])$`)
+
+// usage answers the tenant usage of a workspace, or of one tenant in it. There are no rows yet.
+func (s *Simulator) usage(c *call) answer {
+	if refusal, ok := s.checkSignature(c); !ok {
+		return refusal
+	}
+	workspace := c.http.PathValue("workspace")
+	if workspace != c.entry.WorkspaceID {
+		return failure(http.StatusForbidden, "Workspace of the path is not the workspace of X-Workspace-ID")
+	}
+	query := c.http.URL.Query()
+	for _, name := range []string{"from_period", "to_period"} {
+		if v := query.Get(name); v != "" && !periodPattern.MatchString(v) {
+			return failure(http.StatusBadRequest, name+" must be YYYY-MM")
+		}
+	}
+	page, ok := numberIn(query, "page", 1, 1<<31-1)
+	if !ok {
+		return failure(http.StatusBadRequest, "page must be 1 or more")
+	}
+	perPage, ok := numberIn(query, "per_page", 50, 100)
+	if !ok {
+		return failure(http.StatusBadRequest, "per_page must be 1 to 100")
+	}
+	type pagination struct {
+		Page       int `json:"page"`
+		PerPage    int `json:"per_page"`
+		Total      int `json:"total"`
+		TotalPages int `json:"total_pages"`
+	}
+	return success("Tenant usage retrieved successfully", struct {
+		WorkspaceID string     `json:"workspace_id"`
+		TenantID    string     `json:"tenant_id,omitempty"`
+		Usage       []struct{} `json:"usage"`
+		Pagination  pagination `json:"pagination"`
+	}{workspace, c.http.PathValue("tenant"), nil, pagination{Page: page, PerPage: perPage}})
+}
+
+// numberIn reads a number from 1 to highest, or standard when the query does not have it.
+func numberIn(query url.Values, name string, standard, highest int) (int, bool) {
+	if !query.Has(name) {
+		return standard, true
+	}
+	n, err := strconv.Atoi(query.Get(name))
+	return n, err == nil && n >= 1 && n <= highest
+}
+
+// checkSignature says whether the four headers are right, and if not, what to answer. An unknown key, an unknown
+// workspace and a wrong signature look the same from outside.
+func (s *Simulator) checkSignature(c *call) (answer, bool) {
+	h := c.http.Header
+	invalid := unauthorized("Invalid signature", "INVALID_SIGNATURE")
+	text := h.Get("X-Valid-Until")
+	until, err := strconv.ParseUint(text, 10, 63)
+	if err != nil || len(text) != 10 {
+		return invalid, false
+	}
+	secret, known := s.keys[c.entry.WorkspaceID][h.Get("X-API-Key-ID")]
+	if !known || !hmac.Equal([]byte(h.Get("X-Signature")), []byte(papermap.Sign(secret, c.entry.WorkspaceID, int64(until)))) {
+		return invalid, false
+	}
+	if int64(until) <= c.now.Unix() {
+		return unauthorized("Token expired", "TOKEN_EXPIRED"), false
+	}
+	return answer{}, true
+}
+
+// AddKey makes a key pair valid for a workspace. A pair without an id is no pair and is left out.
+func (s *Simulator) AddKey(workspaceID string, k papermap.KeyPair) {
+	if k.ID == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keys[workspaceID] == nil {
+		s.keys[workspaceID] = map[string]papermap.Secret{}
+	}
+	s.keys[workspaceID][k.ID] = k.Secret
+}
+
+// RevokeKey makes a key id invalid in every workspace, for requests and for tokens that it signed.
+func (s *Simulator) RevokeKey(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, keys := range s.keys {
+		delete(keys, id)
+	}
+}
+
+func success(message string, data any) answer {
+	return answer{status: http.StatusOK, body: marshal(struct {
+		Success bool   `json:"success"`
+		Message string `json:"message"`
+		Data    any    `json:"data"`
+	}{true, message, data})}
+}
+
+func failure(status int, message string) answer {
+	return answer{status: status, body: marshal(struct {
+		Success bool   `json:"success"`
+		Message string `json:"message"`
+		Status  int    `json:"status_code"`
+	}{false, message, status})}
+}
+
+func unauthorized(message, code string) answer {
+	return answer{status: http.StatusUnauthorized, body: marshal(struct {
+		Error  string `json:"error"`
+		Code   string `json:"code"`
+		Status int    `json:"status"`
+	}{message, code, http.StatusUnauthorized})}
+}
+
+// marshal encodes what this package made itself. A header may carry any bytes, hence the option.
+func marshal(v any) []byte {
+	text, err := json.Marshal(v, jsontext.AllowInvalidUTF8(true))
+	if err != nil {
+		panic(fmt.Sprintf("simulator: encoding %T: %v", v, err))
+	}
+	return text
+}
+
+// write sends the answer. Aborting the handler is what makes net/http close the connection: without an answer when
+// nothing was written, in the middle of the body otherwise.
+func (a answer) write(w http.ResponseWriter, truncate bool) {
+	if a.status == 0 {
+		panic(http.ErrAbortHandler)
+	}
+	h := w.Header()
+	h.Set("Content-Type", cmp.Or(a.contentType, "application/json"))
+	if a.retryAfter != "" {
+		h.Set("Retry-After", a.retryAfter)
+	}
+	if a.location != "" {
+		h.Set("Location", a.location)
+	}
+	if !truncate {
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.body)
+		return
+	}
+	h.Set("Content-Length", strconv.Itoa(len(a.body)))
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body[:len(a.body)/2])
+	_ = http.NewResponseController(w).Flush()
+	panic(http.ErrAbortHandler)
+}

@@ -1,0 +1,103 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Notice is an event to be published because of a state change.
+type Notice struct {
+	EventID string // unique; the same at every publication
+	Type    string // e.g. dashboard.created
+	Data    []byte // JSON
+}
+
+// Outgoing is a row of the outbox.
+type Outgoing struct {
+	ID        int64  `db:"id"`
+	EventID   string `db:"event_id"`
+	TenantID  string `db:"tenant_id"`
+	Type      string `db:"type"`
+	Data      []byte `db:"data"`
+	CreatedAt Time   `db:"created_at"`
+}
+
+func (t *tx) notify(ctx context.Context, tenantID string, n Notice) error {
+	return t.exec(ctx, "INSERT INTO outbox (event_id, tenant_id, type, data, created_at) VALUES (?, ?, ?, ?, ?)",
+		n.EventID, tenantID, n.Type, string(n.Data), t.now)
+}
+
+// Unsent reads at most limit events that wait to be published, in the order in which a tenant's must leave. Rows
+// are found by their state and never by the last id seen: ids are given before transactions commit.
+func (db *DB) Unsent(ctx context.Context, limit int) ([]Outgoing, error) {
+	var list []Outgoing
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT id, event_id, tenant_id, type, data, created_at FROM outbox
+		WHERE sent_at IS NULL ORDER BY id LIMIT ?`), limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the outbox: %w", err)
+	}
+	return list, nil
+}
+
+// MarkSent records that the events were published.
+func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	err := db.update(ctx, func(t *tx) error {
+		query, args, err := sqlx.In("UPDATE outbox SET sent_at = ? WHERE id IN (?)", t.now, ids)
+		if err != nil {
+			return err
+		}
+		return t.exec(ctx, query, args...)
+	})
+	if err != nil {
+		return fmt.Errorf("marking events as sent: %w", err)
+	}
+	return nil
+}
+
+// PruneSent deletes events that were sent more than age ago, at most limit of them.
+func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error {
+	err := db.update(ctx, func(t *tx) error {
+		return t.exec(ctx, "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)", at(t.now.Add(-age)), limit)
+	})
+	if err != nil {
+		return fmt.Errorf("pruning the outbox: %w", err)
+	}
+	return nil
+}
+
+// TakeLease makes holder the only one who has the named lease, until ttl from now, unless another has it. A holder
+// that has it already prolongs it.
+func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
+	var current string
+	err := db.update(ctx, func(t *tx) error {
+		err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
+			ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+			WHERE leases.holder = excluded.holder OR leases.until < ?`, name, holder, at(t.now.Add(ttl)), t.now)
+		if err != nil {
+			return err
+		}
+		return t.get(ctx, &current, "SELECT holder FROM leases WHERE name = ?", name)
+	})
+	if err != nil {
+		return false, fmt.Errorf("taking the lease %q: %w", name, err)
+	}
+	return current == holder, nil
+}
+
+// DropLease gives the lease up, if holder has it.
+func (db *DB) DropLease(ctx context.Context, name, holder string) error {
+	err := db.update(ctx, func(t *tx) error {
+		return t.exec(ctx, "DELETE FROM leases WHERE name = ? AND holder = ?", name, holder)
+	})
+	if err != nil && !errors.Is(err, errClosed) {
+		return fmt.Errorf("dropping the lease %q: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+// Package schema holds the database's migrations and applies them.
+//
+// There is one folder of goose migrations for each kind of database, with the same tables and the same numbers.
+// Migrations only add within a major version of the program. A database that is newer than the program is refused:
+// goose by itself would run happily against it.
+package schema
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed sqlite/*.sql
+var migrations embed.FS
+
+// ErrNewer means that the database was migrated by a newer program.
+var ErrNewer = errors.New("the database is newer than this program: run the newer version, or restore a backup")
+
+// ErrBehind means that the database needs migrations that were not applied.
+var ErrBehind = errors.New("the database is behind this program: run `papermap-worker migrate`")
+
+// Migration is one step of the database's history.
+type Migration struct {
+	Version int64  `json:"version"`
+	Name    string `json:"name"`
+	Applied bool   `json:"applied"`
+}
+
+// Migrate brings the database up to date. It returns the names of what it applied.
+func Migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]string, error) {
+	p, err := provider(db, dialect)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(ctx, p); err != nil && !errors.Is(err, ErrBehind) {
+		return nil, err
+	}
+	results, err := p.Up(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("migrating the database: %w", err)
+	}
+	var names []string
+	for _, r := range results {
+		names = append(names, r.Source.Path)
+	}
+	return names, nil
+}
+
+// Check returns nil when the database is at this program's version, else an error that wraps [ErrNewer] or [ErrBehind].
+func Check(ctx context.Context, db *sql.DB, dialect goose.Dialect) error {
+	p, err := provider(db, dialect)
+	if err != nil {
+		return err
+	}
+	return check(ctx, p)
+}
+
+// Status lists the migrations that this program knows.
+func Status(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]Migration, error) {
+	p, err := provider(db, dialect)
+	if err != nil {
+		return nil, err
+	}
+	states, err := p.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the state of migrations: %w", err)
+	}
+	var list []Migration
+	for _, s := range states {
+		list = append(list, Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied})
+	}
+	return list, nil
+}
+
+func check(ctx context.Context, p *goose.Provider) error {
+	current, target, err := p.GetVersions(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("reading the database's version: %w", err)
+	case current > target:
+		return fmt.Errorf("database version %d, program version %d: %w", current, target, ErrNewer)
+	case current < target:
+		return fmt.Errorf("database version %d, program version %d: %w", current, target, ErrBehind)
+	}
+	return nil
+}
+
+func provider(db *sql.DB, dialect goose.Dialect) (*goose.Provider, error) {
+	folder := map[goose.Dialect]string{goose.DialectSQLite3: "sqlite"}[dialect]
+	files, err := fs.Sub(migrations, folder)
+	if err != nil {
+		return nil, fmt.Errorf("reading migrations for %s: %w", dialect, err)
+	}
+	p, err := goose.NewProvider(dialect, db, files)
+	if err != nil {
+		return nil, fmt.Errorf("preparing migrations for %s: %w", dialect, err)
+	}
+	return p, nil
+}

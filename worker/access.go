@@ -1,0 +1,33 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+)
+
+// change records that a tenant is suspended, resumed or deleted. It needs no API, and so goes on during a pause.
+func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantChange) error {
+	ws, err := w.knownWorkspace(data.WorkspaceID)
+	if err != nil {
+		return err
+	}
+	to, ok := map[string]repo.Status{
+		events.TypeTenantSuspended: repo.Suspended,
+		events.TypeTenantResumed:   repo.Active,
+		events.TypeTenantDeleted:   repo.Deleted,
+	}[e.Type]
+	if !ok {
+		return &events.Permanent{Code: "UNKNOWN_TYPE", Err: fmt.Errorf("no handler for events of type %s", e.Type)}
+	}
+	changed, err := w.db.Change(ctx, repo.Change{TenantID: data.TenantID, WorkspaceID: ws.ID, To: to, EventTime: e.Time})
+	if err != nil {
+		return err
+	}
+	if changed {
+		w.log.Info("a tenant's access changed", "tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
+	}
+	return nil
+}

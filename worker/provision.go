@@ -1,0 +1,241 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+
+	"papermap-worker/events"
+	"papermap-worker/papermap"
+	"papermap-worker/repo"
+)
+
+const (
+	// leaseMargin is how long before the end of its lease a holder's request is given up.
+	leaseMargin = 3 * time.Second
+	// busyWait is how soon an event looks again whether the holder of its tenant is done.
+	busyWait = 2 * time.Second
+	// recordFor is how long a known outcome is tried to be written while the database fails.
+	recordFor = time.Minute
+)
+
+// MaxTimeout is the longest PAPERMAP_TIMEOUT: a request must end before its lease does.
+const MaxTimeout = repo.Lease - leaseMargin - papermap.RetryBudget
+
+// provision gives the tenant its dashboard, unless it has one, must not have one, or somebody else is at it.
+func (w *Worker) provision(ctx context.Context, e events.Event, data events.TenantCreated) error {
+	ws, err := w.knownWorkspace(data.WorkspaceID)
+	if err != nil {
+		return err
+	}
+	turn, err := ws.gate.enter()
+	if err != nil {
+		return &events.Retry{After: events.Delay(e.Deliveries), Err: err}
+	}
+	title := data.Title
+	if title == "" {
+		title = "Dashboard - " + data.Name
+	}
+	claim, err := w.db.Begin(ctx, repo.Created{
+		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: title, Description: data.Description, CreatedBy: data.CreatedBy,
+		EventID: e.ID, EventTime: e.Time, Message: e.Message,
+	}, w.cfg.Hold)
+	if err != nil {
+		ws.gate.unused(turn)
+		return err
+	}
+	if claim.Step != repo.Create || claim.Mapping.WorkspaceID != ws.ID {
+		ws.gate.unused(turn)
+	}
+	switch claim.Step {
+	case repo.Wait:
+		after := claim.Wait
+		if claim.Mapping.Stage == repo.Creating {
+			after = min(after, busyWait)
+		}
+		return &events.Retry{After: after, Err: errors.New("the tenant is being provisioned, or waits for its next try")}
+	case repo.Refused:
+		return w.permanent(ctx, claim.Mapping)
+	case repo.Settle:
+		return w.failed(ctx, e, claim, &papermap.Error{Class: papermap.Unknown, Message: "the worker stopped before an answer came"}, "")
+	case repo.Create:
+		return w.create(ctx, e, claim, ws, turn)
+	}
+	return nil
+}
+
+// create makes the claimed tenant's dashboard and records what came of it.
+func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, ws *workspace, turn uint64) error {
+	m := claim.Mapping
+	if m.WorkspaceID != ws.ID { // the tenant was begun in another workspace than the event names, and stays there
+		var ok bool
+		var err error
+		if ws, ok = w.workspaceOf(m.WorkspaceID); ok {
+			turn, err = ws.gate.enter()
+		}
+		if !ok || err != nil {
+			return w.failed(ctx, e, claim, &papermap.Error{
+				Class: papermap.Configuration, Message: fmt.Sprintf("workspace %q is not configured or is paused", m.WorkspaceID),
+			}, "")
+		}
+	}
+	dashboard, err := w.call(ctx, claim, ws)
+	ws.gate.leave(turn, err)
+	if err != nil {
+		return w.failed(ctx, e, claim, err, "")
+	}
+	recorded, err := w.record(ctx, claim, dashboard.ID)
+	switch {
+	case errors.Is(err, repo.ErrTaken):
+		w.log.Error("Papermap answered with a dashboard that belongs to another tenant", "tenant_id", m.TenantID, "dashboard_id", dashboard.ID)
+		return w.failed(ctx, e, claim, &papermap.Error{Class: papermap.Unknown, Message: "the answer names another tenant's dashboard"}, dashboard.ID)
+	case err != nil:
+		return err
+	case !recorded:
+		w.log.Warn("a dashboard was made after its claim had passed to another; recorded as orphaned",
+			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "attempt", claim.Attempt.ID)
+		return &events.Retry{After: busyWait, Err: errors.New("the claim passed to another worker")}
+	}
+	ring(w.outbox)
+	w.log.Info("created a dashboard", "tenant_id", m.TenantID, "workspace_id", ws.ID, "dashboard_id", dashboard.ID, "event_id", e.ID)
+	return nil
+}
+
+// call sends the create request, within the lease.
+func (w *Worker) call(ctx context.Context, claim repo.Claim, ws *workspace) (papermap.Dashboard, error) {
+	deadline := claim.Until.Add(-leaseMargin)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	if !time.Now().Before(deadline) { // we slept; ctx may not know yet
+		return papermap.Dashboard{}, &papermap.Error{Class: papermap.Retryable, Message: "the lease ended before the request was sent"}
+	}
+	m := claim.Mapping
+	return ws.api.CreateDashboard(ctx, papermap.NewDashboard{
+		TenantID: m.TenantID, Title: m.Title, Description: strings.TrimSpace(m.Description + "\n\n" + claim.Attempt.Mark),
+	})
+}
+
+// record writes the dashboard. A known outcome must not be lost because the database is busy, so it is tried again
+// for a while, also when the worker is asked to stop.
+func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboardID string) (recorded bool, err error) {
+	m := claim.Mapping
+	n, err := notice(events.TypeDashboardCreated, events.DashboardCreated{
+		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, DashboardID: dashboardID, Title: m.Title,
+	})
+	if err != nil {
+		return false, err
+	}
+	tries := backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(recordFor))
+	err = backoff.Retry(func() error {
+		recorded, err = w.db.Finish(context.WithoutCancel(ctx), claim, dashboardID, n)
+		if errors.Is(err, repo.ErrTaken) {
+			return backoff.Permanent(err)
+		}
+		return err
+	}, backoff.WithContext(tries, ctx))
+	return recorded, err
+}
+
+// failed records a create that made no dashboard to keep, and returns what settles the event.
+func (w *Worker) failed(ctx context.Context, e events.Event, claim repo.Claim, cause error, dashboardID string) error {
+	failure, err := w.failure(ctx, e, claim, cause, dashboardID)
+	if err != nil {
+		return err
+	}
+	m, err := w.db.Fail(context.WithoutCancel(ctx), claim, failure)
+	if err != nil {
+		return err
+	}
+	w.log.Debug("creating a dashboard failed", "tenant_id", m.TenantID, "error", cause, "stage", m.Stage)
+	switch m.Stage {
+	case repo.Failed:
+		ring(w.outbox)
+		return w.permanent(ctx, m)
+	case repo.Held:
+		ring(w.outbox)
+		w.log.Warn("held a tenant: a create has an unknown outcome; settle it with `papermap-worker tenants resolve`",
+			"tenant_id", m.TenantID, "attempt", claim.Attempt.ID)
+		return nil
+	}
+	return &events.Retry{After: failure.Retry, Err: cause}
+}
+
+// failure says what a failed create means, from its error's class.
+func (w *Worker) failure(ctx context.Context, e events.Event, claim repo.Claim, cause error, dashboardID string) (f repo.Failure, err error) {
+	f = repo.Failure{
+		Result:   repo.Result{Outcome: repo.NotAccepted, Error: cause.Error(), DashboardID: dashboardID},
+		Code:     "API_FAILED",
+		Most:     w.cfg.MaxAttempts,
+		Retry:    events.Delay(e.Deliveries),
+		Deferral: ctx.Err() != nil, // we are stopping: nobody's failure
+	}
+	var api *papermap.Error
+	if !errors.As(cause, &api) {
+		api = &papermap.Error{Class: papermap.Unknown}
+	}
+	f.Result.HTTPStatus = api.Status
+	switch api.Class {
+	case papermap.Refused:
+		f.Permanent, f.Code = true, "API_REFUSED"
+	case papermap.Credentials, papermap.Configuration:
+		f.Deferral = true
+	case papermap.Retryable:
+		f.Deferral = f.Deferral || api.Deferred
+		f.Retry = max(f.Retry, api.RetryAfter)
+	default:
+		f.Result.Outcome = repo.Uncertain
+		f.Hold = w.cfg.Hold
+	}
+	m := claim.Mapping
+	f.FailedNotice, err = notice(events.TypeDashboardFailed, events.DashboardFailed{
+		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Code: f.Code, Message: f.Result.Error,
+	})
+	if err != nil {
+		return f, err
+	}
+	f.HeldNotice, err = notice(events.TypeDashboardHeld, events.DashboardHeld{
+		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Attempt: claim.Attempt.ID,
+	})
+	return f, err
+}
+
+// permanent is the error that makes a failed tenant's event a dead letter.
+func (w *Worker) permanent(ctx context.Context, m repo.Mapping) error {
+	attempts, err := w.db.Attempts(ctx, m.TenantID)
+	if err != nil {
+		return err
+	}
+	return &events.Permanent{Code: m.FailedCode, Err: errors.New(m.FailedError), Attempts: m.Failures, SideEffect: sideEffect(attempts, m.Generation)}
+}
+
+// sideEffect says what a generation's attempts may have done at Papermap.
+func sideEffect(attempts []repo.Attempt, generation int) string {
+	effect := "none"
+	for _, a := range attempts {
+		if a.Generation != generation {
+			continue
+		}
+		switch a.Outcome {
+		case repo.Made, repo.Orphaned:
+			return "done"
+		case repo.Sent, repo.Uncertain:
+			effect = "maybe"
+		}
+	}
+	return effect
+}
+
+// notice makes the event that tells of a state change.
+func notice(eventType string, data any) (repo.Notice, error) {
+	body, err := json.Marshal(data)
+	if err != nil {
+		return repo.Notice{}, fmt.Errorf("encoding %s: %w", eventType, err)
+	}
+	return repo.Notice{EventID: uuid.NewString(), Type: eventType, Data: body}, nil
+}
