@@ -200,7 +200,7 @@ func (c *tenantsListCmd) Run(a *app) error {
 	if c.Status != "" && !slices.Contains(repo.Statuses(), repo.Status(c.Status)) {
 		return &usageError{fmt.Sprintf("--status %q: use one of %v", c.Status, repo.Statuses())}
 	}
-	db, err := openConfigured(a)
+	db, err := openMigrated(a)
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ type tenantsShowCmd struct {
 }
 
 func (c *tenantsShowCmd) Run(a *app) error {
-	db, err := openConfigured(a)
+	db, err := openMigrated(a)
 	if err != nil {
 		return err
 	}
@@ -277,7 +277,7 @@ type attemptsListCmd struct {
 }
 
 func (c *attemptsListCmd) Run(a *app) error {
-	db, err := openConfigured(a)
+	db, err := openMigrated(a)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"papermap-worker/events"
@@ -209,6 +211,23 @@ func openConfigured(a *app) (*repo.DB, error) {
 		return nil, err
 	}
 	return repo.Open(a.ctx, address)
+}
+
+// openMigrated opens it for a command that needs its tables, and makes none.
+func openMigrated(a *app) (*repo.DB, error) {
+	var p problems
+	path, _ := strings.CutPrefix(p.databaseURL(), "sqlite:")
+	if _, err := os.Stat(path); len(p) == 0 && err != nil {
+		return nil, fmt.Errorf("there is no database: is DATABASE_URL right, and has `papermap-worker serve` or `migrate` run? %w", err)
+	}
+	db, err := openConfigured(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.CheckSchema(a.ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
 }
 
 type healthCmd struct {

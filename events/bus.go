@@ -52,7 +52,11 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 		nats.ReconnectWait(time.Second),
 		nats.IgnoreAuthErrorAbort(), // keys may be put right while we run
 		nats.RetryOnFailedConnect(o.Wait),
-		nats.ConnectHandler(func(*nats.Conn) { log.Info("connected to NATS") }),
+		nats.ConnectHandler(func(*nats.Conn) {
+			if o.Wait { // not worth a line for one command
+				log.Info("connected to NATS")
+			}
+		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("lost the connection to NATS; reconnecting", "error", err)
@@ -94,7 +98,7 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 	if b.nc, err = nats.Connect(o.URL, options...); err != nil {
 		return nil, fmt.Errorf("connecting to NATS (NATS_URL): %w", err)
 	}
-	if !b.nc.IsConnected() {
+	if o.Wait && !b.nc.IsConnected() {
 		log.Warn("NATS cannot be reached yet; waiting for it", "error", b.nc.LastError())
 	}
 	if b.js, err = jetstream.New(b.nc); err != nil {
