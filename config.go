@@ -179,6 +179,13 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 		}
 	}
 	slices.Sort(*p)
+	for name, id := range map[string]string{
+		"PAPERMAP_WORKSPACE_ID": first.ID, "PAPERMAP_API_KEY_ID": first.Key.ID, "PAPERMAP_EMBED_API_KEY_ID": s.EmbedKeyID,
+	} {
+		if strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+			p.add("%s has white space or control characters in it", name)
+		}
+	}
 	c.Workspaces = append([]papermap.Workspace{first}, p.workspaces(s.WorkspacesFile, s.APIURL, allowHTTP)...)
 	seen := map[string]bool{}
 	for _, ws := range c.Workspaces {

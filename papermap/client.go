@@ -73,7 +73,7 @@ func NewClient(ws Workspace, o ClientOptions) *Client {
 			return &countingConn{Conn: conn}, nil
 		},
 		TLSHandshakeTimeout:    5 * time.Second,
-		IdleConnTimeout:        30 * time.Second,
+		IdleConnTimeout:        4 * time.Second, // many servers close idle ones after 5 s, and a create caught by that would be Unknown
 		MaxIdleConnsPerHost:    64, // the worker's default concurrency: a full load keeps its connections
 		MaxResponseHeaderBytes: 256 << 10,
 		Protocols:              &http1,
@@ -261,7 +261,7 @@ func (c *Client) do(parent context.Context, r request) *Error {
 	}
 	hide := c.redactor(signature)
 	fail := func(class Class, status int, what string, err error) *Error {
-		if errors.Is(err, context.DeadlineExceeded) && parent.Err() == nil {
+		if ctx.Err() != nil && parent.Err() == nil { // not errors.Is: a dialler's own time-out is a DeadlineExceeded, too
 			err = fmt.Errorf("not done within %v", c.o.Timeout)
 		}
 		return &Error{Class: class, Status: status, Message: oneLine(what+": "+err.Error(), hide, maxMessage)}

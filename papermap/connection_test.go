@@ -35,7 +35,7 @@ func TestConnectionFailureBeforeTheFirstByteIsRetryable(t *testing.T) {
 		c := newTestClient(t, address, ClientOptions{Timeout: 300 * time.Millisecond})
 		_, err := c.CreateDashboard(t.Context(), anyDashboard)
 		for what, err := range map[string]error{"create": err, "probe": c.Probe(t.Context())} {
-			if e := failed(t, err); e == nil || e.Class != Retryable || e.Status != 0 || e.Deferred || !strings.Contains(e.Message, "nothing was sent") {
+			if e := failed(t, err); e == nil || e.Class != Retryable || e.Status != 0 || e.Deferred || !strings.Contains(e.Message, "nothing was sent: ") {
 				t.Errorf("%s: %s: %v", name, what, err)
 			}
 		}
@@ -64,7 +64,7 @@ func TestConnectionLostAfterAByteIsUnknownForCreateAndNeverSentTwice(t *testing.
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 1<<20)+"\r\n\r\n"+created)
 		},
 		"no gzip": func(conn *net.TCPConn) {
-			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope")
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope")
 		},
 		"other protocol": func(conn *net.TCPConn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
