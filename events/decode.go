@@ -26,8 +26,8 @@ const (
 )
 
 const (
-	maxTenantID = 255  // code points, by contract
-	maxEventID  = 1024 // code points
+	maxTenantID = 255 // code points, as are all lengths
+	maxEventID  = 255
 	maxAhead    = 5 * time.Minute
 )
 
@@ -36,124 +36,173 @@ const (
 func Decode(r Raw) (Event, error) {
 	message := fmt.Sprintf("%d-%d", r.Sequence, r.Time.UnixNano())
 	e := Event{ID: message, Type: r.Type, Time: r.Time.UTC(), Message: message}
-	if id := header(r.Header, nats.MsgIdHdr); validEventID(id) {
-		e.ID = id
-	}
-	data, err := unwrap(r, &e)
+	h, err := readHeaders(r.Header)
 	if err != nil {
 		return e, err
 	}
-	if err := override(r, &e); err != nil {
+	msgID := h[nats.MsgIdHdr]
+	if validEventID(msgID) {
+		e.ID = msgID
+	}
+	// What a replay kept comes first, so that another dead letter of the same event has its identity too.
+	ownID, hasOwnID := h[headerEventID]
+	if hasOwnID {
+		if !validEventID(ownID) {
+			return e, wrongID(headerEventID)
+		}
+		e.ID = ownID
+	}
+	ownTime, hasOwnTime := h[headerEventTime]
+	if hasOwnTime {
+		if e.Time, err = eventTime(headerEventTime, ownTime, r.Time); err != nil {
+			e.Time = r.Time.UTC()
+			return e, err
+		}
+	}
+	a, data, err := unwrap(r, h)
+	if err != nil {
 		return e, err
+	}
+	id, isCloudEvent := a["id"]
+	switch {
+	case hasOwnID:
+	case isCloudEvent:
+		e.ID = id
+	case msgID != "" && !validEventID(msgID):
+		return e, wrongID(nats.MsgIdHdr)
+	}
+	if text, given := a["time"]; given {
+		t, err := eventTime("the CloudEvent's time", text, r.Time)
+		if err != nil {
+			return e, err
+		}
+		if !hasOwnTime {
+			e.Time = t
+		}
 	}
 	e.Data, err = payload(r.Type, data)
 	return e, err
 }
 
-// unwrap finds the data, and takes identity and time from a CloudEvents envelope.
-func unwrap(r Raw, e *Event) (data []byte, err error) {
-	var a attributes
-	if version := header(r.Header, "ce-specversion"); version != "" {
-		a = attributes{version, header(r.Header, "ce-id"), header(r.Header, "ce-type"), header(r.Header, "ce-time")}
-		return r.Data, a.apply(r, e)
-	}
-	structured := strings.HasPrefix(strings.ToLower(header(r.Header, "content-type")), "application/cloudevents")
-	if !structured {
-		var version jsontext.Value
-		if err := DecodeObject(r.Data, map[string]any{"specversion": &version}); err != nil {
-			return nil, &Permanent{Code: codeJSON, Err: err}
-		}
-		if structured = version != nil; !structured {
-			return r.Data, nil
-		}
-	}
-	var inData, base64 jsontext.Value
-	nullable := map[string]*string{"specversion": &a.version, "id": &a.id, "type": &a.eventType, "time": &a.time, "source": new(string)}
-	fields := map[string]any{"data": &inData, "data_base64": &base64}
-	values := map[string]*jsontext.Value{}
-	for name := range nullable {
-		values[name] = new(jsontext.Value)
-		fields[name] = values[name]
-	}
-	if err := DecodeObject(r.Data, fields); err != nil {
-		return nil, &Permanent{Code: codeJSON, Err: err}
-	}
-	for name, dest := range nullable { // CloudEvents' JSON format: a null attribute is an unset one
-		if v := *values[name]; v != nil && v.Kind() != 'n' {
-			if err := assign(dest, name, v); err != nil {
-				return nil, &Permanent{Code: codeEnvelope, Err: err}
+// readHeaders returns the headers that count, by their names as written here. Their names compare without case; two
+// different values of one could be read in two ways, and differently at each delivery.
+func readHeaders(h nats.Header) (map[string]string, error) {
+	read := map[string]string{}
+	for _, name := range []string{
+		"ce-specversion", "ce-id", "ce-type", "ce-time", "content-type", nats.MsgIdHdr, headerEventID, headerEventTime,
+	} {
+		for key, values := range h {
+			if !strings.EqualFold(key, name) {
+				continue
+			}
+			for _, v := range values {
+				if other, given := read[name]; given && other != v {
+					return nil, wrongEnvelope("the header %s is given twice with different values: send one", name)
+				}
+				read[name] = v
 			}
 		}
 	}
-	if err := a.apply(r, e); err != nil {
-		return nil, err
-	}
-	if base64 != nil {
-		return nil, &Permanent{Code: codeEnvelope, Err: errors.New(`"data_base64" is not taken: send the data as JSON in "data"`)}
-	}
-	if inData == nil {
-		return nil, &Permanent{Code: codeEnvelope, Err: errors.New(`the CloudEvent has no "data"`)}
-	}
-	return inData, nil
+	return read, nil
 }
 
-// attributes are those of a CloudEvent that count here. Its source is required by CloudEvents but not used.
-type attributes struct{ version, id, eventType, time string }
+// attributes are those of a CloudEvent that are given and count here: specversion, id, type and time. Its source is
+// required by CloudEvents but not used.
+type attributes map[string]string
 
-func (a attributes) apply(r Raw, e *Event) error {
-	wrong := func(format string, args ...any) error {
-		return &Permanent{Code: codeEnvelope, Err: fmt.Errorf(format, args...)}
+// unwrap finds the data and, unless the event is plain JSON, the attributes in good order.
+func unwrap(r Raw, h map[string]string) (attributes, []byte, error) {
+	if _, binary := h["ce-specversion"]; binary {
+		a := attributes{}
+		for _, name := range []string{"specversion", "id", "type", "time"} {
+			if v, given := h["ce-"+name]; given {
+				a[name] = v
+			}
+		}
+		return a, r.Data, a.validate(r.Type)
+	}
+	var version, id, eventType, t, data, base64 jsontext.Value
+	if !strings.HasPrefix(strings.ToLower(h["content-type"]), "application/cloudevents") {
+		if err := DecodeObject(r.Data, map[string]any{"specversion": &version}); err != nil {
+			return nil, nil, &Permanent{Code: codeJSON, Err: err}
+		}
+		if version == nil {
+			return nil, r.Data, nil
+		}
+	}
+	if err := DecodeObject(r.Data, map[string]any{
+		"specversion": &version, "id": &id, "type": &eventType, "time": &t, "data": &data, "data_base64": &base64,
+	}); err != nil {
+		return nil, nil, &Permanent{Code: codeJSON, Err: err}
+	}
+	a := attributes{}
+	for _, given := range []struct {
+		name  string
+		value jsontext.Value
+	}{{"specversion", version}, {"id", id}, {"type", eventType}, {"time", t}} {
+		if given.value == nil || given.value.Kind() == 'n' { // CloudEvents' JSON format: a null attribute is an unset one
+			continue
+		}
+		var text string
+		if err := assign(&text, given.name, given.value); err != nil {
+			return nil, nil, wrongEnvelope("the CloudEvent's %w", err)
+		}
+		a[given.name] = text
+	}
+	if err := a.validate(r.Type); err != nil {
+		return nil, nil, err
 	}
 	switch {
-	case a.version != "1.0":
-		return wrong("CloudEvents specversion is %s: send 1.0", short(a.version))
-	case a.id == "":
-		return wrong("the CloudEvent has no id")
-	case !validEventID(a.id):
-		return wrong("the CloudEvent's id has more than %d characters, control characters or invalid UTF-8", maxEventID)
+	case base64 != nil:
+		return nil, nil, wrongEnvelope(`"data_base64" is not taken: send the data as a JSON object in "data"`)
+	case data == nil:
+		return nil, nil, wrongEnvelope(`the CloudEvent has no "data"`)
+	case data.Kind() != '{':
+		return nil, nil, wrongEnvelope(`the CloudEvent's "data" must be a JSON object`)
 	}
-	e.ID = a.id
-	if a.eventType != "" && a.eventType != r.Type {
-		return wrong("the CloudEvent's type is %s, but it was published as %s", short(a.eventType), r.Type)
+	return a, data, nil
+}
+
+func (a attributes) validate(published string) error {
+	id, hasID := a["id"]
+	eventType, hasType := a["type"]
+	switch {
+	case a["specversion"] != "1.0":
+		return wrongEnvelope("the CloudEvent's specversion is %s: send 1.0", short(a["specversion"]))
+	case !hasID:
+		return wrongEnvelope("the CloudEvent has no id")
+	case !validEventID(id):
+		return wrongID("the CloudEvent's id")
+	case hasType && eventType != published:
+		return wrongEnvelope("the CloudEvent's type is %s, but it was published as %s: make them the same", short(eventType), short(published))
 	}
-	if a.time == "" {
-		return nil
-	}
-	t, err := eventTime(a.time, r.Time)
-	if err != nil {
-		return wrong("the CloudEvent's time %s", err)
-	}
-	e.Time = t
 	return nil
 }
 
-// override takes the identity that a replay keeps in headers of ours.
-func override(r Raw, e *Event) error {
-	if id := header(r.Header, headerEventID); id != "" {
-		if !validEventID(id) {
-			return &Permanent{Code: codeEnvelope, Err: fmt.Errorf("%s has more than %d characters, control characters or invalid UTF-8", headerEventID, maxEventID)}
-		}
-		e.ID = id
-	}
-	if text := header(r.Header, headerEventTime); text != "" {
-		t, err := eventTime(text, r.Time)
-		if err != nil {
-			return &Permanent{Code: codeEnvelope, Err: fmt.Errorf("%s %s", headerEventTime, err)}
-		}
-		e.Time = t
-	}
-	return nil
+func validEventID(id string) bool {
+	return id != "" && utf8.ValidString(id) && utf8.RuneCountInString(id) <= maxEventID && !strings.ContainsFunc(id, unicode.IsControl)
 }
+
+func wrongID(name string) error {
+	return wrongEnvelope("%s must have 1 to %d characters of valid UTF-8, none of them a control character", name, maxEventID)
+}
+
+func wrongEnvelope(format string, args ...any) error {
+	return &Permanent{Code: codeEnvelope, Err: fmt.Errorf(format, args...)}
+}
+
+// time.Parse alone takes more than RFC 3339: hours of one digit, a comma before the fraction (https://go.dev/issue/54580).
+var timeForm = regexp.MustCompile(`^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
 
 // eventTime reads an event's time. One far ahead of the stream's is replaced by that: a wrong clock at a publisher
 // must not outrank every later event.
-func eventTime(text string, stream time.Time) (time.Time, error) {
-	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		return t, fmt.Errorf("%s is not RFC 3339, such as 2025-01-31T23:59:59Z", short(text))
+func eventTime(name, text string, stream time.Time) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339Nano, strings.ToUpper(text))
+	if err != nil || !timeForm.MatchString(text) {
+		return t, wrongEnvelope("%s is %s: send RFC 3339, such as 2025-01-31T23:59:59Z", name, short(text))
 	}
 	if t.Before(time.Unix(0, 0)) {
-		return t, fmt.Errorf("%s is before 1970: the publisher has probably not set it", short(text))
+		return t, wrongEnvelope("%s is %s, before 1970: the publisher has probably not set it", name, short(text))
 	}
 	if t.After(stream.Add(maxAhead)) {
 		t = stream
@@ -163,36 +212,39 @@ func eventTime(text string, stream time.Time) (time.Time, error) {
 
 // payload reads the data of an event type.
 func payload(eventType string, data []byte) (any, error) {
-	d := fields{data: data}
 	switch eventType {
 	case TypeTenantCreated:
 		var p TenantCreated
-		d.read(map[string]*string{
-			"tenant_id": &p.TenantID, "name": &p.Name, "title": &p.Title, "description": &p.Description,
-			"workspace_id": &p.WorkspaceID, "created_by": &p.CreatedBy,
-		})
-		d.check(ValidateTenantID(p.TenantID))
-		if strings.TrimSpace(p.Name) == "" {
-			d.check(errors.New(`"name" is missing or blank`))
+		if err := readFields(data, []field{
+			{"tenant_id", &p.TenantID}, {"name", &p.Name}, {"title", &p.Title}, {"description", &p.Description},
+			{"workspace_id", &p.WorkspaceID}, {"created_by", &p.CreatedBy},
+		}); err != nil {
+			return nil, err
 		}
-		return p, d.err
+		if strings.TrimSpace(p.Name) == "" {
+			return nil, wrongField(errors.New(`"name" is missing or blank`))
+		}
+		return p, wrongField(ValidateTenantID(p.TenantID))
 	case TypeTenantSuspended, TypeTenantResumed, TypeTenantDeleted:
 		var p TenantChange
-		d.read(map[string]*string{"tenant_id": &p.TenantID, "workspace_id": &p.WorkspaceID, "reason": &p.Reason})
-		d.check(ValidateTenantID(p.TenantID))
-		return p, d.err
+		if err := readFields(data, []field{{"tenant_id", &p.TenantID}, {"workspace_id", &p.WorkspaceID}, {"reason", &p.Reason}}); err != nil {
+			return nil, err
+		}
+		return p, wrongField(ValidateTenantID(p.TenantID))
 	case TypeUsageSync:
 		var p UsageSync
-		d.read(map[string]*string{"workspace_id": &p.WorkspaceID, "tenant_id": &p.TenantID, "from_period": &p.FromPeriod, "to_period": &p.ToPeriod})
-		d.check(p.validate(data))
-		return p, d.err
+		if err := readFields(data, []field{
+			{"workspace_id", &p.WorkspaceID}, {"tenant_id", &p.TenantID}, {"from_period", &p.FromPeriod}, {"to_period", &p.ToPeriod},
+		}); err != nil {
+			return nil, err
+		}
+		return p, wrongField(p.validate(data))
 	}
 	return nil, &Permanent{Code: codeType, Err: fmt.Errorf("%s is no type of event that the worker takes", short(eventType))}
 }
 
 func (p UsageSync) validate(data []byte) error {
-	var kind jsontext.Value
-	if err := DecodeObject(data, map[string]any{"type": &kind}); err == nil && strings.HasPrefix(string(kind), `"io.nats.micro`) {
+	if microReply(data) {
 		return errors.New("this is an answer of a NATS micro service that was led here, no event")
 	}
 	if p.TenantID != "" {
@@ -200,9 +252,12 @@ func (p UsageSync) validate(data []byte) error {
 			return err
 		}
 	}
-	for name, period := range map[string]string{"from_period": p.FromPeriod, "to_period": p.ToPeriod} {
-		if err := ValidatePeriod(period); period != "" && err != nil {
-			return fmt.Errorf("%q: %w", name, err)
+	for _, period := range []field{{"from_period", &p.FromPeriod}, {"to_period", &p.ToPeriod}} {
+		if *period.dest == "" {
+			continue
+		}
+		if err := ValidatePeriod(*period.dest); err != nil {
+			return fmt.Errorf("%q: %w", period.name, err)
 		}
 	}
 	if p.FromPeriod != "" && p.ToPeriod != "" && p.FromPeriod > p.ToPeriod {
@@ -211,61 +266,82 @@ func (p UsageSync) validate(data []byte) error {
 	return nil
 }
 
-// fields reads an event's data and keeps the first error.
-type fields struct {
-	data []byte
-	err  error
+// microReply says whether this is what a micro service answers on $SRV. Its library answers on any subject, so a
+// request there with our subject to reply to would sync usage.
+func microReply(data []byte) bool {
+	var kind jsontext.Value
+	if err := DecodeObject(data, map[string]any{"type": &kind}); err != nil || kind.Kind() != '"' {
+		return false
+	}
+	var text string
+	return assign(&text, "type", kind) == nil && strings.HasPrefix(text, "io.nats.micro")
 }
 
-func (f *fields) read(dest map[string]*string) {
-	all := make(map[string]any, len(dest))
-	for name, d := range dest {
-		all[name] = d
+type field struct {
+	name string
+	dest *string
+}
+
+// readFields reads the fields of an event's data, among them workspace_id, and checks what holds for every event.
+func readFields(data []byte, fields []field) error {
+	known := make(map[string]any, len(fields))
+	for _, f := range fields {
+		known[f.name] = f.dest
 	}
-	if err := DecodeObject(f.data, all); err != nil {
-		f.err = &Permanent{Code: codeJSON, Err: err}
-		return
+	if err := DecodeObject(data, known); err != nil {
+		var value valueError
+		if errors.As(err, &value) {
+			return wrongField(err)
+		}
+		return &Permanent{Code: codeJSON, Err: err}
 	}
-	for name, d := range dest {
-		if strings.ContainsRune(*d, 0) { // PostgreSQL refuses it, SQLite does not
-			f.check(fmt.Errorf("%q has a NUL character", name))
+	for _, f := range fields {
+		if strings.ContainsRune(*f.dest, 0) { // PostgreSQL refuses it, SQLite does not
+			return wrongField(fmt.Errorf("%q has a NUL character", f.name))
+		}
+		if f.name == "workspace_id" && *f.dest != "" {
+			if err := validateID(f.name, *f.dest); err != nil {
+				return wrongField(err)
+			}
 		}
 	}
-	if ws := dest["workspace_id"]; *ws != "" && ValidateTenantID(*ws) != nil {
-		f.check(errors.New(`"workspace_id" is no id: it has more than 255 characters, control characters or white space at an end`))
-	}
+	return nil
 }
 
-func (f *fields) check(err error) {
-	if f.err == nil && err != nil {
-		f.err = &Permanent{Code: codeField, Err: err}
+// wrongField makes the error a permanent one, and leaves nil as it is.
+func wrongField(err error) error {
+	if err == nil {
+		return nil
 	}
+	return &Permanent{Code: codeField, Err: err}
 }
 
 // ValidateTenantID returns what is wrong with a tenant id: it is 1 to 255 characters of valid UTF-8 without control
 // characters, without white space at either end.
-func ValidateTenantID(id string) error {
+func ValidateTenantID(id string) error { return validateID("tenant_id", id) }
+
+func validateID(name, id string) error {
 	switch {
 	case id == "":
-		return errors.New(`"tenant_id" is missing or empty`)
+		return fmt.Errorf("%q is missing or empty", name)
 	case !utf8.ValidString(id):
-		return errors.New(`"tenant_id" is not valid UTF-8`)
+		return fmt.Errorf("%q is not valid UTF-8", name)
 	case utf8.RuneCountInString(id) > maxTenantID:
-		return fmt.Errorf(`"tenant_id" has more than %d characters`, maxTenantID)
+		return fmt.Errorf("%q has more than %d characters", name, maxTenantID)
 	case strings.ContainsFunc(id, unicode.IsControl):
-		return errors.New(`"tenant_id" has control characters`)
+		return fmt.Errorf("%q has control characters", name)
 	case strings.TrimSpace(id) != id:
-		return errors.New(`"tenant_id" has white space at an end`)
+		return fmt.Errorf("%q has white space at an end", name)
 	}
 	return nil
 }
 
 var periodForm = regexp.MustCompile(`^2[0-9]{3}-(0[1-9]|1[0-2])$`)
 
-// ValidatePeriod returns what is wrong with a month in the form YYYY-MM.
+// ValidatePeriod returns what is wrong with a month: its form is YYYY-MM, its year 2000 to 2999.
 func ValidatePeriod(period string) error {
 	if !periodForm.MatchString(period) {
-		return fmt.Errorf("%s is no month in the form YYYY-MM", short(period))
+		return fmt.Errorf("%s is no month in the form YYYY-MM, from 2000-01 to 2999-12", short(period))
 	}
 	return nil
 }
@@ -273,13 +349,19 @@ func ValidatePeriod(period string) error {
 // DecodeObject reads one JSON object strictly. fields maps the known names to where their values go: *string,
 // **int64 (nil when absent) or *jsontext.Value (any value; nil when absent). Unknown names are ignored. It refuses
 // everything that two readers could understand differently: duplicate names at any depth, a name that differs from
-// a known one only by case, invalid UTF-8, and anything before or after the object; and null or a wrong type for a
-// known name. Messages name fields and never quote values.
+// a known one only by case, invalid UTF-8, lone surrogates, and anything before or after the object; nesting deeper
+// than 10,000; and null or a wrong type for a known name. Messages name fields and never quote values.
+// After an error some of the fields may have been read.
 func DecodeObject(data []byte, fields map[string]any) error {
-	d := jsontext.NewDecoder(bytes.NewReader(data))
-	if len(bytes.TrimSpace(data)) == 0 {
-		return errors.New("the body is empty: send a JSON object")
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+		return errors.New("the body is empty: send a JSON object, {} at least")
+	case !utf8.Valid(data):
+		return errors.New("the body is not valid UTF-8: send UTF-8")
+	case bytes.HasPrefix(data, []byte("\uFEFF")):
+		return errors.New("the body begins with a byte order mark: send it without")
 	}
+	d := jsontext.NewDecoder(bytes.NewReader(data))
 	switch token, err := d.ReadToken(); {
 	case err != nil:
 		return syntax(err)
@@ -300,7 +382,7 @@ func DecodeObject(data []byte, fields map[string]any) error {
 		if !known {
 			for other := range fields {
 				if strings.EqualFold(other, name) {
-					return fmt.Errorf("%s differs from the field %q only by case", short(name), other)
+					return fmt.Errorf("%s differs from the field %q only by case: rename or remove it", short(name), other)
 				}
 			}
 			continue
@@ -318,11 +400,16 @@ func DecodeObject(data []byte, fields map[string]any) error {
 	return nil
 }
 
+// valueError is a known name with a value of a wrong type, in JSON that is in order.
+type valueError string
+
+func (e valueError) Error() string { return string(e) }
+
 func assign(dest any, name string, value jsontext.Value) error {
 	switch dest := dest.(type) {
 	case *string:
 		if value.Kind() != '"' {
-			return fmt.Errorf("%q must be a string", name)
+			return valueError(fmt.Sprintf("%q must be a string", name))
 		}
 		if err := json.Unmarshal(value, dest); err != nil {
 			return syntax(err)
@@ -330,7 +417,7 @@ func assign(dest any, name string, value jsontext.Value) error {
 	case **int64:
 		n, err := strconv.ParseInt(string(value), 10, 64)
 		if err != nil {
-			return fmt.Errorf("%q must be a whole number", name)
+			return valueError(fmt.Sprintf("%q must be a whole number, written without fraction, exponent or quotes", name))
 		}
 		*dest = &n
 	case *jsontext.Value:
@@ -349,24 +436,12 @@ func syntax(err error) error {
 		return errors.New("the JSON has an object with the same name twice")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("the JSON ends too early")
+	case errors.As(err, &s) && s.Err.Error() == "exceeded max depth": // jsontext has no name for it
+		return errors.New("the JSON is nested more than 10,000 deep")
 	case errors.As(err, &s):
 		return fmt.Errorf("the body is not valid JSON at byte %d", s.ByteOffset)
 	}
 	return errors.New("the body is not valid JSON")
-}
-
-// header finds a header by its name without case.
-func header(h nats.Header, name string) string {
-	for key, values := range h {
-		if len(values) > 0 && strings.EqualFold(key, name) {
-			return values[0]
-		}
-	}
-	return ""
-}
-
-func validEventID(id string) bool {
-	return id != "" && utf8.ValidString(id) && utf8.RuneCountInString(id) <= maxEventID && !strings.ContainsFunc(id, unicode.IsControl)
 }
 
 // short quotes a little of a stranger's text.

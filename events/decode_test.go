@@ -1,0 +1,500 @@
+package events
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+)
+
+var stored = time.Date(2025, 5, 1, 12, 0, 0, 123456789, time.UTC)
+
+const message = "7-1746100800123456789" // sequence 7, stored then
+
+func created(tenantID string) string { return fmt.Sprintf(`{"tenant_id":%q,"name":"Acme"}`, tenantID) }
+
+func raw(eventType, data string, header nats.Header) Raw {
+	return Raw{Type: eventType, Header: header, Data: []byte(data), Sequence: 7, Time: stored}
+}
+
+// codeOf is the code of the permanent error, or empty. Any other error fails the test, and so does a message unfit
+// for a header and a log line.
+func codeOf(t *testing.T, err error) string {
+	t.Helper()
+	if err == nil {
+		return ""
+	}
+	var p *Permanent
+	if !errors.As(err, &p) {
+		t.Fatalf("the error is %T, no *Permanent: %v", err, err)
+	}
+	if text := p.Error(); text == "" || len(text) > 400 || strings.ContainsAny(text, "\r\n") {
+		t.Errorf("the message is not one short line: %.500q", text)
+	}
+	return p.Code
+}
+
+func TestPoisonIsPermanent(t *testing.T) {
+	deep := func(n int) string {
+		return `{"tenant_id":"a","name":"b","x":` + strings.Repeat("[", n-1) + strings.Repeat("]", n-1) + "}"
+	}
+	many := func(name func(int) string) string {
+		var b strings.Builder
+		b.WriteString(`{"tenant_id":"a","name":"b"`)
+		for i := range 100_000 {
+			fmt.Fprintf(&b, `,%q:0`, name(i))
+		}
+		return b.String() + "}"
+	}
+	for _, c := range []struct{ name, data, code string }{
+		{"empty", "", codeJSON},
+		{"white space", " \n", codeJSON},
+		{"null", "null", codeJSON},
+		{"array", "[]", codeJSON},
+		{"string", `"x"`, codeJSON},
+		{"no fields", "{}", codeField},
+		{"two objects", created("a") + created("a"), codeJSON},
+		{"trailing text", created("a") + "x", codeJSON},
+		{"trailing NUL", created("a") + "\x00", codeJSON},
+		{"cut off", created("a")[:20], codeJSON},
+		{"trailing comma", `{"tenant_id":"a","name":"b",}`, codeJSON},
+		{"duplicate name", `{"tenant_id":"a","tenant_id":"a","name":"b"}`, codeJSON},
+		{"duplicate name, escaped", `{"tenant_id":"a","tenant\u005fid":"b","name":"b"}`, codeJSON},
+		{"duplicate unknown name", `{"tenant_id":"a","name":"b","x":1,"x":1}`, codeJSON},
+		{"duplicate name, nested", `{"tenant_id":"a","name":"b","x":[{"y":1,"y":2}]}`, codeJSON},
+		{"TENANT_ID beside tenant_id", `{"tenant_id":"a","TENANT_ID":"b","name":"b"}`, codeJSON},
+		{"Tenant_Id alone", `{"Tenant_Id":"a","name":"b"}`, codeJSON},
+		{"workspace_id with a Kelvin sign", `{"tenant_id":"a","name":"b","wor` + "\u212a" + `space_id":"w"}`, codeJSON},
+		{"SpecVersion", `{"tenant_id":"a","name":"b","SpecVersion":"1.0"}`, codeJSON},
+		{"invalid UTF-8 in an id", "{\"tenant_id\":\"a\xff\",\"name\":\"b\"}", codeJSON},
+		{"invalid UTF-8 in an unknown field", "{\"tenant_id\":\"a\",\"name\":\"b\",\"x\":\"\xc3\"}", codeJSON},
+		{"lone surrogate", `{"tenant_id":"a\ud800","name":"b"}`, codeJSON},
+		{"lone low surrogate", `{"tenant_id":"\udc00a","name":"b"}`, codeJSON},
+		{"BOM", "\uFEFF" + created("a"), codeJSON},
+		{"UTF-16 with BOM", "\xff\xfe{\x00}\x00", codeJSON},
+		{"UTF-16 without BOM", "{\x00}\x00", codeJSON},
+		{"nested 10,001 deep", deep(10_001), codeJSON},
+		{"8 MiB id", created(strings.Repeat("a", 8<<20)), codeField},
+		{"8 MiB without an end", `{"tenant_id":"` + strings.Repeat("a", 8<<20), codeJSON},
+		{"100,000 fields of one name", many(func(int) string { return "x" }), codeJSON},
+		{"NUL in the id", `{"tenant_id":"a\u0000","name":"b"}`, codeField},
+		{"NUL in the name", `{"tenant_id":"a","name":"b\u0000"}`, codeField},
+		{"NUL in the title", `{"tenant_id":"a","name":"b","title":"\u0000"}`, codeField},
+		{"NUL in the description", `{"tenant_id":"a","name":"b","description":"\u0000"}`, codeField},
+		{"NUL in created_by", `{"tenant_id":"a","name":"b","created_by":"\u0000"}`, codeField},
+		{"no id", `{"name":"b"}`, codeField},
+		{"id empty", created(""), codeField},
+		{"id of white space", created("  "), codeField},
+		{"id with white space before", created(" a"), codeField},
+		{"id with white space after", created("a "), codeField},
+		{"id with a no-break space after", created("a\u00a0"), codeField},
+		{"id of 256 characters", created(strings.Repeat("é", 256)), codeField},
+		{"id with CR LF", `{"tenant_id":"a\r\nb","name":"b"}`, codeField},
+		{"id with DEL", `{"tenant_id":"a\u007fb","name":"b"}`, codeField},
+		{"id with a C1 control", `{"tenant_id":"a\u0085b","name":"b"}`, codeField},
+		{"id null", `{"tenant_id":null,"name":"b"}`, codeField},
+		{"id a number", `{"tenant_id":1,"name":"b"}`, codeField},
+		{"id a bool", `{"tenant_id":true,"name":"b"}`, codeField},
+		{"id an object", `{"tenant_id":{},"name":"b"}`, codeField},
+		{"id an array", `{"tenant_id":["a"],"name":"b"}`, codeField},
+		{"no name", `{"tenant_id":"a"}`, codeField},
+		{"name blank", `{"tenant_id":"a","name":" \t"}`, codeField},
+		{"name null", `{"tenant_id":"a","name":null}`, codeField},
+		{"optional field null", `{"tenant_id":"a","name":"b","title":null}`, codeField},
+		{"workspace with white space after", `{"tenant_id":"a","name":"b","workspace_id":"w "}`, codeField},
+		{"workspace of 256 characters", `{"tenant_id":"a","name":"b","workspace_id":"` + strings.Repeat("w", 256) + `"}`, codeField},
+
+		{"nested 10,000 deep", deep(10_000), ""},
+		{"100,000 unknown fields", many(func(i int) string { return fmt.Sprint("x", i) }), ""},
+		{"unknown fields", `{"tenant_id":"a","name":"b","tenantId":null,"x":{"y":[1e400]}}`, ""},
+		{"empty optional fields", `{"tenant_id":"a","name":"b","title":"","workspace_id":""}`, ""},
+		{"white space around", " \r\n" + created("a") + "\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e, err := Decode(raw(TypeTenantCreated, c.data, nil))
+			if code := codeOf(t, err); code != c.code {
+				t.Errorf("code %q, want %q: %v", code, c.code, err)
+			}
+			if e.ID != message || e.Message != message || !e.Time.Equal(stored) {
+				t.Errorf("a dead letter would not know the event: %+v", e)
+			}
+		})
+	}
+}
+
+func TestTenantIDsAreTakenAsTheyAre(t *testing.T) {
+	for _, id := range []string{
+		"org-123", "a.b", "*", ">", "a/b", "O'Neil", "a;b", "a b", "../x", "Acme", "acme", "caf\u00e9", "cafe\u0301", "🏢👩‍👩‍👧",
+		"%2e", `a"b\c`, "\u200b", "null", "0", strings.Repeat("é", 255), strings.Repeat("🏢", 255),
+	} {
+		for _, eventType := range []string{TypeTenantCreated, TypeTenantSuspended, TypeTenantResumed, TypeTenantDeleted, TypeUsageSync} {
+			e, err := Decode(raw(eventType, created(id), nil))
+			if err != nil {
+				t.Errorf("%s of %q: %v", eventType, id, err)
+				continue
+			}
+			var got string
+			switch p := e.Data.(type) {
+			case TenantCreated:
+				got = p.TenantID
+			case TenantChange:
+				got = p.TenantID
+			case UsageSync:
+				got = p.TenantID
+			}
+			if got != id {
+				t.Errorf("%s of %q reads as %q", eventType, id, got)
+			}
+		}
+	}
+}
+
+func TestThreeFormsGiveTheSameData(t *testing.T) {
+	for _, c := range []struct {
+		eventType, data string
+		want            any
+	}{
+		{
+			TypeTenantCreated,
+			`{"tenant_id":"a","name":"b","title":"c","description":"d","workspace_id":"e","created_by":"f"}`,
+			TenantCreated{"a", "b", "c", "d", "e", "f"},
+		},
+		{TypeTenantSuspended, `{"tenant_id":"a","workspace_id":"w","reason":"r"}`, TenantChange{"a", "w", "r"}},
+		{TypeTenantResumed, `{"tenant_id":"a"}`, TenantChange{TenantID: "a"}},
+		{TypeTenantDeleted, `{"tenant_id":"a"}`, TenantChange{TenantID: "a"}},
+		{
+			TypeUsageSync,
+			`{"workspace_id":"w","tenant_id":"a","from_period":"2024-12","to_period":"2025-01"}`,
+			UsageSync{"w", "a", "2024-12", "2025-01"},
+		},
+		{TypeUsageSync, `{}`, UsageSync{}},
+	} {
+		structured := `{"specversion":"1.0","id":"e1","source":"s","type":"` + c.eventType + `","time":"2025-05-01T10:00:00Z","data":` + c.data + `}`
+		for _, form := range []struct {
+			name string
+			raw  Raw
+		}{
+			{"plain", raw(c.eventType, c.data, nats.Header{"Nats-Msg-Id": {"e1"}, "Papermap-Event-Time": {"2025-05-01T10:00:00Z"}})},
+			{"binary", raw(c.eventType, c.data, nats.Header{
+				"ce-specversion": {"1.0"}, "ce-id": {"e1"}, "ce-source": {"s"}, "ce-type": {c.eventType}, "ce-time": {"2025-05-01T10:00:00Z"},
+			})},
+			{"structured by header", raw(c.eventType, structured, nats.Header{"content-type": {"application/cloudevents+json; charset=utf-8"}})},
+			{"structured by body", raw(c.eventType, structured, nats.Header{"content-type": {"application/json"}})},
+		} {
+			got, err := Decode(form.raw)
+			if err != nil {
+				t.Errorf("%s %s: %v", c.eventType, form.name, err)
+				continue
+			}
+			want := Event{ID: "e1", Type: c.eventType, Time: time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC), Message: message, Data: c.want}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("%s %s: (-want +got)\n%s", c.eventType, form.name, d)
+			}
+		}
+	}
+}
+
+func TestEnvelopes(t *testing.T) {
+	ce := func(members string) string { return `{"specversion":"1.0",` + members + `}` }
+	for _, c := range []struct {
+		name   string
+		header nats.Header
+		data   string
+		code   string
+	}{
+		{"binary, Ce-Specversion", nats.Header{"Ce-Specversion": {"1.0"}, "CE-ID": {"e"}}, created("a"), ""},
+		{"binary, its data is no envelope", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}}, ce(`"id":"e","data":` + created("a")), codeField},
+		{"binary wins over a structured content type", nats.Header{
+			"ce-specversion": {"1.0"}, "ce-id": {"e"}, "content-type": {"application/cloudevents+json"},
+		}, created("a"), ""},
+		{"binary, version 0.3", nats.Header{"ce-specversion": {"0.3"}, "ce-id": {"e"}}, created("a"), codeEnvelope},
+		{"binary, version empty", nats.Header{"ce-specversion": {""}, "ce-id": {"e"}}, created("a"), codeEnvelope},
+		{"binary, no id", nats.Header{"ce-specversion": {"1.0"}, "Nats-Msg-Id": {"m"}}, created("a"), codeEnvelope},
+		{"binary, another type", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {"tenant.deleted"}}, created("a"), codeEnvelope},
+		{"binary, type empty", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {""}}, created("a"), codeEnvelope},
+		{"ce-id without ce-specversion does not count", nats.Header{"ce-id": {strings.Repeat("e", 256)}}, created("a"), ""},
+		{"a header twice, the same", nats.Header{"ce-specversion": {"1.0", "1.0"}, "ce-id": {"e"}, "Ce-Id": {"e"}}, created("a"), ""},
+		{"a header twice, different", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e", "f"}}, created("a"), codeEnvelope},
+		{"a header in two cases, different", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "Ce-Id": {"f"}}, created("a"), codeEnvelope},
+		{"other headers may come twice", nats.Header{"trace": {"1", "2"}}, created("a"), ""},
+
+		{"structured, content type in capitals", nats.Header{"CONTENT-TYPE": {"Application/CloudEvents+JSON"}}, ce(`"id":"e","data":` + created("a")), ""},
+		{"structured, no source", nil, ce(`"id":"e","data":` + created("a")), ""},
+		{"structured, attributes null", nil, ce(`"id":"e","type":null,"time":null,"source":null,"data":` + created("a")), ""},
+		{"structured, other attributes", nil, ce(`"id":"e","subject":1,"datacontenttype":"application/json","data":` + created("a")), ""},
+		{"structured, content type over plain data", nats.Header{"content-type": {"application/cloudevents+json"}}, created("a"), codeEnvelope},
+		{"structured, content type in capitals over plain data", nats.Header{"Content-Type": {"APPLICATION/CLOUDEVENTS"}}, created("a"), codeEnvelope},
+		{"structured, batch", nats.Header{"content-type": {"application/cloudevents-batch+json"}}, "[]", codeJSON},
+		{"structured, version 0.3", nil, `{"specversion":"0.3","id":"e","data":` + created("a") + `}`, codeEnvelope},
+		{"structured, version a number", nil, `{"specversion":1.0,"id":"e","data":` + created("a") + `}`, codeEnvelope},
+		{"structured, version null", nil, `{"specversion":null,"id":"e","data":` + created("a") + `}`, codeEnvelope},
+		{"structured, no id", nil, ce(`"data":` + created("a")), codeEnvelope},
+		{"structured, id null", nil, ce(`"id":null,"data":` + created("a")), codeEnvelope},
+		{"structured, id a number", nil, ce(`"id":1,"data":` + created("a")), codeEnvelope},
+		{"structured, another type", nil, ce(`"id":"e","type":"papermap.events.tenant.created","data":` + created("a")), codeEnvelope},
+		{"structured, no data", nil, ce(`"id":"e"`), codeEnvelope},
+		{"structured, data null", nil, ce(`"id":"e","data":null`), codeEnvelope},
+		{"structured, data a string", nil, ce(`"id":"e","data":"{}"`), codeEnvelope},
+		{"structured, data_base64", nil, ce(`"id":"e","data_base64":"e30="`), codeEnvelope},
+		{"structured, data_base64 beside data", nil, ce(`"id":"e","data_base64":"e30=","data":` + created("a")), codeEnvelope},
+		{"structured, Data", nil, ce(`"id":"e","Data":` + created("a")), codeJSON},
+		{"structured, id twice", nil, ce(`"id":"e","id":"f","data":` + created("a")), codeJSON},
+		{"structured, SpecVersion beside specversion", nil, ce(`"SpecVersion":"1.0","id":"e","data":` + created("a")), codeJSON},
+		{"structured, a duplicate in the data", nil, ce(`"id":"e","data":{"tenant_id":"a","tenant_id":"a","name":"b"}`), codeJSON},
+		{"structured, TENANT_ID in the data", nil, ce(`"id":"e","data":{"tenant_id":"a","TENANT_ID":"a","name":"b"}`), codeJSON},
+		{"structured, tenant id outside the data", nil, ce(`"id":"e","tenant_id":"a","name":"b","data":{}`), codeField},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Decode(raw(TypeTenantCreated, c.data, c.header))
+			if code := codeOf(t, err); code != c.code {
+				t.Errorf("code %q, want %q: %v", code, c.code, err)
+			}
+		})
+	}
+}
+
+func TestIdentityPrecedence(t *testing.T) {
+	longest, tooLong := strings.Repeat("é", 255), strings.Repeat("é", 256)
+	ce := func(more nats.Header) nats.Header {
+		h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"ce"}}
+		for name, values := range more {
+			h[name] = values
+		}
+		return h
+	}
+	for _, c := range []struct {
+		name   string
+		header nats.Header
+		data   string
+		id     string // also when it is refused: what the dead letter is known by
+		code   string
+	}{
+		{"nothing", nil, created("a"), message, ""},
+		{"Nats-Msg-Id", nats.Header{"Nats-Msg-Id": {"m"}}, created("a"), "m", ""},
+		{"nats-msg-id", nats.Header{"nats-msg-id": {"m"}}, created("a"), "m", ""},
+		{"Nats-Msg-Id empty is none", nats.Header{"Nats-Msg-Id": {""}}, created("a"), message, ""},
+		{"CloudEvents id over Nats-Msg-Id", ce(nats.Header{"Nats-Msg-Id": {"m"}}), created("a"), "ce", ""},
+		{"Papermap-Event-Id over all", ce(nats.Header{"Nats-Msg-Id": {"m"}, "papermap-event-id": {"p"}}), created("a"), "p", ""},
+		{"a Nats-Msg-Id that does not count", ce(nats.Header{"Nats-Msg-Id": {tooLong}}), created("a"), "ce", ""},
+		{"a replayed event keeps its id when refused again", nats.Header{"Papermap-Event-Id": {"p"}, "Nats-Msg-Id": {"m"}}, "null", "p", codeJSON},
+		{"a CloudEvent with wrong data", ce(nil), "{}", "ce", codeField},
+
+		{"Nats-Msg-Id of 255", nats.Header{"Nats-Msg-Id": {longest}}, created("a"), longest, ""},
+		{"Nats-Msg-Id of 256", nats.Header{"Nats-Msg-Id": {tooLong}}, created("a"), message, codeEnvelope},
+		{"Nats-Msg-Id with a control character", nats.Header{"Nats-Msg-Id": {"a\tb"}}, created("a"), message, codeEnvelope},
+		{"Nats-Msg-Id not UTF-8", nats.Header{"Nats-Msg-Id": {"a\xff"}}, created("a"), message, codeEnvelope},
+		{"ce-id of 256", ce(nats.Header{"ce-id": {tooLong}}), created("a"), message, codeEnvelope},
+		{"ce-id empty", ce(nats.Header{"ce-id": {""}}), created("a"), message, codeEnvelope},
+		{"ce-id not UTF-8", ce(nats.Header{"ce-id": {"\xff"}}), created("a"), message, codeEnvelope},
+		{"structured id with a control character", nil, `{"specversion":"1.0","id":"a\nb","data":` + created("a") + `}`, message, codeEnvelope},
+		{"structured id empty", nil, `{"specversion":"1.0","id":"","data":` + created("a") + `}`, message, codeEnvelope},
+		{"Papermap-Event-Id of 256", nats.Header{"Papermap-Event-Id": {tooLong}}, created("a"), message, codeEnvelope},
+		{"Papermap-Event-Id empty", nats.Header{"Papermap-Event-Id": {""}}, created("a"), message, codeEnvelope},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e, err := Decode(raw(TypeTenantCreated, c.data, c.header))
+			if code := codeOf(t, err); code != c.code {
+				t.Errorf("code %q, want %q: %v", code, c.code, err)
+			}
+			if e.ID != c.id || e.Message != message {
+				t.Errorf("id %q of message %q, want %q of %q", e.ID, e.Message, c.id, message)
+			}
+		})
+	}
+}
+
+func TestEventTime(t *testing.T) {
+	ahead := func(d time.Duration) string { return stored.Add(d).Format(time.RFC3339Nano) }
+	at := func(text string) time.Time {
+		when, err := time.Parse(time.RFC3339Nano, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return when.UTC()
+	}
+	for _, c := range []struct {
+		text string
+		want time.Time // zero: refused
+	}{
+		{"2025-05-01T10:00:00Z", at("2025-05-01T10:00:00Z")},
+		{"2025-05-01T10:00:00.123456789Z", at("2025-05-01T10:00:00.123456789Z")},
+		{"2025-05-01T10:00:00+02:00", at("2025-05-01T08:00:00Z")},
+		{"2025-05-01t10:00:00z", at("2025-05-01T10:00:00Z")},
+		{"1970-01-01T00:00:00Z", time.Unix(0, 0).UTC()},
+		{ahead(5 * time.Minute), stored.Add(5 * time.Minute)},
+		{ahead(5*time.Minute + time.Nanosecond), stored},
+		{"2300-01-01T00:00:00Z", stored},
+		{"9999-12-31T23:59:59-23:59", stored},
+		{"", time.Time{}},
+		{"yesterday", time.Time{}},
+		{"1746093600", time.Time{}},
+		{"2025-05-01", time.Time{}},
+		{"2025-05-01T10:00:00", time.Time{}},
+		{"2025-05-01 10:00:00Z", time.Time{}},
+		{"2025-05-01T1:00:00Z", time.Time{}},
+		{"2025-05-01T10:00:00,5Z", time.Time{}},
+		{"2025-05-01T10:00:00+24:00", time.Time{}},
+		{"2025-02-30T10:00:00Z", time.Time{}},
+		{"1969-12-31T23:59:59Z", time.Time{}},
+		{"1970-01-01T00:00:00+00:01", time.Time{}},
+		{"0001-01-01T00:00:00Z", time.Time{}},
+		{"0000-01-01T00:00:00+23:59", time.Time{}},
+	} {
+		for _, form := range []struct {
+			name string
+			raw  Raw
+		}{
+			{"header", raw(TypeTenantCreated, created("a"), nats.Header{"papermap-event-time": {c.text}})},
+			{"binary", raw(TypeTenantCreated, created("a"), nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-time": {c.text}})},
+			{"structured", raw(TypeTenantCreated, fmt.Sprintf(`{"specversion":"1.0","id":"e","time":%q,"data":%s}`, c.text, created("a")), nil)},
+		} {
+			e, err := Decode(form.raw)
+			if c.want.IsZero() {
+				if codeOf(t, err) != codeEnvelope || !e.Time.Equal(stored) {
+					t.Errorf("%s %q: %v with time %v, want %s with the stream's", form.name, c.text, err, e.Time, codeEnvelope)
+				}
+				continue
+			}
+			if err != nil || e.Time != c.want {
+				t.Errorf("%s %q: %v, %v, want %v", form.name, c.text, e.Time, err, c.want)
+			}
+		}
+	}
+}
+
+func TestTimeOfAReplayIsTheOriginals(t *testing.T) {
+	h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-time": {"2025-05-01T11:00:00Z"}, "Papermap-Event-Time": {"2025-05-01T10:00:00Z"}}
+	e, err := Decode(raw(TypeTenantCreated, created("a"), h))
+	if want := time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC); err != nil || e.Time != want {
+		t.Errorf("%v, %v, want %v", e.Time, err, want)
+	}
+}
+
+func TestTimeThatWasNeverSetSaysSo(t *testing.T) {
+	_, err := Decode(raw(TypeTenantCreated, created("a"), nats.Header{"Papermap-Event-Time": {"0001-01-01T00:00:00Z"}}))
+	if err == nil || !strings.Contains(err.Error(), "probably not set") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestUsageSync(t *testing.T) {
+	for _, c := range []struct{ data, code string }{
+		{`{}`, ""},
+		{`{"from_period":"2000-01","to_period":"2999-12"}`, ""},
+		{`{"from_period":"2025-01","to_period":"2025-01"}`, ""},
+		{`{"from_period":"2025-01"}`, ""},
+		{`{"tenant_id":"","workspace_id":"","from_period":"","to_period":""}`, ""},
+		{`{"type":"something else"}`, ""},
+		{`{"type":1}`, ""},
+		{``, codeJSON},
+		{`null`, codeJSON},
+		{`{"tenant_id":" a"}`, codeField},
+		{`{"tenant_id":null}`, codeField},
+		{`{"from_period":202501}`, codeField},
+		{`{"from_period":"2025-1"}`, codeField},
+		{`{"from_period":"2025-00"}`, codeField},
+		{`{"to_period":"2025-13"}`, codeField},
+		{`{"to_period":"1999-12"}`, codeField},
+		{`{"to_period":"3000-01"}`, codeField},
+		{`{"to_period":"2025-01-01"}`, codeField},
+		{`{"to_period":"2025-01\n"}`, codeField},
+		{`{"to_period":"٢٠٢٥-٠١"}`, codeField},
+		{`{"from_period":"2025-02","to_period":"2025-01"}`, codeField},
+		{`{"name":"papermap-worker","id":"x","version":"1.0.0","metadata":{},"type":"io.nats.micro.v1.ping_response"}`, codeField},
+		{`{"type":"io\u002enats.micro.v1.stats_response"}`, codeField},
+	} {
+		_, err := Decode(raw(TypeUsageSync, c.data, nil))
+		if code := codeOf(t, err); code != c.code {
+			t.Errorf("%s: code %q, want %q: %v", c.data, code, c.code, err)
+		}
+	}
+}
+
+func TestUnknownTypeIsPermanent(t *testing.T) {
+	for _, eventType := range []string{"tenant.create", "dashboard.created", "Tenant.Created", ""} {
+		_, err := Decode(raw(eventType, created("a"), nil))
+		if code := codeOf(t, err); code != codeType {
+			t.Errorf("%q: code %q, want %q: %v", eventType, code, codeType, err)
+		}
+	}
+}
+
+func TestMessagesSayWhatToPutRight(t *testing.T) {
+	for _, c := range []struct{ data, says string }{
+		{"", "empty"},
+		{"null", "not a JSON object"},
+		{"\uFEFF" + created("a"), "byte order mark"},
+		{"\xff\xfe{\x00}\x00", "UTF-8"},
+		{created("a") + created("a"), "more data after"},
+		{created("a")[:20], "ends too early"},
+		{`{"tenant_id":"a","tenant_id":"a"}`, "same name twice"},
+		{`{"Tenant_ID":"a"}`, `"Tenant_ID" differs from the field "tenant_id" only by case`},
+		{`{"x":` + strings.Repeat("[", 10_001), "nested more than"},
+		{`{"tenant_id":1}`, `"tenant_id" must be a string`},
+		{`{"tenant_id":"a","name":"b","workspace_id":" w"}`, `"workspace_id" has white space`},
+		{`{"specversion":"1.0","id":"e"}`, `no "data"`},
+	} {
+		_, err := Decode(raw(TypeTenantCreated, c.data, nil))
+		if codeOf(t, err) == "" || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%.60q: %v, want %q", c.data, err, c.says)
+		}
+	}
+}
+
+func TestMessagesQuoteLittleOfTheInput(t *testing.T) {
+	long := strings.Repeat("q", 1000)
+	for _, r := range []Raw{
+		raw(long, created("a"), nil),
+		raw(long, created("a"), nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {long + "x"}}),
+		raw(TypeTenantCreated, created("a"), nats.Header{"ce-specversion": {long}}),
+		raw(TypeTenantCreated, created("a"), nats.Header{"Papermap-Event-Time": {long}}),
+		raw(TypeTenantCreated, created("a"), nats.Header{"Nats-Msg-Id": {long}}),
+		raw(TypeTenantCreated, created(long), nil),
+		raw(TypeTenantCreated, long, nil),
+		raw(TypeTenantCreated, `{"`+long+`":1,"`+long+`":2}`, nil),
+		raw(TypeUsageSync, `{"from_period":"`+long+`"}`, nil),
+	} {
+		_, err := Decode(r)
+		if codeOf(t, err) == "" || strings.Contains(err.Error(), long[:41]) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+func TestDecodeObjectReadsOnlyWhatItWasAskedFor(t *testing.T) {
+	text, absent := "before", "kept"
+	var number, none *int64
+	var value, null, missing jsontext.Value
+	err := DecodeObject([]byte(`{"text":"a\u00e9","number":-60,"value":{"x":[1]},"null":null,"other":null}`), map[string]any{
+		"text": &text, "absent": &absent, "number": &number, "none": &none, "value": &value, "null": &null, "missing": &missing,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != "aé" || absent != "kept" || number == nil || *number != -60 || none != nil ||
+		string(value) != `{"x":[1]}` || string(null) != "null" || missing != nil {
+		t.Errorf("text %q, absent %q, number %v, none %v, value %s, null %s, missing %s", text, absent, number, none, value, null, missing)
+	}
+}
+
+func TestDecodeObjectTakesWholeNumbersOnly(t *testing.T) {
+	for _, c := range []struct {
+		number string
+		ok     bool
+	}{
+		{"0", true}, {"60", true}, {"-1", true}, {"9223372036854775807", true},
+		{"1.5", false}, {"1.0", false}, {"1e3", false}, {`"60"`, false}, {"null", false}, {"true", false}, {"[60]", false},
+		{"9223372036854775808", false}, {"+1", false}, {"060", false},
+	} {
+		var ttl *int64
+		err := DecodeObject([]byte(`{"ttl_seconds":`+c.number+`}`), map[string]any{"ttl_seconds": &ttl})
+		if (err == nil) != c.ok || c.ok && ttl == nil {
+			t.Errorf("%s: %v, %v", c.number, ttl, err)
+		}
+	}
+}
