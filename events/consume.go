@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	ackWait   = 15 * time.Second // a killed worker's events are offered again after this
-	heartbeat = 5 * time.Second  // an event in hand tells the server so this often
+	ackWait   = 15 * time.Second // a killed worker's events are offered again after this; one in hand says so three times as often
 	fetchWait = time.Second      // how long a pull waits for events, and so the longest that a stop waits for one
 )
 
@@ -36,6 +35,7 @@ type Consumer struct {
 
 	bus     *Bus
 	log     *slog.Logger
+	ackWait time.Duration
 	slots   chan struct{}
 	inHand  sync.WaitGroup
 	healthy atomic.Bool
@@ -54,7 +54,7 @@ func (b *Bus) AccessConsumer(slots int, grace time.Duration) *Consumer {
 func (b *Bus) consumer(durable string, types []string, slots int, grace time.Duration) *Consumer {
 	return &Consumer{
 		Durable: durable, Types: types, Slots: slots, Grace: grace,
-		bus: b, log: b.log.With("consumer", durable), slots: make(chan struct{}, slots),
+		bus: b, log: b.log.With("consumer", durable), ackWait: ackWait, slots: make(chan struct{}, slots),
 	}
 }
 
@@ -105,7 +105,7 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 		FilterSubjects: c.bus.o.Subjects.events(c.Types), // exact, or we would take our own events out
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
 		AckPolicy:      jetstream.AckExplicitPolicy,
-		AckWait:        ackWait,
+		AckWait:        c.ackWait,
 		MaxDeliver:     -1, // a limit would drop events silently; failures are counted in the database
 		MaxAckPending:  -1, // events that wait for a retry count, and must not keep others out
 	})
@@ -183,7 +183,7 @@ func (c *Consumer) fetch(ctx, work context.Context, js jetstream.Consumer, n int
 
 // handle handles one event and settles it, telling the server meanwhile that it is in hand, also during a drain.
 func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
-	beats := time.NewTicker(heartbeat)
+	beats := time.NewTicker(c.ackWait / 3)
 	done := make(chan struct{})
 	go func() {
 		defer beats.Stop()

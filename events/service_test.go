@@ -1,0 +1,196 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// serve starts the service with one endpoint, and returns a caller's connection.
+func serve(t *testing.T, handle func(context.Context, []byte) ([]byte, error)) (*Bus, *nats.Conn) {
+	t.Helper()
+	b := startBus(t)
+	s, err := b.Serve("1.2.3", []string{"_INBOX_team"}, Endpoint{Name: "echo", Handle: handle})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	nc, err := nats.Connect(b.nc.ConnectedUrl())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return b, nc
+}
+
+func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
+	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+		switch string(data) {
+		case "known":
+			return nil, &ServiceError{Status: 409, Code: "NOT_READY", Message: "not\nyet", RetryAfter: 2}
+		case "unknown":
+			return nil, errors.New("secret text of the database")
+		case "panic":
+			panic("a bug")
+		}
+		return data, nil
+	})
+	for _, test := range []struct{ request, status, body string }{
+		{"known", "409", `{"code":"NOT_READY","message":"not\nyet","retry_after":2}`},
+		{"unknown", "503", `{"code":"UNAVAILABLE","message":"the worker cannot answer now; try again","retry_after":1}`},
+		{"panic", "503", `{"code":"UNAVAILABLE","message":"the worker cannot answer now; try again","retry_after":1}`},
+		{"fine", "", "fine"},
+	} {
+		reply, err := nc.Request("papermap.rpc.echo", []byte(test.request), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := reply.Header.Get("Nats-Service-Error-Code"); got != test.status {
+			t.Errorf("%s: status %q, want %q", test.request, got, test.status)
+		}
+		if test.status != "" && reply.Header.Get("Nats-Service-Error") == "" {
+			t.Errorf("%s: no Nats-Service-Error", test.request)
+		}
+		if string(reply.Data) != test.body {
+			t.Errorf("%s: body %s", test.request, reply.Data)
+		}
+	}
+}
+
+func TestOnlyInboxesAreAnswered(t *testing.T) {
+	called := make(chan string, 100)
+	b, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+		called <- string(data)
+		return []byte("{}"), nil
+	})
+	for _, reply := range []string{
+		"papermap.events.usage.sync", "papermap.events.tenant.created", "papermap.dead.x", "$JS.API.STREAM.DELETE.PAPERMAP",
+		"$JS.API.STREAM.PURGE.PAPERMAP", "$SRV.PING", "_INBOX", "_INBOXES.x", "_R_", "other.subject",
+	} {
+		if err := nc.PublishRequest("papermap.rpc.echo", reply, []byte(reply)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, reply := range []string{"_INBOX.mine", "_INBOX_team.x"} {
+		sub, err := nc.SubscribeSync(reply)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.PublishRequest("papermap.rpc.echo", reply, []byte(reply)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sub.NextMsg(5 * time.Second); err != nil {
+			t.Fatalf("no answer on %s: %v", reply, err)
+		}
+			if got := <-called; got != reply { // requests of one connection come in order
+			t.Errorf("the handler was called for the reply subject %q", got)
+		}
+	}
+	stream, err := b.js.Stream(t.Context(), b.o.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 0 {
+		t.Errorf("%d messages were put into the stream", n)
+	}
+}
+
+func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+		if string(data) == "slow" {
+			<-release
+		}
+		return data, nil
+	})
+	if err := nc.PublishRequest("papermap.rpc.echo", "_INBOX.slow", []byte("slow")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nc.Request("papermap.rpc.echo", []byte("quick"), 5*time.Second); err != nil {
+		t.Errorf("a request waited for another: %v", err)
+	}
+}
+
+func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
+	release := make(chan struct{})
+	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+		<-release
+		return data, nil
+	})
+	const flood = serviceWorkers + serviceQueue + 500
+	sub, err := nc.SubscribeSync("_INBOX.flood")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range flood {
+		if err := nc.PublishRequest("papermap.rpc.echo", "_INBOX.flood", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := 0
+	for range 500 {
+		m, err := sub.NextMsg(10 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(m.Data), "UNAVAILABLE") {
+			refused++
+		}
+	}
+	close(release)
+	for range flood - 500 {
+		if _, err := sub.NextMsg(10 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused != 500 {
+		t.Errorf("%d refused while the pool was full, want 500", refused)
+	}
+}
+
+func TestStopAnswersWhatIsUnderWay(t *testing.T) {
+	b := startBus(t)
+	begun, release := make(chan struct{}), make(chan struct{})
+	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context, data []byte) ([]byte, error) {
+		close(begun)
+		<-release
+		return data, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := b.Request(context.Background(), "echo", []byte("x"))
+		answered <- err
+	}()
+	<-begun
+	stopped := make(chan struct{})
+	go func() { s.Stop(); close(stopped) }()
+	close(release)
+	<-stopped
+	if err := <-answered; err != nil {
+		t.Errorf("a request under way got no answer: %v", err)
+	}
+}
+
+func TestCallerGetsTheErrorAsAValue(t *testing.T) {
+	b, _ := serve(t, func(context.Context, []byte) ([]byte, error) {
+		return nil, &ServiceError{Status: 404, Code: "TENANT_NOT_FOUND", Message: "unknown"}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := b.Request(ctx, "echo", nil)
+	var e *ServiceError
+	if !errors.As(err, &e) || e.Status != 404 || e.Code != "TENANT_NOT_FOUND" || e.Message != "unknown" {
+		t.Errorf("got %v", err)
+	}
+	if _, err := b.Request(ctx, "nobody", nil); err == nil || !strings.Contains(err.Error(), "no worker answers") {
+		t.Errorf("requesting where nobody listens: %v", err)
+	}
+}
