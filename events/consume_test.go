@@ -13,6 +13,7 @@ import (
 )
 
 func TestEventIsAcknowledgedOnlyAfterItsHandlerSucceeded(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(4, time.Second)
 	var calls atomic.Int32
@@ -34,6 +35,7 @@ func TestEventIsAcknowledgedOnlyAfterItsHandlerSucceeded(t *testing.T) {
 }
 
 func TestEventThatCanNeverBeHandledBecomesOneDeadLetterWithinOneDelivery(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(4, time.Second)
 	var calls atomic.Int32
@@ -61,6 +63,7 @@ func TestEventThatCanNeverBeHandledBecomesOneDeadLetterWithinOneDelivery(t *test
 }
 
 func TestEventStaysWhenItsDeadLetterCannotBeStored(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(4, time.Second)
 	var calls atomic.Int32
@@ -82,6 +85,7 @@ func TestEventStaysWhenItsDeadLetterCannotBeStored(t *testing.T) {
 }
 
 func TestLongHandlerIsNotOfferedToAnotherWorker(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	release := make(chan struct{})
 	var calls atomic.Int32
@@ -108,6 +112,7 @@ func TestLongHandlerIsNotOfferedToAnotherWorker(t *testing.T) {
 }
 
 func TestNoMoreEventsAreFetchedThanThereAreSlots(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	const slots, all = 3, 20
 	c := b.MainConsumer(slots, 10*time.Second)
@@ -143,6 +148,7 @@ func TestNoMoreEventsAreFetchedThanThereAreSlots(t *testing.T) {
 }
 
 func TestPanicOfAHandlerIsOneFailureOfThatEvent(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(4, time.Second)
 	var mu sync.Mutex
@@ -168,6 +174,7 @@ func TestPanicOfAHandlerIsOneFailureOfThatEvent(t *testing.T) {
 }
 
 func TestNothingIsFetchedWhileNothingIsAdmitted(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(4, time.Second)
 	admit := make(chan int)
@@ -196,6 +203,7 @@ func TestNothingIsFetchedWhileNothingIsAdmitted(t *testing.T) {
 }
 
 func TestConsumerIsBuiltAgainAfterItOrItsStreamWasDeleted(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(4, time.Second)
 	var calls atomic.Int32
@@ -222,6 +230,7 @@ func TestConsumerIsBuiltAgainAfterItOrItsStreamWasDeleted(t *testing.T) {
 }
 
 func TestStopGivesBackAtOnceWhatIsNotBegunAndFinishesTheRest(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(1, 10*time.Second)
 	begun, release := make(chan struct{}), make(chan struct{})
@@ -250,6 +259,7 @@ func TestStopGivesBackAtOnceWhatIsNotBegunAndFinishesTheRest(t *testing.T) {
 }
 
 func TestHandlerIsToldWhenTheGraceIsOver(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	c := b.MainConsumer(1, 20*time.Millisecond)
 	begun := make(chan struct{})
@@ -271,6 +281,7 @@ func TestHandlerIsToldWhenTheGraceIsOver(t *testing.T) {
 }
 
 func TestMistypedSubjectIsRefusedByTheStream(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	if _, err := b.js.Publish(t.Context(), "papermap.events.tenant.create", []byte("{}")); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		t.Errorf("published to a mistyped subject: %v", err)
@@ -278,6 +289,7 @@ func TestMistypedSubjectIsRefusedByTheStream(t *testing.T) {
 }
 
 func TestStreamOfOtherSubjectsIsNamed(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	stream, err := b.js.Stream(t.Context(), b.o.Stream)
 	if err != nil {
@@ -294,6 +306,7 @@ func TestStreamOfOtherSubjectsIsNamed(t *testing.T) {
 }
 
 func TestPatternTakesSubject(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		pattern, subject string
 		want             bool
@@ -308,6 +321,7 @@ func TestPatternTakesSubject(t *testing.T) {
 }
 
 func TestDelayGrowsAndStaysShortEnoughForRecovery(t *testing.T) {
+	t.Parallel()
 	for n := range 100 {
 		for range 20 {
 			d := Delay(n)

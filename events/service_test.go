@@ -28,6 +28,7 @@ func serve(t *testing.T, handle func(context.Context, []byte) ([]byte, error)) (
 }
 
 func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
+	t.Parallel()
 	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
 		switch string(data) {
 		case "known":
@@ -62,6 +63,7 @@ func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
 }
 
 func TestOnlyInboxesAreAnswered(t *testing.T) {
+	t.Parallel()
 	called := make(chan string, 100)
 	b, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
 		called <- string(data)
@@ -86,7 +88,7 @@ func TestOnlyInboxesAreAnswered(t *testing.T) {
 		if _, err := sub.NextMsg(5 * time.Second); err != nil {
 			t.Fatalf("no answer on %s: %v", reply, err)
 		}
-			if got := <-called; got != reply { // requests of one connection come in order
+		if got := <-called; got != reply { // requests of one connection come in order
 			t.Errorf("the handler was called for the reply subject %q", got)
 		}
 	}
@@ -100,6 +102,7 @@ func TestOnlyInboxesAreAnswered(t *testing.T) {
 }
 
 func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
 	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
@@ -117,6 +120,7 @@ func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
 }
 
 func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
 		<-release
@@ -154,6 +158,7 @@ func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
 }
 
 func TestStopAnswersWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	b := startBus(t)
 	begun, release := make(chan struct{}), make(chan struct{})
 	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context, data []byte) ([]byte, error) {
@@ -180,6 +185,7 @@ func TestStopAnswersWhatIsUnderWay(t *testing.T) {
 }
 
 func TestCallerGetsTheErrorAsAValue(t *testing.T) {
+	t.Parallel()
 	b, _ := serve(t, func(context.Context, []byte) ([]byte, error) {
 		return nil, &ServiceError{Status: 404, Code: "TENANT_NOT_FOUND", Message: "unknown"}
 	})
