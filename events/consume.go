@@ -199,23 +199,25 @@ func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
 	raw, deliveries, err := c.raw(msg)
 	var e Event
 	if err == nil {
-		if e, err = Decode(raw); err == nil {
-			e.Deliveries = deliveries
-			err = c.call(ctx, e)
-		}
+		e, err = c.process(ctx, raw, deliveries)
 	}
 	close(done)
 	c.settle(ctx, msg, raw, e, deliveries, err)
 }
 
-func (c *Consumer) call(ctx context.Context, e Event) (err error) {
+// process reads the event and handles it. A panic is a failure of this event alone.
+func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Event, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.log.Error("a handler panicked", "event_id", e.ID, "type", e.Type, "panic", p, "stack", string(debug.Stack()))
+			c.log.Error("a handler panicked", "event_id", e.ID, "type", raw.Type, "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("the handler panicked")
 		}
 	}()
-	return c.Handle(ctx, e)
+	if e, err = Decode(raw); err != nil {
+		return e, err
+	}
+	e.Deliveries = deliveries
+	return e, c.Handle(ctx, e)
 }
 
 // settle is the one place that tells the server what became of an event. By then it is committed.
