@@ -76,6 +76,8 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	limit := rate.Inf
 	if cfg.MaxRPS > 0 {
 		limit = rate.Limit(cfg.MaxRPS)
+		// More in hand than two seconds' worth would claim their tenants only to find no turn within the client's budget.
+		w.cfg.Concurrency = min(cfg.Concurrency, max(1, int(2*cfg.MaxRPS)))
 	}
 	options := papermap.ClientOptions{
 		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))), UserAgent: "papermap-worker/" + cfg.Version,
@@ -84,7 +86,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 		api := papermap.NewClient(ws, options)
 		w.workspaces[ws.ID] = &workspace{ws, api, newGate(api.Probe, w.admission, log.With("workspace_id", ws.ID))}
 	}
-	w.main = bus.MainConsumer(cfg.Concurrency, cfg.Grace)
+	w.main = bus.MainConsumer(w.cfg.Concurrency, cfg.Grace)
 	w.main.Admit, w.main.Handle = w.admit, w.handle
 	w.access = bus.AccessConsumer(accessSlots, cfg.Grace)
 	w.access.Handle = w.handle
