@@ -21,10 +21,10 @@ func startBus(t *testing.T) *Bus {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Close)
-	return connect(t, server.URL())
+	return connectBus(t, server.URL())
 }
 
-func connect(t *testing.T, address string) *Bus {
+func connectBus(t *testing.T, address string) *Bus {
 	t.Helper()
 	bus, err := Connect(Options{
 		URL: address, Subjects: Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1, MaxAge: time.Hour,
