@@ -26,7 +26,7 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	_ "github.com/mattn/go-sqlite3"
+	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
 
 	"papermap-worker/schema"
@@ -64,7 +64,7 @@ func Open(ctx context.Context, address string) (*DB, error) {
 	}
 	write.SetMaxOpenConns(1)
 	if err := write.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, err), write.Close())
+		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
 	}
 	read, err := sqlx.Open("sqlite3", file+common+"&_query_only=1")
 	if err != nil {
@@ -98,12 +98,21 @@ func (db *DB) Migrations(ctx context.Context) ([]schema.Migration, error) {
 func (db *DB) CheckIntegrity(ctx context.Context) error {
 	var result string
 	if err := db.read.GetContext(ctx, &result, "PRAGMA quick_check(1)"); err != nil {
-		return fmt.Errorf("checking the database file: %w", err)
+		return fmt.Errorf("checking the database file: %w", damaged(err))
 	}
 	if result != "ok" {
 		return fmt.Errorf("the database file is damaged (%s): restore it from a backup", result)
 	}
 	return nil
+}
+
+// damaged adds what to do to an error that means that the file is broken, or was never a database.
+func damaged(err error) error {
+	var e sqlite3.Error
+	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
+		return fmt.Errorf("the file is damaged or no database (%w): restore it from a backup, or correct DATABASE_URL", err)
+	}
+	return err
 }
 
 // Ping returns an error when the database cannot be read.

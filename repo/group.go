@@ -13,15 +13,16 @@ var errClosed = errors.New("the database is closed")
 
 // job is a write that waits for its group.
 type job struct {
-	ctx  context.Context
-	do   func(*tx) error
+	ctx  context.Context // never ends
+	do   func(context.Context, *tx) error
 	err  error
 	done chan struct{}
 }
 
 // update runs do in a transaction and returns when it is committed, or was rolled back. Once begun it is not
-// abandoned when ctx ends: the caller learns what became of it.
-func (db *DB) update(ctx context.Context, do func(*tx) error) error {
+// abandoned when ctx ends: the caller learns what became of it, and SQLite, which rolls the whole transaction back
+// when a statement is interrupted, does not take the group with it. So do gets a context that does not end.
+func (db *DB) update(ctx context.Context, do func(context.Context, *tx) error) error {
 	j := &job{ctx: context.WithoutCancel(ctx), do: do, done: make(chan struct{})}
 	select {
 	case db.queue <- j:
@@ -79,7 +80,7 @@ func (db *DB) commit(group []*job) error {
 		if err := t.exec(ctx, "SAVEPOINT job"); err != nil {
 			return fmt.Errorf("setting a savepoint: %w", err)
 		}
-		if j.err = attempt(j.do, t); j.err != nil {
+		if j.err = attempt(j, t); j.err != nil {
 			if err := t.exec(ctx, "ROLLBACK TO job"); err != nil {
 				return fmt.Errorf("rolling back after %q: %w", j.err, err)
 			}
@@ -95,11 +96,11 @@ func (db *DB) commit(group []*job) error {
 }
 
 // attempt turns a panic into an error: one caller's bug must not take the others' writes with it.
-func attempt(do func(*tx) error, t *tx) (err error) {
+func attempt(j *job, t *tx) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in a transaction: %v", p)
 		}
 	}()
-	return do(t)
+	return j.do(j.ctx, t)
 }

@@ -147,7 +147,7 @@ func eventTime(t time.Time) int64 { return max(1, t.UnixNano()) }
 
 // Change records the event. It reports whether the mapping's status changed.
 func (db *DB) Change(ctx context.Context, c Change) (changed bool, err error) {
-	err = db.update(ctx, func(t *tx) error {
+	err = db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, c.TenantID, c.WorkspaceID)
 		if err != nil {
 			return err

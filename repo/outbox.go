@@ -48,7 +48,7 @@ func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	err := db.update(ctx, func(t *tx) error {
+	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		query, args, err := sqlx.In("UPDATE outbox SET sent_at = ? WHERE id IN (?)", t.now, ids)
 		if err != nil {
 			return err
@@ -63,7 +63,7 @@ func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
 
 // PruneSent deletes events that were sent more than age ago, at most limit of them.
 func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error {
-	err := db.update(ctx, func(t *tx) error {
+	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		return t.exec(ctx, "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)", at(t.now.Add(-age)), limit)
 	})
 	if err != nil {
@@ -76,7 +76,7 @@ func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error
 // that has it already prolongs it.
 func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
 	var current string
-	err := db.update(ctx, func(t *tx) error {
+	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
 			ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
 			WHERE leases.holder = excluded.holder OR leases.until < ?`, name, holder, at(t.now.Add(ttl)), t.now)
@@ -93,7 +93,7 @@ func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Durat
 
 // DropLease gives the lease up, if holder has it.
 func (db *DB) DropLease(ctx context.Context, name, holder string) error {
-	err := db.update(ctx, func(t *tx) error {
+	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		return t.exec(ctx, "DELETE FROM leases WHERE name = ? AND holder = ?", name, holder)
 	})
 	if err != nil && !errors.Is(err, errClosed) {

@@ -49,7 +49,7 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 	}
 	started := time.Now()
 	var c Claim
-	err = db.update(ctx, func(t *tx) error {
+	err = db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, e.TenantID, e.WorkspaceID)
 		if err != nil {
 			return err
@@ -70,11 +70,13 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 				return err
 			}
 		}
-		c.Mapping = *m
-		if *m == before {
-			return nil
+		if *m != before {
+			if err := t.save(ctx, m); err != nil {
+				return err
+			}
 		}
-		return t.save(ctx, m)
+		c.Mapping = *m
+		return nil
 	})
 	if err != nil {
 		return Claim{}, fmt.Errorf("beginning to provision tenant %q: %w", e.TenantID, err)
@@ -118,7 +120,7 @@ func (t *tx) claim(ctx context.Context, m *Mapping, c *Claim, attemptID string, 
 // current one the attempt is recorded as orphaned instead, and recorded is false. It returns ErrTaken, and records
 // nothing, when the dashboard belongs to another tenant.
 func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, n Notice) (recorded bool, err error) {
-	err = db.update(ctx, func(t *tx) error {
+	err = db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, c.Mapping.TenantID, c.Mapping.WorkspaceID)
 		if err != nil {
 			return err
@@ -179,7 +181,7 @@ type Failure struct {
 // current one, only the attempt is recorded.
 func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 	var after Mapping
-	err := db.update(ctx, func(t *tx) error {
+	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, c.Mapping.TenantID, c.Mapping.WorkspaceID)
 		if err != nil {
 			return err
@@ -213,10 +215,10 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 		}
 		m.FailedCode, m.FailedError = f.Code, f.Result.Error
 		m.show()
-		after = *m
 		if err := t.save(ctx, m); err != nil {
 			return err
 		}
+		after = *m
 		switch {
 		case !m.Wanted(): // deleted meanwhile: there is nothing to announce
 			return nil
