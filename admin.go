@@ -23,7 +23,7 @@ import (
 
 // connect opens a connection for one command, which does not wait for a server that is not there.
 func (s natsSettings) connect(a *app) (*events.Bus, func(), error) {
-	var p problems
+	p := a.problems
 	options := s.parse(&p)
 	if err := p.err(); err != nil {
 		return nil, nil, err
@@ -31,7 +31,7 @@ func (s natsSettings) connect(a *app) (*events.Bus, func(), error) {
 	options.Name = "papermap-worker-cli"
 	bus, err := events.Connect(options, a.log)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%w: is the server running, and is NATS_URL right?", err)
 	}
 	return bus, func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 2*time.Second)
@@ -197,6 +197,9 @@ type tenantsListCmd struct {
 }
 
 func (c *tenantsListCmd) Run(a *app) error {
+	if err := atLeastOne(c.Limit); err != nil {
+		return err
+	}
 	if c.Status != "" && !slices.Contains(repo.Statuses(), repo.Status(c.Status)) {
 		return &usageError{fmt.Sprintf("--status %q: use one of %v", c.Status, repo.Statuses())}
 	}
@@ -311,6 +314,9 @@ type deadListCmd struct {
 }
 
 func (c *deadListCmd) Run(a *app) error {
+	if err := atLeastOne(c.Limit); err != nil {
+		return err
+	}
 	bus, done, err := c.connect(a)
 	if err != nil {
 		return err
@@ -334,6 +340,13 @@ func (c *deadListCmd) Run(a *app) error {
 		rows = append(rows, []string{fmt.Sprint(d.Sequence), d.Type, d.EventID, d.Time.UTC().Format(time.DateTime), d.Code, d.SideEffect, d.Error})
 	}
 	return rows.print(a.stdout)
+}
+
+func atLeastOne(limit int) error {
+	if limit < 1 {
+		return &usageError{fmt.Sprintf("--limit %d: use 1 or more", limit)}
+	}
+	return nil
 }
 
 // table is rows of cells for people; the first row may be a heading.

@@ -88,7 +88,7 @@ func (p problems) err() error {
 	if len(p) == 0 {
 		return nil
 	}
-	return &usageError{"the configuration is wrong:\n  - " + strings.Join(p, "\n  - ")}
+	return &usageError{"the configuration is wrong:\n  - " + strings.Join(slices.Sorted(slices.Values(p)), "\n  - ")}
 }
 
 // secret reads NAME, or the file that NAME_FILE names. The value is in no message.
@@ -149,8 +149,8 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 		TokenMaxTTL: p.duration("EMBED_TOKEN_MAX_TTL", s.TokenMaxTTL, time.Second, 365*24*time.Hour).Truncate(time.Second),
 	}
 	c.TokenTTL = min(c.TokenTTL, c.TokenMaxTTL)
-	if u, err := url.Parse(s.EmbedURL); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" {
-		p.add("PAPERMAP_EMBED_URL: %q is no web address without a query", s.EmbedURL)
+	if u, err := url.Parse(s.EmbedURL); err != nil || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" {
+		p.add("PAPERMAP_EMBED_URL: %q is no web address without a query and a fragment", s.EmbedURL)
 	}
 	var err error
 	if c.MaxRPS, err = strconv.ParseFloat(s.MaxRPS, 64); err != nil || !(c.MaxRPS >= 0 && c.MaxRPS <= 1e6) {
@@ -169,7 +169,9 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 		APIURL: p.apiURL("PAPERMAP_API_URL", s.APIURL, allowHTTP),
 		Key:    papermap.KeyPair{ID: s.KeyID, Secret: papermap.Secret(p.secret("PAPERMAP_SECRET_KEY"))},
 	}
-	first.EmbedKey = p.pair("PAPERMAP_EMBED_API_KEY_ID", s.EmbedKeyID, "PAPERMAP_EMBED_SECRET_KEY", p.secret("PAPERMAP_EMBED_SECRET_KEY"), first.Key)
+	embedGiven := os.Getenv("PAPERMAP_EMBED_SECRET_KEY") != "" || os.Getenv("PAPERMAP_EMBED_SECRET_KEY_FILE") != ""
+	embedKey := papermap.KeyPair{ID: s.EmbedKeyID, Secret: papermap.Secret(p.secret("PAPERMAP_EMBED_SECRET_KEY"))}
+	first.EmbedKey = p.pair("PAPERMAP_EMBED_API_KEY_ID", "PAPERMAP_EMBED_SECRET_KEY", embedKey, embedGiven, first.Key)
 	for name, missing := range map[string]bool{
 		"PAPERMAP_WORKSPACE_ID": first.ID == "", "PAPERMAP_API_KEY_ID": first.Key.ID == "",
 		"PAPERMAP_SECRET_KEY": first.Key.Secret == "" && os.Getenv("PAPERMAP_SECRET_KEY_FILE") == "",
@@ -178,7 +180,6 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 			p.add("%s is required: Papermap shows it in the workspace's settings", name)
 		}
 	}
-	slices.Sort(*p)
 	for name, id := range map[string]string{
 		"PAPERMAP_WORKSPACE_ID": first.ID, "PAPERMAP_API_KEY_ID": first.Key.ID, "PAPERMAP_EMBED_API_KEY_ID": s.EmbedKeyID,
 	} {
@@ -186,7 +187,7 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 			p.add("%s has white space or control characters in it", name)
 		}
 	}
-	c.Workspaces = append([]papermap.Workspace{first}, p.workspaces(s.WorkspacesFile, s.APIURL, allowHTTP)...)
+	c.Workspaces = append([]papermap.Workspace{first}, p.workspaces(s.WorkspacesFile, first.APIURL, allowHTTP)...)
 	seen := map[string]bool{}
 	for _, ws := range c.Workspaces {
 		if seen[ws.ID] {
@@ -201,7 +202,7 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 func (p *problems) apiURL(name, text string, allowHTTP bool) string {
 	u, err := url.Parse(text)
 	switch {
-	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http":
+	case err != nil || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http":
 		p.add("%s: not an address like https://prod.dataapi.papermap.ai", name)
 	case u.Scheme == "http" && !allowHTTP && !loopback(u.Hostname()):
 		p.add("%s: use https (http is for loopback hosts, or tests with PAPERMAP_ALLOW_HTTP=true)", name)
@@ -214,15 +215,16 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// pair is a key pair of which both halves are given, or neither: then it is other.
-func (p *problems) pair(idName, id, secretName, secret string, other papermap.KeyPair) papermap.KeyPair {
-	switch {
-	case id == "" && secret == "":
+// pair is a key pair of which both halves are given, or neither: then it is other. A secret is given also when it
+// could not be read, which is a problem of its own.
+func (p *problems) pair(idName, secretName string, key papermap.KeyPair, secretGiven bool, other papermap.KeyPair) papermap.KeyPair {
+	if key.ID == "" && !secretGiven {
 		return other
-	case id == "" || secret == "":
+	}
+	if key.ID == "" || !secretGiven {
 		p.add("%s and %s go together: set both or neither", idName, secretName)
 	}
-	return papermap.KeyPair{ID: id, Secret: papermap.Secret(secret)}
+	return key
 }
 
 // workspaces reads PAPERMAP_WORKSPACES_FILE. Paths in it are relative to its folder.
@@ -254,8 +256,9 @@ func (p *problems) workspaces(path, defaultURL string, allowHTTP bool) []paperma
 			p.add("%s: workspace_id, api_key_id and secret_key_file are required", name)
 			continue
 		}
-		if row.APIURL == "" {
-			row.APIURL = defaultURL
+		apiURL := defaultURL
+		if row.APIURL != "" {
+			apiURL = p.apiURL(name+", api_url", row.APIURL, allowHTTP)
 		}
 		read := func(field, file string) string {
 			if file != "" && !filepath.IsAbs(file) {
@@ -267,10 +270,11 @@ func (p *problems) workspaces(path, defaultURL string, allowHTTP bool) []paperma
 			return p.secretFile(name+", "+field, file)
 		}
 		ws := papermap.Workspace{
-			ID: row.ID, APIURL: p.apiURL(name+", api_url", row.APIURL, allowHTTP),
+			ID: row.ID, APIURL: apiURL,
 			Key: papermap.KeyPair{ID: row.KeyID, Secret: papermap.Secret(read("secret_key_file", row.SecretFile))},
 		}
-		ws.EmbedKey = p.pair(name+", embed_api_key_id", row.EmbedKeyID, "embed_secret_key_file", read("embed_secret_key_file", row.EmbedSecretFile), ws.Key)
+		embedKey := papermap.KeyPair{ID: row.EmbedKeyID, Secret: papermap.Secret(read("embed_secret_key_file", row.EmbedSecretFile))}
+		ws.EmbedKey = p.pair(name+", embed_api_key_id", "embed_secret_key_file", embedKey, row.EmbedSecretFile != "", ws.Key)
 		list = append(list, ws)
 	}
 	return list
@@ -359,8 +363,7 @@ func (p *problems) databaseURL() string {
 	return address
 }
 
-func (s logSettings) logger(w io.Writer) (*slog.Logger, error) {
-	var p problems
+func (s logSettings) logger(p *problems, w io.Writer) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
 		p.add("LOG_LEVEL: %q is none of debug, info, warn, error", s.LogLevel)
@@ -378,5 +381,5 @@ func (s logSettings) logger(w io.Writer) (*slog.Logger, error) {
 	default:
 		p.add("LOG_FORMAT: %q is none of auto, text, json", s.LogFormat)
 	}
-	return slog.New(handler), p.err()
+	return slog.New(handler)
 }

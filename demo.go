@@ -70,6 +70,9 @@ type demoCmd struct {
 
 // Run does what a company's services would do, against a worker that runs beside it.
 func (c *demoCmd) Run(a *app) error {
+	if err := a.problems.err(); err != nil {
+		return err
+	}
 	log := a.log
 	if !c.Verbose {
 		log = slog.New(slog.DiscardHandler)
@@ -88,11 +91,14 @@ func (c *demoCmd) Run(a *app) error {
 
 	working, stop := context.WithCancel(a.ctx)
 	defer stop()
-	stopped := make(chan error, 1)
-	go func() { stopped <- serve(working, p.config, log) }()
-
 	ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
 	defer cancel()
+	stopped := make(chan error, 1)
+	go func() {
+		err := serve(working, p.config, log)
+		cancel() // nobody is left who could do what the demo waits for
+		stopped <- err
+	}()
 	err = demo(ctx, a.stdout, p, log)
 	stop()
 	return errors.Join(err, <-stopped)
@@ -246,6 +252,9 @@ type devCmd struct {
 
 // Run runs the worker and its parts until it is interrupted.
 func (c *devCmd) Run(a *app) error {
+	if err := a.problems.err(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}

@@ -44,6 +44,9 @@ type app struct {
 	ctx    context.Context // ends at SIGINT and SIGTERM
 	stdout io.Writer
 	log    *slog.Logger
+
+	// problems are those of the log settings. A command that reads settings adds its own, so that one message names all.
+	problems problems
 }
 
 // usageError is a wrong command line or configuration: exit code 2.
@@ -80,11 +83,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 
-	log, err := g.logSettings.logger(stderr)
-	if err == nil {
-		err = command.Run(&app{ctx: ctx, stdout: stdout, log: log})
-	}
-	if err == nil {
+	a := &app{ctx: ctx, stdout: stdout}
+	a.log = g.logSettings.logger(&a.problems, stderr)
+	if err = command.Run(a); err == nil {
 		return 0
 	}
 	fmt.Fprintf(stderr, "papermap-worker: %v\n", err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,13 +24,23 @@ import (
 var version = ""
 
 func programVersion() string {
-	if version != "" {
-		return version
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return semanticVersion(version, info.Main.Version)
 	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
+	return semanticVersion(version)
+}
+
+var semanticForm = regexp.MustCompile(`^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
+
+// semanticVersion is the first candidate that is a semantic version, without the v that Go puts before it: micro
+// services have no other kind.
+func semanticVersion(candidates ...string) string {
+	for _, c := range candidates {
+		if c = strings.TrimPrefix(c, "v"); semanticForm.MatchString(c) {
+			return c
+		}
 	}
-	return "0.0.0-dev" // micro services need a semantic version
+	return "0.0.0-dev"
 }
 
 type versionCmd struct{}
@@ -56,7 +67,7 @@ type serveConfig struct {
 }
 
 func (c *serveCmd) Run(a *app) error {
-	var p problems
+	p := a.problems
 	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), httpAddr: c.healthAddr()}
 	c.workSettings.parse(&p, &cfg.worker)
 	cfg.migrate = p.boolean("DATABASE_MIGRATE", c.Migrate)
@@ -70,7 +81,7 @@ func (c *serveCmd) Run(a *app) error {
 
 // warn says at start what is allowed and should not stay so.
 func (c *serveCmd) warn(log *slog.Logger, cfg serveConfig) {
-	if c.AllowHTTP != "false" {
+	if allowed, _ := strconv.ParseBool(c.AllowHTTP); allowed {
 		log.Warn("PAPERMAP_ALLOW_HTTP is set: signatures can be read on the way; use it for tests only")
 	}
 	for _, ws := range cfg.worker.Workspaces {
@@ -205,7 +216,7 @@ func (c migrateStatusCmd) Run(a *app) error {
 
 // openConfigured opens the database that DATABASE_URL names, as it is.
 func openConfigured(a *app) (*repo.DB, error) {
-	var p problems
+	p := a.problems
 	address := p.databaseURL()
 	if err := p.err(); err != nil {
 		return nil, err

@@ -22,9 +22,11 @@ type gate struct {
 	mu       sync.Mutex
 	state    gateState
 	reason   string
-	failures int    // calls that failed in a row
-	trial    bool   // while half open: one create is on its way
-	turn     uint64 // grows at each change of state, so that calls from before do not count
+	failures int           // calls that failed in a row
+	trial    bool          // while half open: one create is on its way
+	turn     uint64        // grows at each change of state, so that calls from before do not count
+	wait     time.Duration // before the next probe of this pause
+	halfway  time.Time     // when it was last set half open
 }
 
 type gateState int
@@ -43,6 +45,10 @@ const (
 	probeFirst = time.Second
 	probeMost  = 10 * time.Second
 )
+
+// untriedFirst is how long after a probe the trial is kept for tenants that never failed. The server offers the events
+// that failed first, always: tenants that can only fail would take every trial and keep all others out.
+const untriedFirst = 3 * time.Second
 
 // errPaused means that the workspace is paused.
 var errPaused = errors.New("the workspace is paused")
@@ -72,6 +78,13 @@ func (g *gate) paused() string {
 		return ""
 	}
 	return g.reason
+}
+
+// wantsUntried says whether tenants that failed before are to let others go first.
+func (g *gate) wantsUntried() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state == halfOpen && time.Since(g.halfway) < untriedFirst
 }
 
 // enter asks to make one call. The caller must end it with leave or unused.
@@ -111,6 +124,9 @@ func (g *gate) leave(turn uint64, err error) {
 			g.log.Info("Papermap works again; creating dashboards goes on")
 		}
 		ring(g.changed)
+	case e != nil && e.Deferred && e.Status == 0: // our own rate limit: nothing was sent, so nothing was learned
+		g.trial = false
+		ring(g.changed)
 	case e != nil && e.Class == papermap.Credentials:
 		g.shut("Papermap refuses the credentials: check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID", err)
 	case e != nil && e.Class == papermap.Configuration:
@@ -125,7 +141,8 @@ func (g *gate) leave(turn uint64, err error) {
 func (g *gate) shut(reason string, err error) {
 	again := g.state == halfOpen
 	g.set(shut, fmt.Sprintf("%s (%v)", reason, err))
-	if !again { // said already
+	if !again { // else it is still the same pause, and said already
+		g.wait = probeFirst
 		g.log.Error("paused creating dashboards; events wait in the stream, tokens go on", "reason", reason, "error", err)
 	}
 	ring(g.closed)
@@ -138,7 +155,6 @@ func (g *gate) set(s gateState, reason string) {
 
 // run probes while the gate is closed, until ctx ends.
 func (g *gate) run(ctx context.Context) {
-	wait := probeFirst
 	for {
 		select {
 		case <-g.closed:
@@ -146,10 +162,9 @@ func (g *gate) run(ctx context.Context) {
 			return
 		}
 		for {
-			if !sleep(ctx, wait) {
+			if !sleep(ctx, g.nextWait()) {
 				return
 			}
-			wait = min(2*wait, probeMost)
 			err := g.probe(ctx)
 			if err == nil {
 				break
@@ -158,9 +173,18 @@ func (g *gate) run(ctx context.Context) {
 		}
 		g.mu.Lock()
 		g.set(halfOpen, "trying one dashboard after a pause: "+g.reason)
+		g.halfway = time.Now()
 		g.mu.Unlock()
 		ring(g.changed)
 	}
+}
+
+func (g *gate) nextWait() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	wait := g.wait
+	g.wait = min(2*wait, probeMost)
+	return wait
 }
 
 // ring wakes the one that waits on the bell, now or at its next look.

@@ -34,6 +34,15 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 	if err != nil {
 		return err
 	}
+	if ws.gate.wantsUntried() {
+		m, err := w.db.Mapping(ctx, data.TenantID)
+		switch {
+		case err == nil && !m.FailedAt.IsZero():
+			return &events.Retry{After: untriedFirst, Err: errors.New("after a pause, tenants that never failed go first")}
+		case err != nil && !errors.Is(err, repo.ErrNotFound):
+			return err
+		}
+	}
 	turn, err := ws.gate.enter()
 	if err != nil {
 		return &events.Retry{After: events.Delay(e.Deliveries), Err: err}

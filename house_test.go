@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// mayImport says which packages of this project a package may import, as docs/architecture.md has it. Package main may
+// import all; tests are not asked.
+var mayImport = map[string][]string{
+	"papermap-worker/worker/ops":         {"papermap-worker/worker"},
+	"papermap-worker/worker":             {"papermap-worker/events", "papermap-worker/papermap", "papermap-worker/repo"},
+	"papermap-worker/repo":               {"papermap-worker/schema"},
+	"papermap-worker/papermap/simulator": {"papermap-worker/papermap"},
+	"papermap-worker/events":             nil,
+	"papermap-worker/events/embedded":    nil,
+	"papermap-worker/papermap":           nil,
+	"papermap-worker/schema":             nil,
+}
+
+func TestPackagesImportOnlyWhatTheyMay(t *testing.T) {
+	const program = "papermap-worker"
+	list, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for d := json.NewDecoder(bytes.NewReader(list)); ; seen++ {
+		var p struct {
+			ImportPath string
+			Imports    []string // without those of tests
+		}
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if p.ImportPath == program {
+			continue
+		}
+		allowed, known := mayImport[p.ImportPath]
+		if !known {
+			t.Errorf("%s is new: decide what it may import, here and in docs/architecture.md", p.ImportPath)
+		}
+		for _, i := range p.Imports {
+			if (i == program || strings.HasPrefix(i, program+"/")) && !slices.Contains(allowed, i) {
+				t.Errorf("%s imports %s and may import only %v of this project", p.ImportPath, i, allowed)
+			}
+		}
+	}
+	if seen != len(mayImport)+1 {
+		t.Errorf("%d packages, and this test knows %d: take out those that are gone", seen, len(mayImport)+1)
+	}
+}
+
+func TestREADMEBeginsWithTwoCommands(t *testing.T) {
+	_, fence, _ := strings.Cut(readme(t), "\n```sh first\n")
+	fence, _, _ = strings.Cut(fence, "```\n")
+	if want := "go run . demo\ngo test ./...\n"; fence != want {
+		t.Errorf("README's first commands are\n%s\nwant\n%s", fence, want)
+	}
+}
+
+func TestREADMENamesEachSetting(t *testing.T) {
+	_, section, _ := strings.Cut(readme(t), "\n## Configuration\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	table, other, _ := strings.Cut(section, "\nAccepted but without effect")
+
+	var code, ignored []string
+	for _, name := range variables(t) {
+		if !strings.HasSuffix(name, "_FILE") || strings.HasPrefix(name, "NATS_NKEY") || strings.HasPrefix(name, "PAPERMAP_WORKSPACES") { // as README says, of a secret
+			code = append(code, name)
+		}
+	}
+	for _, name := range later {
+		if !strings.HasSuffix(name, "_FILE") {
+			ignored = append(ignored, name)
+		}
+	}
+	slices.Sort(ignored)
+	if diff := cmp.Diff(code, named(table)); diff != "" {
+		t.Errorf("config.go (-) and README's table (+) differ:\n%s", diff)
+	}
+	if diff := cmp.Diff(ignored, named(other)); diff != "" {
+		t.Errorf("what config.go (-) and README (+) call without effect differs:\n%s", diff)
+	}
+}
+
+func readme(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+var variableForm = regexp.MustCompile("`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[a-z]+)?`")
+
+// named lists the variables that a text names, sorted. NAME_FILE is README's word for any.
+func named(text string) []string {
+	set := map[string]bool{}
+	for _, m := range variableForm.FindAllStringSubmatch(text, -1) {
+		set[m[1]] = m[1] != "NAME_FILE"
+	}
+	return sorted(set)
+}
+
+// variables lists the environment variables that config.go reads, sorted: those of env tags, and the secrets with
+// their _FILE.
+func variables(t *testing.T) []string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "config.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := map[string]bool{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.Field:
+			if n.Tag != nil {
+				tag, _ := strconv.Unquote(n.Tag.Value)
+				if name := reflect.StructTag(tag).Get("env"); name != "" {
+					set[name] = true
+				}
+			}
+		case *ast.CallExpr:
+			called, ok := n.Fun.(*ast.SelectorExpr)
+			if ok && called.Sel.Name == "secret" {
+				name, err := strconv.Unquote(n.Args[0].(*ast.BasicLit).Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				set[name], set[name+"_FILE"] = true, true
+			}
+		}
+		return true
+	})
+	return sorted(set)
+}
+
+func sorted(set map[string]bool) []string {
+	var list []string
+	for name, in := range set {
+		if in {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	return list
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"papermap-worker/papermap/simulator"
+)
+
+// TestScripts runs the scripts, which say what the program does on the command line. Beside testscript's own commands
+// they have those of scriptCommands. Their environment is empty but for PATH and the like.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script", Cmds: scriptCommands, RequireExplicitExec: true, RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			for _, name := range []string{"FREE", "FREE2", "FREE3"} { // addresses
+				address, err := freeAddress()
+				if err != nil {
+					return err
+				}
+				_, port, _ := net.SplitHostPort(address)
+				e.Setenv(name, address)
+				e.Setenv(name+"PORT", port)
+			}
+			for name, text := range map[string]string{"ESC": "\x1b", "BEL": "\a", "CSI": "\u009b", "RLO": "\u202e", "NL": "\n", "TAB": "\t"} {
+				e.Setenv(name, text)
+			}
+			return nil
+		},
+	})
+}
+
+var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
+	// system [fault...] starts a NATS server and a simulator, and sets the variables of a worker that uses them.
+	"system": func(ts *testscript.TestScript, _ bool, args []string) {
+		var faults []simulator.Fault
+		for _, text := range args {
+			f, err := simulator.ParseFault(text)
+			ts.Check(err)
+			faults = append(faults, f)
+		}
+		s, err := startSystem(ts.Getenv("WORK"), faults...)
+		ts.Check(err)
+		ts.Defer(s.close)
+		for _, setting := range s.env {
+			name, value, _ := strings.Cut(setting, "=")
+			ts.Setenv(name, value)
+		}
+		ts.Setenv("HTTP_ADDR", ts.Getenv("FREE"))
+	},
+
+	// publish SUBJECT EVENT-ID TEXT publishes any text to a subject of the stream.
+	"publish": func(ts *testscript.TestScript, _ bool, args []string) {
+		nc, err := nats.Connect(ts.Getenv("NATS_URL"))
+		ts.Check(err)
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		ts.Check(err)
+		_, err = js.Publish(context.Background(), args[0], []byte(args[2]), jetstream.WithMsgID(args[1]))
+		ts.Check(err)
+	},
+
+	// exits CODE COMMAND... runs a command that ends with the code.
+	"exits": func(ts *testscript.TestScript, _ bool, args []string) {
+		want, err := strconv.Atoi(args[0])
+		ts.Check(err)
+		code := 0
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) {
+				ts.Fatalf("%v", err)
+			}
+			code = exit.ExitCode()
+		}
+		if code != want {
+			ts.Fatalf("exit code %d, want %d", code, want)
+		}
+	},
+
+	// until PATTERN COMMAND... runs a command until it succeeds and prints what the pattern matches.
+	"until": func(ts *testscript.TestScript, _ bool, args []string) {
+		pattern := regexp.MustCompile("(?m)" + args[0])
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		for {
+			err := ts.Exec(args[1], args[2:]...)
+			if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+				return
+			}
+			if pause(ctx, 50*time.Millisecond) != nil {
+				ts.Fatalf("never printed %q (%v)", args[0], err)
+			}
+		}
+	},
+
+	// opens says whether Papermap's page opens at the address that was printed.
+	"opens": func(ts *testscript.TestScript, neg bool, _ []string) {
+		err := openEmbedded(context.Background(), strings.TrimSpace(ts.ReadFile("stdout")))
+		if (err != nil) != neg {
+			ts.Fatalf("opening the printed address: %v", err)
+		}
+	},
+
+	// empty FOLDER says that there is nothing in it.
+	"empty": func(ts *testscript.TestScript, _ bool, args []string) {
+		list, err := os.ReadDir(ts.MkAbs(args[0]))
+		ts.Check(err)
+		if len(list) > 0 {
+			ts.Fatalf("left behind: %v", list)
+		}
+	},
+}

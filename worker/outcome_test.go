@@ -1,0 +1,243 @@
+package worker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/papermap/simulator"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// announced is what the stream tells of a tenant's dashboard: the events out in their order, as "type first-field …".
+func (w *world) announced(tenant string) []string {
+	w.t.Helper()
+	var list []string
+	seen := map[string]bool{}
+	for _, msg := range w.stored("PAPERMAP", "papermap.events.dashboard.*") {
+		var e struct {
+			SpecVersion, ID, Source, Type, Subject, Time, DataContentType string
+			Data                                                          map[string]string
+		}
+		if err := json.Unmarshal(msg.Data, &e); err != nil {
+			w.t.Fatalf("%s: %v", msg.Data, err)
+		}
+		if e.Subject != tenant {
+			continue
+		}
+		when, err := time.Parse(time.RFC3339Nano, e.Time)
+		if err != nil || time.Since(when).Abs() > 5*time.Minute || e.SpecVersion != "1.0" || e.ID == "" || e.Source == "" ||
+			msg.Subject != "papermap.events."+e.Type || e.DataContentType != "application/json" ||
+			msg.Header.Get("content-type") != "application/cloudevents+json" || msg.Header.Get("Nats-Msg-Id") != e.ID ||
+			e.Data["tenant_id"] != tenant || e.Data["workspace_id"] == "" {
+			w.t.Errorf("no good event: %v %s", msg.Header, msg.Data)
+		}
+		if seen[e.ID] {
+			continue // at least once
+		}
+		seen[e.ID] = true
+		var fields []string
+		for _, name := range []string{"dashboard_id", "title", "attempt", "code", "message"} {
+			if v := e.Data[name]; v != "" {
+				fields = append(fields, v)
+			}
+		}
+		if len(fields) != len(e.Data)-2 {
+			w.t.Errorf("fields that no one knows: %s", msg.Data)
+		}
+		list = append(list, strings.TrimSpace(e.Type+" "+strings.Join(fields, " ")))
+	}
+	return list
+}
+
+// relayed is a check that no event out waits in the database.
+func (w *world) relayed() error {
+	waiting, err := w.db.Unsent(w.t.Context(), 10)
+	if err == nil && len(waiting) > 0 {
+		err = fmt.Errorf("%d events out wait", len(waiting))
+	}
+	return err
+}
+
+func TestEveryStateChangeIsAnnouncedOnceAndInOrder(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{
+		config: func(c *worker.Config) { c.Hold = true },
+		faults: []string{"tenant=refused count=1 status=422 body=`{\"message\":\"title is too dull\",\"code\":\"DULL\"}`", "tenant=held drop=after"},
+	})
+	began := time.Now().Add(-time.Hour)
+	for minute, eventType := range []string{
+		events.TypeTenantCreated, events.TypeTenantDeleted, events.TypeTenantCreated, events.TypeTenantSuspended, events.TypeTenantResumed,
+	} {
+		w.at(began.Add(time.Duration(minute)*time.Minute), eventType, "twice")
+		if minute < 2 {
+			w.at(began.Add(time.Duration(minute)*time.Minute), events.TypeTenantCreated, "refused") // the second is a new generation
+			w.create("held")
+		}
+		eventually(t, soon, w.settled)
+	}
+	eventually(t, soon, w.relayed)
+
+	var twice, refused []simulator.Dashboard = w.made("twice"), w.made("refused")
+	if len(twice) != 2 || len(refused) != 1 || len(w.made("held")) != 1 {
+		t.Fatalf("made %v", w.sim.Dashboards())
+	}
+	for tenant, want := range map[string][]string{
+		"twice":   {"dashboard.created " + twice[0].ID + " Dashboard - twice", "dashboard.created " + twice[1].ID + " Dashboard - twice"},
+		"refused": {"dashboard.failed API_REFUSED papermap (refused): status 422: DULL: title is too dull", "dashboard.created " + refused[0].ID + " Dashboard - refused"},
+		"held":    {"dashboard.held " + w.attempts("held")[0].ID},
+	} {
+		if got := w.announced(tenant); !slices.Equal(got, want) {
+			t.Errorf("%s: announced\n%q, want\n%q", tenant, got, want)
+		}
+	}
+	var rows, sent int
+	w.must(w.sql.QueryRow("SELECT COUNT(*), COUNT(sent_at) FROM outbox").Scan(&rows, &sent))
+	if rows != 5 || sent != rows {
+		t.Errorf("%d rows in the outbox, %d marked as sent, want 5", rows, sent)
+	}
+	if m := w.mapping("twice"); m.Status != repo.Active || m.Generation != 2 || m.DashboardID != twice[1].ID {
+		t.Errorf("mapping %+v", m)
+	}
+}
+
+func TestARefusedCreateFailsTheTenantUntilItIsPublishedAgain(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{faults: []string{"tenant=t count=1 status=400"}})
+	w.create("t")
+	eventually(t, soon, w.settled)
+	if m := w.mapping("t"); m.Status != repo.Failed || m.Generation != 1 || w.outcomes("t") != "refused" {
+		t.Errorf("mapping %+v, attempts %s", m, w.outcomes("t"))
+	}
+	letters := w.dead()
+	if len(letters) != 1 {
+		t.Fatalf("%d dead letters", len(letters))
+	}
+	h := letters[0].Header
+	if letters[0].Subject != "papermap.dead.tenant.created" || h.Get("Papermap-Side-Effect") != "none" || h.Get("Papermap-Error-Code") != "API_REFUSED" ||
+		h.Get("Papermap-Attempts") != "1" || !strings.Contains(h.Get("Papermap-Error"), "status 400") {
+		t.Errorf("dead letter %s %v", letters[0].Subject, h)
+	}
+	w.create("t")
+	eventually(t, soon, w.are(repo.Active, "t"))
+	eventually(t, soon, w.settled)
+	if m := w.mapping("t"); m.Generation != 2 || w.outcomes("t") != "refused created" || len(w.dead()) != 1 {
+		t.Errorf("mapping %+v, attempts %s, %d dead letters", m, w.outcomes("t"), len(w.dead()))
+	}
+}
+
+func TestALostAnswerIsHeldAsConfigured(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: func(c *worker.Config) { c.Hold = true }, faults: []string{"on=create count=1 drop=after"}})
+	w.create("t")
+	eventually(t, soon, w.are(repo.Held, "t"))
+	eventually(t, soon, w.settled)
+	w.create("t") // and stays so, whatever comes
+	eventually(t, soon, w.settled)
+	if w.status("t") != repo.Held || w.outcomes("t") != "unknown" || w.creates("t") != 1 || len(w.dead()) != 0 {
+		t.Errorf("%s, attempts %s, %d requests, %d dead letters", w.status("t"), w.outcomes("t"), w.creates("t"), len(w.dead()))
+	}
+	eventually(t, soon, w.relayed)
+	if got, want := w.announced("t"), []string{"dashboard.held " + w.attempts("t")[0].ID}; !slices.Equal(got, want) {
+		t.Errorf("announced %q, want %q", got, want)
+	}
+}
+
+func TestALostAnswerIsRecreatedAsConfigured(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{faults: []string{"on=create count=1 drop=after"}})
+	w.create("t")
+	eventually(t, soon, w.are(repo.Active, "t"))
+	made := w.made("t")
+	if len(made) != 2 || w.outcomes("t") != "unknown created" || w.mapping("t").DashboardID != made[1].ID {
+		t.Errorf("%d dashboards, attempts %s, mapping %s", len(made), w.outcomes("t"), w.mapping("t").DashboardID)
+	}
+	orphans, err := w.db.UncertainAttempts(t.Context())
+	if err != nil || len(orphans) != 1 || orphans[0].Mark != made[0].Mark || orphans[0].Title != made[0].Title {
+		t.Errorf("possible orphans %+v, %v; the lost one is %+v", orphans, err, made[0])
+	}
+}
+
+func TestAnAnswerThatComesAfterItsGenerationIsOrphaned(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{faults: []string{"on=create count=1 delay=2s"}})
+	began := time.Now().Add(-time.Hour)
+	w.at(began, events.TypeTenantCreated, "t")
+	eventually(t, soon, func() error {
+		if w.creates("t") == 0 {
+			return fmt.Errorf("no request yet")
+		}
+		return nil
+	})
+	w.at(began.Add(time.Minute), events.TypeTenantDeleted, "t")
+	eventually(t, soon, w.are(repo.Deleted, "t"))
+	w.at(began.Add(2*time.Minute), events.TypeTenantCreated, "t")
+	eventually(t, soon, w.settled)
+	made := w.made("t")
+	m := w.mapping("t")
+	if len(made) != 2 || m.DashboardID != made[1].ID || m.Status != repo.Active || m.Generation != 2 {
+		t.Fatalf("made %+v, mapping %+v", made, m)
+	}
+	attempts := w.attempts("t")
+	if w.outcomes("t") != "orphaned created" || attempts[0].DashboardID != made[0].ID || attempts[0].Mark != made[0].Mark {
+		t.Errorf("attempts %+v", attempts)
+	}
+	eventually(t, soon, w.relayed)
+	if got := w.announced("t"); len(got) != 1 || !strings.Contains(got[0], made[1].ID) {
+		t.Errorf("announced %q", got)
+	}
+}
+
+func TestADashboardIsNeverRecordedForTwoTenants(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: func(c *worker.Config) { c.Hold = true }})
+	w.create("first")
+	eventually(t, soon, w.are(repo.Active, "first"))
+	id := w.mapping("first").DashboardID
+	w.setFaults("tenant=second status=200 body=`{\"success\":true,\"data\":{\"dashboard_id\":\"" + id + "\"}}`")
+	w.create("second")
+	eventually(t, soon, w.are(repo.Held, "second"))
+	if m := w.mapping("second"); m.DashboardID != "" || w.outcomes("second") != "unknown" || w.attempts("second")[0].DashboardID != id {
+		t.Errorf("mapping %+v, attempts %+v", m, w.attempts("second"))
+	}
+	if !strings.Contains(w.logs.String(), "belongs to another tenant") {
+		t.Error("the log does not tell of it")
+	}
+}
+
+// What the API echoes is kept from logs, database, dead letters and events; start looks for it in all of them.
+func TestEchoedSecretsAreKeptNowhere(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{200, 302, 400, 401, 403, 404, 409, 422, 429, 500, 503} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			w := start(t, options{config: func(c *worker.Config) { c.Hold = true }})
+			w.create("token", "suspended")
+			eventually(t, soon, w.are(repo.Active, "token", "suspended"))
+			w.token(object("tenant_id", "token"))
+			w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+				echo := fmt.Sprintf("signature %s of key %s with sk_canary_api_a or sk_canary_embed_a", r.Header.Get("X-Signature"), r.Header.Get("X-API-Key-ID"))
+				rw.Header().Set("Location", "https://papermap.invalid/?q="+strings.ReplaceAll(echo, " ", "+"))
+				rw.WriteHeader(status)
+				_ = json.NewEncoder(rw).Encode(map[string]any{"success": false, "message": echo, "code": r.Header.Get("X-Signature")})
+			})
+			w.create("t")
+			eventually(t, soon, func() error {
+				if w.front.seen(http.MethodPost) < 3 || w.status("t") == repo.Creating {
+					return fmt.Errorf("not tried yet")
+				}
+				return nil
+			})
+			attempt := w.attempts("t")[0]
+			if attempt.Error == "" || attempt.HTTPStatus != status {
+				t.Errorf("attempt %+v", attempt)
+			}
+		})
+	}
+}

@@ -1,0 +1,246 @@
+package worker_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// recovery is how soon everything must be done after Papermap works again.
+const recovery = 30 * time.Second
+
+// paused is a check that the worker is paused, for this reason.
+func (i *instance) paused(reason string) func() error {
+	return func() error {
+		s := i.State(i.world.t.Context())
+		if !s.Ready || s.Consuming != "paused" || len(s.Reasons) != 1 || !strings.Contains(s.Reasons[0], reason) {
+			return fmt.Errorf("state is %+v, want ready, paused, because of %q", s, reason)
+		}
+		return nil
+	}
+}
+
+// pausesLogged counts the pauses that the log tells of.
+func (w *world) pausesLogged() int {
+	return strings.Count(w.logs.String(), `"msg":"paused creating dashboards`)
+}
+
+func TestWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
+	t.Parallel()
+	const slots = 4
+	var led atomic.Int64 // to where the redirect points
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { led.Add(1) }))
+	defer elsewhere.Close()
+	for _, c := range []struct {
+		name    string
+		reason  string
+		most    int  // create requests before and during the pause
+		certain bool // that none of them was processed
+		breakIt func(w *world)
+		mend    func(w *world)
+	}{
+		{
+			"revoked key", "refuses the credentials", slots, true,
+			func(w *world) { w.sim.RevokeKey("ak_a") }, func(w *world) { w.sim.AddKey("ws-a", workspaceA.Key) },
+		}, {
+			"403", "refuses the credentials", slots, true,
+			func(w *world) { w.setFaults("status=403") }, func(w *world) { w.setFaults() },
+		}, {
+			"404", "PAPERMAP_API_URL", slots, true,
+			func(w *world) { w.setFaults("status=404") }, func(w *world) { w.setFaults() },
+		}, {
+			"redirect", "PAPERMAP_API_URL", slots, true,
+			func(w *world) {
+				w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+					http.Redirect(rw, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
+				})
+			}, func(w *world) { w.intercept(nil) },
+		}, {
+			"500 on everything", "keep failing", 8 + slots, false,
+			func(w *world) { w.setFaults("status=500") }, func(w *world) { w.setFaults() },
+		}, {
+			"500 on creates alone", "keep failing", 20, false, // some are trials: the probes succeed
+			func(w *world) { w.setFaults("on=create status=500") }, func(w *world) { w.setFaults() },
+		}, {
+			"429 on everything", "keep failing", 2 * (8 + slots), true, // up to two tries in a call
+			func(w *world) { w.setFaults("status=429 retry-after=2") }, func(w *world) { w.setFaults() },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, options{config: func(c *worker.Config) { c.Concurrency, c.MaxAttempts = slots, 1 }})
+			w.create("before", "suspended-later")
+			eventually(t, soon, w.are(repo.Active, "before", "suspended-later"))
+			good := w.front.seen(http.MethodPost)
+
+			c.breakIt(w)
+			tenants := names("t", 20)
+			w.create(tenants...)
+			eventually(t, soon, w.workers[0].paused(c.reason))
+			eventually(t, soon, func() error { // it probes, and by reads
+				if n := w.front.seen(http.MethodGet); n < 2 {
+					return fmt.Errorf("%d probes so far", n)
+				}
+				return nil
+			})
+			if n := w.front.seen(http.MethodPost) - good; n > c.most {
+				t.Errorf("%d requests before and during the pause, want at most %d", n, c.most)
+			}
+			w.must(w.workers[0].paused("")())
+
+			// Meanwhile the rest of the work goes on.
+			w.publish(events.TypeTenantSuspended, object("tenant_id", "suspended-later"))
+			eventually(t, soon, w.are(repo.Suspended, "suspended-later"))
+			w.refused("embed-token", object("tenant_id", "suspended-later"), 403, "TENANT_SUSPENDED")
+			w.token(object("tenant_id", "before"))
+			if n := w.waiting(); n != len(tenants) {
+				t.Errorf("%d events wait in the stream, want %d", n, len(tenants))
+			}
+
+			c.mend(w)
+			eventually(t, recovery, w.are(repo.Active, tenants...))
+			eventually(t, recovery, func() error {
+				if s := w.workers[0].State(t.Context()); s.Consuming != "yes" || len(s.Reasons) > 0 {
+					return fmt.Errorf("state is %+v", s)
+				}
+				return nil
+			})
+			if n := len(w.dead()); n > 0 {
+				t.Errorf("%d dead letters", n)
+			}
+			if n := len(w.sim.Dashboards()); n != len(tenants)+2 {
+				t.Errorf("%d dashboards for %d tenants", n, len(tenants)+2)
+			}
+			for _, tenant := range tenants {
+				if c.certain && strings.Contains(w.outcomes(tenant), "unknown") {
+					t.Errorf("%s: attempts %s, though nothing was processed", tenant, w.outcomes(tenant))
+				}
+			}
+			if n := w.pausesLogged(); n != 1 {
+				t.Errorf("the log tells of %d pauses", n)
+			}
+			if n := led.Load(); n > 0 {
+				t.Errorf("%d redirects were followed", n)
+			}
+		})
+	}
+}
+
+func TestAPausedWorkspaceDoesNotPauseAnother(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{})
+	w.sim.RevokeKey("ak_b")
+	closed, open := names("b", 10), names("a", 10)
+	inB := func(tenant string) {
+		w.publish(events.TypeTenantCreated, object("tenant_id", tenant, "name", tenant, "workspace_id", "ws-b"))
+	}
+	for _, tenant := range closed[:5] {
+		inB(tenant)
+	}
+	eventually(t, soon, w.workers[0].paused("workspace ws-b is paused"))
+	for _, tenant := range closed[5:] {
+		inB(tenant)
+	}
+	w.create(open...)
+	eventually(t, soon, w.are(repo.Active, open...))
+	eventually(t, soon, func() error {
+		if n := w.waiting(); n != len(closed) {
+			return fmt.Errorf("%d events wait, want %d", n, len(closed))
+		}
+		return nil
+	})
+	w.sim.AddKey("ws-b", workspaceB.Key)
+	eventually(t, recovery, w.are(repo.Active, closed...))
+}
+
+func TestOurOwnRateLimitIsNoPauseAndNoFailure(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: func(c *worker.Config) { c.MaxRPS, c.MaxAttempts = 10, 1 }})
+	tenants := names("t", 80)
+	began := time.Now()
+	w.create(tenants...)
+	eventually(t, soon, w.are(repo.Active, tenants...))
+	if took := time.Since(began); took < 7*time.Second {
+		t.Errorf("80 requests at 10 a second took %v", took)
+	}
+	if n := w.pausesLogged(); n != 0 || len(w.dead()) != 0 {
+		t.Errorf("%d pauses, %d dead letters", n, len(w.dead()))
+	}
+}
+
+func TestATenantThatFailsWhileOthersSucceedDiesAfterMaxAttempts(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{
+		config: func(c *worker.Config) { c.MaxAttempts = 2 },
+		faults: []string{"tenant=poison status=500"},
+	})
+	sequence := w.publish(events.TypeTenantCreated, object("tenant_id", "poison", "name", "N"), "Nats-Msg-Id", "the-event")
+	others := 0
+	eventually(t, soon, func() error {
+		w.create(fmt.Sprintf("other-%d", others))
+		others++
+		return w.are(repo.Failed, "poison")()
+	})
+	eventually(t, soon, func() error {
+		if n := len(w.dead()); n != 1 {
+			return fmt.Errorf("%d dead letters", n)
+		}
+		return nil
+	})
+	h := w.dead()[0].Header
+	for name, want := range map[string]string{
+		"Papermap-Error-Code": "API_FAILED", "Papermap-Attempts": "2", "Papermap-Side-Effect": "maybe", "Papermap-Event-Id": "the-event",
+		"Papermap-Stream-Sequence": fmt.Sprint(sequence), "Papermap-Original-Nats-Msg-Id": "the-event",
+	} {
+		if h.Get(name) != want {
+			t.Errorf("%s is %q, want %q", name, h.Get(name), want)
+		}
+	}
+	if n := w.creates("poison"); n != 3 { // the first never counts: there is no moment before it
+		t.Errorf("%d create requests, want 3", n)
+	}
+	if got := w.outcomes("poison"); got != "unknown unknown unknown" {
+		t.Errorf("attempts %s", got)
+	}
+	eventually(t, soon, w.settled)
+	if n := len(w.sim.Dashboards()); n != others || w.pausesLogged() > 0 {
+		t.Errorf("%d dashboards for %d others, %d pauses", n, others, w.pausesLogged())
+	}
+}
+
+func TestManyFailingTenantsDoNotKeepOthersOut(t *testing.T) {
+	t.Parallel()
+	failing := names("poison", 8) // each has failed once when the gate closes
+	var faults []string
+	for _, tenant := range failing {
+		faults = append(faults, "tenant="+tenant+" status=500")
+	}
+	// With more workspaces a paused one's events are given back meanwhile, and it takes longer.
+	w := start(t, options{faults: faults, config: func(c *worker.Config) { c.Workspaces = c.Workspaces[:1] }})
+	w.create(failing...)
+	eventually(t, soon, w.workers[0].paused("keep failing")) // nothing tells them from an API that is down
+	eventually(t, soon, func() error {                       // until those that failed are offered again
+		if n := len(w.requests("create")); n < 10 {
+			return fmt.Errorf("%d requests", n)
+		}
+		return nil
+	})
+	others := names("other", 5)
+	w.create(others...)
+	eventually(t, recovery, w.are(repo.Active, others...))
+	if n := len(w.dead()); n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+	if slices.ContainsFunc(others, func(tenant string) bool { return w.creates(tenant) != 1 }) {
+		t.Error("more than one request for a good tenant")
+	}
+}
