@@ -38,15 +38,16 @@ func TestTablesHaveTheColumnsAndConstraintsThatOutsideChecksRelyOn(t *testing.T)
 
 	const when = "'2026-01-01T00:00:00.000Z'"
 	tenant := func(id, workspace, dashboard, status string) string {
-		return fmt.Sprintf("INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, status, created_at, updated_at) VALUES ('%s', '%s', %s, '%s', %s, %s)",
-			id, workspace, dashboard, status, when, when)
+		return fmt.Sprintf(`INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, status, created_at, updated_at)
+			VALUES ('%s', '%s', %s, '%s', %s, %s)`, id, workspace, dashboard, status, when, when)
 	}
 	attempt := func(id, mark, outcome string) string {
-		return fmt.Sprintf("INSERT INTO provision_attempts (id, workspace_id, tenant_id, generation, mark, outcome, started_at) VALUES ('%s', 'w', 'a', 1, '%s', '%s', %s)",
-			id, mark, outcome, when)
+		return fmt.Sprintf(`INSERT INTO provision_attempts (id, workspace_id, tenant_id, generation, mark, outcome, started_at)
+			VALUES ('%s', 'w', 'a', 1, '%s', '%s', %s)`, id, mark, outcome, when)
 	}
 	usage := func(tenant string) string {
-		return fmt.Sprintf("INSERT INTO tenant_usage (workspace_id, tenant_id, period, credits, requests, synced_at) VALUES ('w', '%s', '2026-01', '1.50', 2, %s)", tenant, when)
+		return fmt.Sprintf(`INSERT INTO tenant_usage (workspace_id, tenant_id, period, credits, requests, synced_at)
+			VALUES ('w', '%s', '2026-01', '1.50', 2, %s)`, tenant, when)
 	}
 	for _, test := range []struct {
 		statement string

@@ -72,7 +72,8 @@ func TestAJobThatFailsOrPanicsIsRolledBackAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "errors", failures(group), []string{
-		"", "no", "", "panic in a transaction: oh", "NOT NULL constraint failed: leases.holder", "panic in a transaction: runtime error: invalid memory address or nil pointer dereference", "",
+		"", "no", "", "panic in a transaction: oh", "NOT NULL constraint failed: leases.holder",
+		"panic in a transaction: runtime error: invalid memory address or nil pointer dereference", "",
 	})
 	same(t, "rows", rows(t, db), []string{"a", "c", "g"})
 }
@@ -122,7 +123,9 @@ func TestOnAFullDiskAWriteIsEitherThereOrAnError(t *testing.T) {
 			return t.exec(ctx, "INSERT INTO outbox (event_id, tenant_id, type, data, created_at) VALUES (hex(randomblob(8)), '', '', zeroblob(?), '')", size)
 		}
 	}
-	group := []*job{written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)), written("d", fill(300_000)), written("e", fill(300_000)), written("f", fill(10))}
+	group := []*job{
+		written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)), written("d", fill(300_000)), written("e", fill(300_000)), written("f", fill(10)),
+	}
 	err := db.commit(group)
 	var want []string
 	for i, j := range group {

@@ -89,6 +89,7 @@ func disturbed(t *rapid.T, db *DB, run string, events []event, order []int) {
 		again := c.Step == Wait
 		if idle++; c.Step == Create {
 			idle = 0
+			same(t, "a dashboard is to be made for a deleted tenant", oracle(seen[tenant]) == Deleted, false)
 			accident := "none"
 			if len(attempts(t, db, tenant)) < 6 {
 				accident = rapid.SampledFrom([]string{"none", "crash", "crash after", "sleep", "refused", "unknown", "unknown made"}).Draw(t, "accident")
