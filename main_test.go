@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -87,7 +88,7 @@ func newSystem(t *testing.T, faults ...simulator.Fault) *system {
 func (s *system) jetStream(t *testing.T) jetstream.JetStream {
 	t.Helper()
 	bus, err := events.Connect(events.Options{
-		URL: s.nats.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1, MaxAge: time.Hour,
+		URL: s.nats.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1, MaxAge: 720 * time.Hour,
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -244,13 +245,20 @@ func (s *system) status(t *testing.T, db *sql.DB, tenant, want string) string {
 	return dashboard.String
 }
 
-// freeAddress is a loopback address that nobody listens on now.
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// freePort is a port of the loopback interface that nobody listens on, below those that systems give out by themselves, so
+// that it stays free.
+func freePort() (int, error) {
+	for {
+		port := 20000 + rand.IntN(10000)
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		return port, listener.Close()
 	}
-	return listener.Addr().String(), listener.Close()
 }
 
 func tail(s string, most int) string { return s[max(0, len(s)-most):] }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -26,14 +25,12 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", Cmds: scriptCommands, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"FREE", "FREE2", "FREE3"} { // addresses
-				address, err := freeAddress()
+			for _, name := range []string{"PORT", "PORT2", "PORT3"} {
+				port, err := freePort()
 				if err != nil {
 					return err
 				}
-				_, port, _ := net.SplitHostPort(address)
-				e.Setenv(name, address)
-				e.Setenv(name+"PORT", port)
+				e.Setenv(name, strconv.Itoa(port))
 			}
 			for name, text := range map[string]string{"ESC": "\x1b", "BEL": "\a", "CSI": "\u009b", "RLO": "\u202e", "NL": "\n", "TAB": "\t"} {
 				e.Setenv(name, text)
@@ -59,7 +56,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 			name, value, _ := strings.Cut(setting, "=")
 			ts.Setenv(name, value)
 		}
-		ts.Setenv("HTTP_ADDR", ts.Getenv("FREE"))
+		ts.Setenv("HTTP_ADDR", "127.0.0.1:"+ts.Getenv("PORT"))
 	},
 
 	// publish SUBJECT EVENT-ID TEXT publishes any text to a subject of the stream.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,9 +21,11 @@ import (
 func TestServeWaitsForNATSAndSaysSoOnce(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
-	natsAddress := strings.TrimPrefix(s.nats.URL(), "nats://")
-	s.nats.Close() // it is not there yet
-	worker := start(t, append(s.env, "NATS_URL=nats://worker:"+passwordCanary+"@"+natsAddress), "serve")
+	port, err := freePort() // of a NATS server that is not there yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	worker := start(t, append(s.env, fmt.Sprintf("NATS_URL=nats://worker:%s@127.0.0.1:%d", passwordCanary, port)), "serve")
 	address := worker.address(t)
 
 	from := time.Now()
@@ -43,11 +44,7 @@ func TestServeWaitsForNATSAndSaysSoOnce(t *testing.T) {
 		}
 	}
 
-	_, text, _ := net.SplitHostPort(natsAddress)
-	port, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.nats.Close()
 	if s.nats, err = embedded.Start(filepath.Join(t.TempDir(), "jetstream"), port); err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -41,25 +43,33 @@ type Bus struct {
 	js     jetstream.JetStream
 	log    *slog.Logger
 	closed chan struct{}
+	mu     sync.Mutex
+	why    error // the last reason for having no connection
 }
 
 // Connect connects to NATS. With o.Wait it returns at once and connects when the server is there.
 func Connect(o Options, log *slog.Logger) (*Bus, error) {
-	b := &Bus{o: o, log: log, closed: make(chan struct{})}
+	b, failed := &Bus{o: o, log: log, closed: make(chan struct{})}, make(chan error, 1)
 	options := []nats.Option{
 		nats.Name(o.Name),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(time.Second),
 		nats.IgnoreAuthErrorAbort(), // keys may be put right while we run
 		nats.RetryOnFailedConnect(o.Wait),
-		nats.ConnectHandler(func(*nats.Conn) {
+		nats.ConnectHandler(func(nc *nats.Conn) {
 			if o.Wait { // not worth a line for one command
-				log.Info("connected to NATS")
+				log.Info("connected to NATS", "server_version", nc.ConnectedServerVersion())
 			}
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				log.Warn("lost the connection to NATS; reconnecting", "error", err)
+				log.Warn("lost the connection to NATS; reconnecting", "error", b.because(err))
+			}
+		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			select {
+			case failed <- err:
+			default: // the first tells enough
 			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS again") }),
@@ -99,7 +109,11 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 		return nil, fmt.Errorf("connecting to NATS (NATS_URL): %w", err)
 	}
 	if o.Wait && !b.nc.IsConnected() {
-		log.Warn("NATS cannot be reached yet; waiting for it", "error", b.nc.LastError())
+		select {
+		case err := <-failed: // LastError may have been cleared for the next try
+			log.Warn("NATS cannot be reached yet; waiting for it", "error", b.because(err))
+		case <-time.After(time.Second): // the connection was made, and lost just now
+		}
 	}
 	if b.js, err = jetstream.New(b.nc); err != nil {
 		return nil, fmt.Errorf("opening JetStream: %w", err)
@@ -112,10 +126,20 @@ func (b *Bus) Connected() error {
 	if b.nc.IsConnected() {
 		return nil
 	}
-	if err := b.nc.LastError(); err != nil {
-		return fmt.Errorf("no connection to NATS: %w", err)
+	if why := b.because(b.nc.LastError()); why != nil {
+		return fmt.Errorf("no connection to NATS: %w", why)
 	}
 	return errors.New("no connection to NATS")
+}
+
+// because keeps the reason and returns it, or the one kept before: nats.go clears its last error before each try.
+func (b *Bus) because(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil && (b.why == nil || !strings.EqualFold(err.Error(), b.why.Error())) { // it has two spellings of some
+		b.why = err
+	}
+	return b.why
 }
 
 // Close sends what is buffered, waits for the callbacks under way and closes the connection, all within ctx.
@@ -130,8 +154,23 @@ func (b *Bus) Close(ctx context.Context) {
 	}
 }
 
-// EnsureStreams makes the two streams if they are missing and checks that they take what they must.
+// oldestServer is the first with consumers of several filter subjects, the newest thing used here: older ones ignore the filter.
+var oldestServer = []int{2, 10, 0}
+
+// checkServer returns an error for a server that is too old. A version that cannot be read is taken as new enough.
+func checkServer(version string) error {
+	have := make([]int, 3)
+	if n, _ := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d.%d", &have[0], &have[1], &have[2]); n < 2 || slices.Compare(have, oldestServer) >= 0 {
+		return nil
+	}
+	return fmt.Errorf("the NATS server has version %s, and the worker needs %d.%d or newer: upgrade it", version, oldestServer[0], oldestServer[1])
+}
+
+// EnsureStreams makes the two streams if they are missing and checks that they, and the server, can do what they must.
 func (b *Bus) EnsureStreams(ctx context.Context) error {
+	if err := checkServer(b.nc.ConnectedServerVersion()); err != nil {
+		return err
+	}
 	if err := b.ensureStream(ctx, b.o.Stream, b.o.Subjects.all(), b.o.MaxAge); err != nil {
 		return err
 	}

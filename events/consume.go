@@ -113,7 +113,7 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 		return fmt.Errorf("making consumer %s: %w", c.Durable, err)
 	}
 	working()
-	for {
+	for ctx.Err() == nil { // take alone would still find free slots now and then
 		n, err := c.take(ctx)
 		if err != nil {
 			return err
@@ -125,6 +125,7 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 			return err
 		}
 	}
+	return ctx.Err()
 }
 
 // take waits for a free slot and for admission, and returns how many slots it took.

@@ -65,6 +65,9 @@ func TestSchemasAndDecoderAgreeOnData(t *testing.T) {
 		{created, `{"tenant_id":"a","name":""}`, false},
 		{created, `{"tenant_id":"a","name":" \t\u00a0\u3000\u0085"}`, false},
 		{created, `{"tenant_id":"a","name":"b\u0000"}`, false},
+		{created, `{"tenant_id":"a","name":"b","title":"\u0000"}`, false},
+		{created, `{"tenant_id":"a","name":"b","description":"\u0000"}`, false},
+		{created, `{"tenant_id":"a","name":"b","created_by":"\u0000"}`, false},
 		{created, `{"tenant_id":"a","name":"b","workspace_id":"w "}`, false},
 		{created, `{"tenant_id":"a","name":"b","workspace_id":"` + strings.Repeat("w", 256) + `"}`, false},
 		{created, `{"tenant_id":"a","name":"b","wor` + "\u212a" + `space_id":"w"}`, false},
@@ -76,6 +79,7 @@ func TestSchemasAndDecoderAgreeOnData(t *testing.T) {
 		{suspended, `[]`, false},
 		{suspended, `{}`, false},
 		{suspended, `{"tenant_id":"a","workspace_id":"w "}`, false},
+		{suspended, `{"tenant_id":"a","reason":"\u0000"}`, false},
 
 		{sync, `{}`, true},
 		{sync, `{"tenant_id":"","workspace_id":"","from_period":"","to_period":""}`, true},

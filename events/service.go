@@ -38,7 +38,7 @@ func (e *ServiceError) Error() string { return fmt.Sprintf("%s (%d): %s", e.Code
 type errorBody struct {
 	Code       string `json:"code"`
 	Message    string `json:"message"`
-	RetryAfter int    `json:"retry_after,omitempty"`
+	RetryAfter int    `json:"retry_after,omitzero"`
 }
 
 const (

@@ -25,7 +25,7 @@ type Attempt struct {
 	Mark        string  `db:"mark" json:"mark"` // stands in the dashboard's description at Papermap
 	Outcome     Outcome `db:"outcome" json:"outcome"`
 	DashboardID string  `db:"dashboard_id" json:"dashboard_id,omitempty"`
-	HTTPStatus  int     `db:"http_status" json:"http_status,omitempty"`
+	HTTPStatus  int     `db:"http_status" json:"http_status,omitzero"`
 	Error       string  `db:"error" json:"error,omitempty"`
 	StartedAt   Time    `db:"started_at" json:"started_at"`
 	FinishedAt  Time    `db:"finished_at" json:"finished_at,omitzero"`

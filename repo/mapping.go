@@ -52,9 +52,9 @@ type Mapping struct {
 	Epoch       int64 `db:"epoch" json:"-"`        // of the lease; grows with every claim
 	ClaimableAt Time  `db:"claimable_at" json:"-"` // nobody may claim before
 
-	Failures      int    `db:"failures" json:"failures,omitempty"` // of this generation, that count
-	FailedAt      Time   `db:"failed_at" json:"-"`                 // the last failed API call
-	FailedMessage string `db:"failed_message" json:"-"`            // the stored message that ended as failed
+	Failures      int    `db:"failures" json:"failures,omitzero"` // of this generation, that count
+	FailedAt      Time   `db:"failed_at" json:"-"`                // the last failed API call
+	FailedMessage string `db:"failed_message" json:"-"`           // the stored message that ended as failed
 	FailedCode    string `db:"failed_code" json:"error_code,omitempty"`
 	FailedError   string `db:"failed_error" json:"error,omitempty"`
 }

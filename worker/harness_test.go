@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sync"
@@ -29,7 +31,7 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	_ = flag.Set("test.parallel", "12") // the tests mostly wait for leases, delays and probes
+	_ = flag.Set("test.parallel", "24") // the tests mostly wait for leases, delays and probes
 	goleak.VerifyTestMain(m)
 }
 
@@ -231,6 +233,23 @@ func (w *world) intercept(h http.HandlerFunc) {
 	w.front.answer.Store(&h)
 }
 
+// holdAnswers makes the API do at once what it is asked and keep its answers until release.
+func (w *world) holdAnswers() (release func()) {
+	held := make(chan struct{})
+	w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+		answer := httptest.NewRecorder()
+		w.sim.ServeHTTP(answer, r)
+		select {
+		case <-held:
+		case <-r.Context().Done():
+		}
+		maps.Copy(rw.Header(), answer.Header())
+		rw.WriteHeader(answer.Code)
+		_, _ = rw.Write(answer.Body.Bytes())
+	})
+	return func() { close(held) }
+}
+
 // instance is a running worker with its own connections, as one process would have.
 type instance struct {
 	*worker.Worker
@@ -295,15 +314,25 @@ func (i *instance) kill() {
 
 func (i *instance) close(cleanly bool) {
 	i.closed.Do(func() {
+		if !cleanly {
+			_ = i.db.Close()
+			i.bus.Close(canceled())
+			return
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		if !cleanly {
-			cancel()
-			_ = i.db.Close()
-		}
 		i.bus.Close(ctx)
-		_ = i.db.Close()
+		if err := i.db.Close(); err != nil {
+			i.world.t.Errorf("closing the database: %v", err)
+		}
 	})
+}
+
+// canceled makes a Close that takes a context end at once.
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
 }
 
 // eventually waits until check returns nil, and fails the test with its last error when that takes longer than within.

@@ -166,18 +166,17 @@ func TestALostAnswerIsRecreatedAsConfigured(t *testing.T) {
 
 func TestAnAnswerThatComesAfterItsGenerationIsOrphaned(t *testing.T) {
 	t.Parallel()
-	w := start(t, options{faults: []string{"on=create count=1 delay=2s"}})
+	w := start(t, options{})
 	began := time.Now().Add(-time.Hour)
+	release := w.holdAnswers()
 	w.at(began, events.TypeTenantCreated, "t")
-	eventually(t, soon, func() error {
-		if w.creates("t") == 0 {
-			return fmt.Errorf("no request yet")
-		}
-		return nil
-	})
+	eventually(t, soon, w.sent(1))
+	w.intercept(nil)
 	w.at(began.Add(time.Minute), events.TypeTenantDeleted, "t")
 	eventually(t, soon, w.are(repo.Deleted, "t"))
 	w.at(began.Add(2*time.Minute), events.TypeTenantCreated, "t")
+	eventually(t, soon, w.are(repo.Active, "t"))
+	release()
 	eventually(t, soon, w.settled)
 	made := w.made("t")
 	m := w.mapping("t")
@@ -218,9 +217,9 @@ func TestEchoedSecretsAreKeptNowhere(t *testing.T) {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			t.Parallel()
 			w := start(t, options{config: func(c *worker.Config) { c.Hold = true }})
-			w.create("token", "suspended")
-			eventually(t, soon, w.are(repo.Active, "token", "suspended"))
-			w.token(object("tenant_id", "token"))
+			w.create("before")
+			eventually(t, soon, w.are(repo.Active, "before"))
+			w.token(object("tenant_id", "before"))
 			w.intercept(func(rw http.ResponseWriter, r *http.Request) {
 				echo := fmt.Sprintf("signature %s of key %s with sk_canary_api_a or sk_canary_embed_a", r.Header.Get("X-Signature"), r.Header.Get("X-API-Key-ID"))
 				rw.Header().Set("Location", "https://papermap.invalid/?q="+strings.ReplaceAll(echo, " ", "+"))
@@ -229,7 +228,7 @@ func TestEchoedSecretsAreKeptNowhere(t *testing.T) {
 			})
 			w.create("t")
 			eventually(t, soon, func() error {
-				if w.front.seen(http.MethodPost) < 3 || w.status("t") == repo.Creating {
+				if w.front.seen(http.MethodPost) < 2 || w.status("t") == repo.Creating {
 					return fmt.Errorf("not tried yet")
 				}
 				return nil
