@@ -18,6 +18,7 @@ import (
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
+	"papermap-worker/repo"
 	"papermap-worker/worker"
 )
 
@@ -357,8 +358,8 @@ func (p *problems) databaseURL() string {
 	if address == "" {
 		address = "sqlite:papermap.db"
 	}
-	if path, ok := strings.CutPrefix(address, "sqlite:"); !ok || path == "" {
-		p.add("DATABASE_URL: not sqlite:PATH, the one kind of database that this version knows")
+	if err := repo.CheckAddress(address); err != nil {
+		p.add("DATABASE_URL: %v", err)
 	}
 	return address
 }

@@ -120,7 +120,7 @@ func TestEachSettingIsJudged(t *testing.T) {
 		"NATS_STREAM_MAX_AGE":  {[]string{"1m", "876000h"}, []string{"59s", "0", "30d"}},
 		"NATS_REPLY_PREFIXES":  {[]string{"replies", "a.b., c"}, []string{"$JS.API", "$SYS", "a.*", ">"}},
 		"SUBJECT_PREFIX":       {[]string{"a.b-c_1"}, []string{"a..b", ".a", "a.", "a b", "*", ">", "$JS"}},
-		"DATABASE_URL":         {[]string{"sqlite:x.db", "sqlite:/x/y.db"}, []string{"sqlite:", "x.db", "postgres://u:CANARY@h/db", "SQLITE:x"}},
+		"DATABASE_URL":         {[]string{"sqlite:x.db", "sqlite:/x/y.db", "postgres://u:CANARY@h/db", "postgresql://h"}, []string{"sqlite:", "sqlite::memory:", "x.db", "mysql://u:CANARY@h/db", "postgres://u:CANARY@h:port/db", "SQLITE:x"}},
 		"DATABASE_MIGRATE":     {[]string{"false"}, []string{"no"}},
 		"WORKER_CONCURRENCY":   {[]string{"1", "4096"}, []string{"0", "4097", "-1", "1e2", "many"}},
 		"MAX_ATTEMPTS":         {[]string{"1", "1000"}, []string{"0", "1001"}},

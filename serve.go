@@ -67,16 +67,26 @@ type serveConfig struct {
 }
 
 func (c *serveCmd) Run(a *app) error {
-	p := a.problems
+	cfg, err := c.config(a.problems)
+	if err != nil {
+		return err
+	}
+	c.warn(a.log, cfg)
+	return serve(a.ctx, cfg, a.log)
+}
+
+// config checks the settings, on top of problems that were found before.
+func (c *serveCmd) config(p problems) (serveConfig, error) {
 	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), httpAddr: c.healthAddr()}
 	c.workSettings.parse(&p, &cfg.worker)
 	cfg.migrate = p.boolean("DATABASE_MIGRATE", c.Migrate)
-	if err := p.err(); err != nil {
-		return err
-	}
 	cfg.bus.Wait = true
-	c.warn(a.log, cfg)
-	return serve(a.ctx, cfg, a.log)
+	for _, prefix := range cfg.worker.ReplyPrefixes {
+		if replies, ours := strings.TrimSuffix(prefix, ".")+".", cfg.bus.Subjects.Prefix+"."; strings.HasPrefix(replies, ours) || strings.HasPrefix(ours, replies) {
+			p.add("NATS_REPLY_PREFIXES: %q would let callers make the worker publish to its own subjects", prefix)
+		}
+	}
+	return cfg, p.err()
 }
 
 // warn says at start what is allowed and should not stay so.
@@ -150,7 +160,7 @@ func openDatabase(ctx context.Context, address string, migrate bool, log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	if err = db.CheckIntegrity(ctx); err == nil {
+	if err = errors.Join(db.Lock(), db.CheckIntegrity(ctx)); err == nil {
 		if migrate {
 			var applied []string
 			if applied, err = db.Migrate(ctx); len(applied) > 0 {
@@ -226,12 +236,15 @@ func openConfigured(a *app) (*repo.DB, error) {
 
 // openMigrated opens it for a command that needs its tables, and makes none.
 func openMigrated(a *app) (*repo.DB, error) {
-	var p problems
-	path, _ := strings.CutPrefix(p.databaseURL(), "sqlite:")
-	if _, err := os.Stat(path); len(p) == 0 && err != nil {
-		return nil, fmt.Errorf("there is no database: is DATABASE_URL right, and has `papermap-worker serve` or `migrate` run? %w", err)
+	p := a.problems
+	address := p.databaseURL()
+	if err := p.err(); err != nil {
+		return nil, err
 	}
-	db, err := openConfigured(a)
+	if err := repo.Exists(address); err != nil {
+		return nil, err
+	}
+	db, err := repo.Open(a.ctx, address)
 	if err != nil {
 		return nil, err
 	}

@@ -131,8 +131,7 @@ func (b *Bus) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) 
 		return nil, fmt.Errorf("looking up stream %s: %w", b.deadStream(), b.explain(err))
 	}
 	var list []DeadLetter
-	state := stream.CachedInfo().State
-	if state.Msgs == 0 {
+	if stream.CachedInfo().State.Msgs == 0 {
 		return nil, nil
 	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
@@ -162,7 +161,7 @@ func (b *Bus) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) 
 		d.Attempts, _ = strconv.Atoi(h.Get(headerAttempts)) // ours; 0 if somebody else wrote it
 		d.StreamSequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)
 		list = append(list, d)
-		if meta.Sequence.Stream >= state.LastSeq {
+		if meta.NumPending == 0 {
 			break
 		}
 	}

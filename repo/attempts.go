@@ -58,11 +58,15 @@ type UncertainAttempt struct {
 // UncertainAttempts lists, oldest first, the attempts with an unknown or orphaned outcome, and those that are still
 // "sent" longer than a lease lasts: their worker stopped.
 func (db *DB) UncertainAttempts(ctx context.Context) ([]UncertainAttempt, error) {
+	now, err := db.clock(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var list []UncertainAttempt
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
+	err = db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
 		FROM (SELECT `+attemptColumns+` FROM provision_attempts
 			WHERE outcome IN ('sent', 'unknown', 'orphaned') AND (outcome <> 'sent' OR started_at < ?)) a
-		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`), at(db.now().Add(-Lease)))
+		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`), at(now.Add(-Lease)))
 	if err != nil {
 		return nil, fmt.Errorf("listing uncertain attempts: %w", err)
 	}

@@ -9,8 +9,9 @@
 //     works; the epoch makes sure that a holder who slept cannot finish. See [DB.Begin].
 //   - A state change and the event that tells of it are written together. See [DB.Unsent] for how they leave.
 //
-// On SQLite, which has one writer, writes that wait at the same time share one transaction, each in a savepoint of
-// its own ([DB.commitGroups]): one fsync for many events. Reads have a pool of their own.
+// Two databases, one behaviour. On SQLite (sqlite.go), which has one writer, writes that wait at the same time share
+// one transaction, each in a savepoint of its own: one fsync for many events. On PostgreSQL (postgres.go) each write is a
+// transaction of its own, because groups that lock many tenants' rows would deadlock between replicas.
 package repo
 
 import (
@@ -19,14 +20,11 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
 
 	"papermap-worker/schema"
@@ -37,82 +35,62 @@ var ErrNotFound = errors.New("not found")
 
 // DB is an open database. Its methods may be called from many goroutines.
 type DB struct {
-	read, write *sqlx.DB
-	now         func() time.Time
-	queue       chan *job
-	stop        chan struct{} // closed by Close: no more jobs are taken
-	done        chan struct{} // closed when the last group is committed
-	closeOnce   sync.Once
+	dialect     goose.Dialect
+	read, write *sqlx.DB         // one pool on PostgreSQL
+	group       *group           // SQLite's group commit; nil on PostgreSQL
+	path        string           // of SQLite's file
+	lock        *os.File         // held for the process's life by the one worker of an SQLite file
+	now         func() time.Time // the clock that leases go by; nil for PostgreSQL's own
 }
 
-// Open opens the database at address, "sqlite:PATH", without migrating it. A file that does not exist is created;
-// its folder is not.
+// Open opens the database at address, "sqlite:PATH" or "postgres://…", without migrating it. An SQLite file that does
+// not exist is created; its folder is not.
 func Open(ctx context.Context, address string) (*DB, error) {
-	path, ok := strings.CutPrefix(address, "sqlite:")
-	if !ok || path == "" {
-		return nil, errors.New("DATABASE_URL must be sqlite:PATH, for example sqlite:papermap.db")
+	if path, ok := sqlitePath(address); ok {
+		return openSQLite(ctx, path)
 	}
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return nil, fmt.Errorf("opening the database: %s is a folder, not a file", path)
-	}
-	file := "file:" + (&url.URL{Path: path}).EscapedPath()
-	// Settings stand in the address because a PRAGMA by Exec would reach one connection of the pool alone.
-	const common = "?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000&_foreign_keys=on"
-	write, err := sqlx.Open("sqlite3", file+common+"&_txlock=immediate")
-	if err != nil {
-		return nil, fmt.Errorf("opening the database %s: %w", path, err)
-	}
-	write.SetMaxOpenConns(1)
-	if err := write.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
-	}
-	read, err := sqlx.Open("sqlite3", file+common+"&_query_only=1")
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, err), write.Close())
-	}
-	read.SetMaxOpenConns(4)
-	db := &DB{
-		read: read, write: write, now: time.Now,
-		queue: make(chan *job), stop: make(chan struct{}), done: make(chan struct{}),
-	}
-	go db.commitGroups()
-	return db, nil
+	return openPostgres(ctx, address)
 }
 
-// Migrate brings the schema up to date and returns the names of the migrations that it applied.
-func (db *DB) Migrate(ctx context.Context) ([]string, error) {
-	return schema.Migrate(ctx, db.write.DB, goose.DialectSQLite3)
-}
-
-// CheckSchema returns nil when the schema is at the program's version, else what to do.
-func (db *DB) CheckSchema(ctx context.Context) error {
-	return schema.Check(ctx, db.write.DB, goose.DialectSQLite3)
-}
-
-// Migrations lists the migrations that the program knows and whether each was applied.
-func (db *DB) Migrations(ctx context.Context) ([]schema.Migration, error) {
-	return schema.Status(ctx, db.write.DB, goose.DialectSQLite3)
-}
-
-// CheckIntegrity reads the whole file and returns an error when it is damaged.
-func (db *DB) CheckIntegrity(ctx context.Context) error {
-	var result string
-	if err := db.read.GetContext(ctx, &result, "PRAGMA quick_check(1)"); err != nil {
-		return fmt.Errorf("checking the database file: %w", damaged(err))
+// Exists returns an error unless there is something at address that Open would open rather than create.
+func Exists(address string) error {
+	path, ok := sqlitePath(address)
+	if !ok {
+		return nil
 	}
-	if result != "ok" {
-		return fmt.Errorf("the database file is damaged (%s): restore it from a backup", result)
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("there is no database: is DATABASE_URL right, and has `papermap-worker serve` or `migrate` run? %w", err)
 	}
 	return nil
 }
 
-// damaged adds what to do to an error that means that the file is broken, or was never a database.
-func damaged(err error) error {
-	var e sqlite3.Error
-	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
-		return fmt.Errorf("the file is damaged or no database (%w): restore it from a backup, or correct DATABASE_URL", err)
+// CheckAddress returns what is wrong with an address. The message does not quote it: it may hold a password.
+func CheckAddress(address string) error {
+	if _, ok := sqlitePath(address); ok {
+		return nil
 	}
+	_, err := parsePostgres(address)
 	return err
+}
+
+func sqlitePath(address string) (string, bool) {
+	path, ok := strings.CutPrefix(address, "sqlite:")
+	return path, ok && path != "" && path != ":memory:" // each connection would have a memory of its own
+}
+
+// Migrate brings the schema up to date and returns the names of the migrations that it applied.
+func (db *DB) Migrate(ctx context.Context) ([]string, error) {
+	return schema.Migrate(ctx, db.write.DB, db.dialect)
+}
+
+// CheckSchema returns nil when the schema is at the program's version, else what to do.
+func (db *DB) CheckSchema(ctx context.Context) error {
+	return schema.Check(ctx, db.write.DB, db.dialect)
+}
+
+// Migrations lists the migrations that the program knows and whether each was applied.
+func (db *DB) Migrations(ctx context.Context) ([]schema.Migration, error) {
+	return schema.Status(ctx, db.write.DB, db.dialect)
 }
 
 // Ping returns an error when the database cannot be read.
@@ -126,15 +104,45 @@ func (db *DB) Ping(ctx context.Context) error {
 
 // Close finishes the writes that have begun and closes the database.
 func (db *DB) Close() error {
-	db.closeOnce.Do(func() { close(db.stop) })
-	<-db.done
-	return errors.Join(db.read.Close(), db.write.Close())
+	if db.group == nil {
+		return db.write.Close()
+	}
+	db.group.close()
+	err := errors.Join(db.read.Close(), db.write.Close())
+	if db.lock != nil {
+		err = errors.Join(err, db.lock.Close())
+	}
+	return err
+}
+
+// work is one caller's part of a write. It may run more than once.
+type work func(context.Context, *tx) error
+
+// update runs do in a transaction and returns when it is committed, or was rolled back.
+func (db *DB) update(ctx context.Context, do work) error {
+	if db.group != nil {
+		return db.group.update(ctx, do)
+	}
+	return db.transact(ctx, do)
+}
+
+// clock reads the clock that leases go by.
+func (db *DB) clock(ctx context.Context) (time.Time, error) {
+	if db.now != nil {
+		return db.now(), nil
+	}
+	var now time.Time
+	if err := db.read.GetContext(ctx, &now, "SELECT clock_timestamp()"); err != nil {
+		return now, fmt.Errorf("reading the database's clock: %w", err)
+	}
+	return now, nil
 }
 
 // tx is one caller's part of a transaction. now is the database's clock when it began.
 type tx struct {
 	*sqlx.Tx
-	now Time
+	now     Time
+	locking string // what a SELECT needs at its end to lock its rows
 }
 
 // exec runs a statement whose parameters are question marks.

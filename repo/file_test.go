@@ -178,9 +178,9 @@ func TestAnEmptyFileIsANewDatabase(t *testing.T) {
 func TestOpenRefusesWhatCannotBeADatabase(t *testing.T) {
 	dir := t.TempDir()
 	for address, want := range map[string]string{
-		"":                             "sqlite:PATH",
-		"sqlite:":                      "sqlite:PATH",
-		filepath.Join(dir, "plain"):    "sqlite:PATH",
+		"":                             "not an address like sqlite:papermap.db",
+		"sqlite:":                      "not an address like sqlite:papermap.db",
+		filepath.Join(dir, "plain"):    "not an address like sqlite:papermap.db",
 		"sqlite:" + dir:                "is a folder",
 		"sqlite:" + dir + "/none/a.db": "unable to open database file",
 	} {

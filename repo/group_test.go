@@ -68,7 +68,7 @@ func TestAJobThatFailsOrPanicsIsRolledBackAlone(t *testing.T) {
 		written("f", func(*tx) error { var m *Mapping; m.show(); return nil }),
 		written("g", ok),
 	}
-	if err := db.commit(group); err != nil {
+	if err := db.group.commit(group); err != nil {
 		t.Fatal(err)
 	}
 	same(t, "errors", failures(group), []string{
@@ -84,7 +84,7 @@ func TestAllOfAGroupFailWhenItsCommitFails(t *testing.T) {
 		CREATE TABLE child (parent INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)`)
 	orphan := func(t *tx) error { return t.exec(ctx, "INSERT INTO child VALUES (1)") } // refused at COMMIT, and not before
 	group := []*job{written("a", ok), written("b", orphan), written("c", ok)}
-	if err := db.commit(group); err == nil || !strings.Contains(err.Error(), "committing: FOREIGN KEY") {
+	if err := db.group.commit(group); err == nil || !strings.Contains(err.Error(), "committing: FOREIGN KEY") {
 		t.Fatalf("commit gave %v", err)
 	}
 	same(t, "rows", rows(t, db), []string(nil))
@@ -126,7 +126,7 @@ func TestOnAFullDiskAWriteIsEitherThereOrAnError(t *testing.T) {
 	group := []*job{
 		written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)), written("d", fill(300_000)), written("e", fill(300_000)), written("f", fill(10)),
 	}
-	err := db.commit(group)
+	err := db.group.commit(group)
 	var want []string
 	for i, j := range group {
 		if err == nil && j.err == nil {

@@ -174,7 +174,7 @@ const mappingColumns = `tenant_id, workspace_id, COALESCE(dashboard_id, '') AS d
 func (t *tx) lock(ctx context.Context, tenantID, workspaceID string) (*Mapping, error) {
 	var m Mapping
 	query := "SELECT " + mappingColumns + " FROM tenant_dashboards WHERE tenant_id = ?"
-	err := t.get(ctx, &m, query, tenantID)
+	err := t.get(ctx, &m, query+t.locking, tenantID)
 	if err != ErrNotFound {
 		return &m, err
 	}
@@ -183,7 +183,7 @@ func (t *tx) lock(ctx context.Context, tenantID, workspaceID string) (*Mapping, 
 	if err != nil {
 		return nil, err
 	}
-	return &m, t.get(ctx, &m, query, tenantID)
+	return &m, t.get(ctx, &m, query+t.locking, tenantID)
 }
 
 func (t *tx) save(ctx context.Context, m *Mapping) error {

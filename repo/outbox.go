@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -96,7 +95,7 @@ func (db *DB) DropLease(ctx context.Context, name, holder string) error {
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		return t.exec(ctx, "DELETE FROM leases WHERE name = ? AND holder = ?", name, holder)
 	})
-	if err != nil && !errors.Is(err, errClosed) {
+	if err != nil {
 		return fmt.Errorf("dropping the lease %q: %w", name, err)
 	}
 	return nil

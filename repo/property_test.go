@@ -37,6 +37,10 @@ func oracle(events []event) Status {
 }
 
 func TestStateDoesNotDependOnOrderCopiesCrashesOrFailures(t *testing.T) {
+	onBoth(t, testStateDoesNotDependOnOrderCopiesCrashesOrFailures)
+}
+
+func testStateDoesNotDependOnOrderCopiesCrashesOrFailures(t *testing.T) {
 	db := openTest(t)
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {

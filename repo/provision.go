@@ -128,6 +128,9 @@ func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, n Notice)
 		if recorded = m.Epoch == c.Mapping.Epoch; !recorded {
 			return t.settle(ctx, c.Attempt.ID, Result{Outcome: Orphaned, DashboardID: dashboardID, HTTPStatus: 200})
 		}
+		if m.Stage == Active && m.DashboardID == dashboardID {
+			return nil // recorded by a try whose answer was lost
+		}
 		var owners int
 		err = t.get(ctx, &owners, `SELECT
 			(SELECT COUNT(*) FROM tenant_dashboards WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?) +
@@ -142,7 +145,9 @@ func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, n Notice)
 		m.Stage, m.DashboardID, m.ClaimableAt = Active, dashboardID, Time{}
 		m.Failures, m.FailedAt, m.FailedCode, m.FailedError = 0, Time{}, "", ""
 		m.show()
-		if err := t.save(ctx, m); err != nil {
+		if err := t.save(ctx, m); isUnique(err) {
+			return ErrTaken // by a tenant whose transaction ran beside ours
+		} else if err != nil {
 			return err
 		}
 		if err := t.settle(ctx, c.Attempt.ID, Result{Outcome: Made, DashboardID: dashboardID, HTTPStatus: 200}); err != nil {

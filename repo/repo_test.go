@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,9 +12,27 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"papermap-worker/repo/pgtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// postgres is the server of the tests on PostgreSQL; nil where there is none.
+var postgres *pgtest.Server
+
+func TestMain(m *testing.M) {
+	code := pgtest.Main(m, &postgres)
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// onBoth runs a test on each kind of database: openTest opens the one that the subtest is for.
+func onBoth(t *testing.T, test func(*testing.T)) {
+	t.Run("SQLite", test)
+	t.Run("PostgreSQL", test)
+}
 
 var ctx = context.Background()
 
@@ -21,7 +40,11 @@ var ctx = context.Background()
 // SQLite's file gets its database here.
 func openTest(t testing.TB) *DB {
 	t.Helper()
-	db := openFile(t, filepath.Join(t.TempDir(), "test.db"))
+	address := "sqlite:" + filepath.Join(t.TempDir(), "test.db")
+	if strings.Contains(t.Name(), "/PostgreSQL") {
+		address = pgtest.Need(t, postgres)
+	}
+	db := openAddress(t, address)
 	if _, err := db.Migrate(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +55,12 @@ func openTest(t testing.TB) *DB {
 // openFile opens the SQLite file until the test ends.
 func openFile(t testing.TB, path string) *DB {
 	t.Helper()
-	db, err := Open(ctx, "sqlite:"+path)
+	return openAddress(t, "sqlite:"+path)
+}
+
+func openAddress(t testing.TB, address string) *DB {
+	t.Helper()
+	db, err := Open(ctx, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +205,10 @@ func same(t fataler, what string, got, want any) {
 }
 
 func TestMappingsAreListedInPagesAndByStatus(t *testing.T) {
+	onBoth(t, testMappingsAreListedInPagesAndByStatus)
+}
+
+func testMappingsAreListedInPagesAndByStatus(t *testing.T) {
 	db := openTest(t)
 	if _, err := db.Mapping(ctx, "a"); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("an unknown tenant gave %v, want ErrNotFound", err)
@@ -208,6 +240,10 @@ func TestMappingsAreListedInPagesAndByStatus(t *testing.T) {
 }
 
 func TestUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent(t *testing.T) {
+	onBoth(t, testUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent)
+}
+
+func testUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent(t *testing.T) {
 	db := openTest(t)
 	finish(t, db, claim(t, db, "made"))
 	fail(t, db, claim(t, db, "refused"), unaccepted)
@@ -242,6 +278,10 @@ func TestUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent(t *testing.T) {
 }
 
 func TestOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
+	onBoth(t, testOutboxIsWrittenWithItsChangeOrNotAtAll)
+}
+
+func testOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
 	db := openTest(t)
 	c := claim(t, db, "a")
 	same(t, "after a claim", unsent(t, db, 10), []string(nil))
@@ -271,6 +311,10 @@ func TestOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
 }
 
 func TestNothingIsAnnouncedOfATenantDeletedMeanwhile(t *testing.T) {
+	onBoth(t, testNothingIsAnnouncedOfATenantDeletedMeanwhile)
+}
+
+func testNothingIsAnnouncedOfATenantDeletedMeanwhile(t *testing.T) {
 	db := openTest(t)
 	for tenant, end := range map[string]func(Claim){
 		"made":   func(c Claim) { finish(t, db, c) },
@@ -287,6 +331,10 @@ func TestNothingIsAnnouncedOfATenantDeletedMeanwhile(t *testing.T) {
 }
 
 func TestUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn(t *testing.T) {
+	onBoth(t, testUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn)
+}
+
+func testUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn(t *testing.T) {
 	db := openTest(t)
 	want := map[string][]string{}
 	for range 3 { // each tenant fails, then starts a new generation
@@ -319,6 +367,10 @@ func TestUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn(t *testing.T) {
 }
 
 func TestPruneSentDeletesOnlyWhatWasSentLongAgo(t *testing.T) {
+	onBoth(t, testPruneSentDeletesOnlyWhatWasSentLongAgo)
+}
+
+func testPruneSentDeletesOnlyWhatWasSentLongAgo(t *testing.T) {
 	db := openTest(t)
 	for _, tenant := range []string{"a", "b", "c", "d", "waits"} {
 		finish(t, db, claim(t, db, tenant))
@@ -356,6 +408,10 @@ func TestPruneSentDeletesOnlyWhatWasSentLongAgo(t *testing.T) {
 }
 
 func TestALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped(t *testing.T) {
+	onBoth(t, testALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped)
+}
+
+func testALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped(t *testing.T) {
 	db := openTest(t)
 	take := func(name, holder string, want bool) {
 		t.Helper()
@@ -384,8 +440,4 @@ func TestALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped(t *testing.T) {
 	take("relay", "a", false)
 	drop("relay", "b")
 	take("relay", "a", true)
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	drop("relay", "a") // at the end of a program, of no importance
 }

@@ -99,6 +99,10 @@ var transitions = []struct{ state, created, suspended, resumed, deleted string }
 }
 
 func TestEveryStateMeetsEveryEventAsTheContractSays(t *testing.T) {
+	onBoth(t, testEveryStateMeetsEveryEventAsTheContractSays)
+}
+
+func testEveryStateMeetsEveryEventAsTheContractSays(t *testing.T) {
 	db := openTest(t)
 	for _, row := range transitions {
 		t.Run(row.state, func(t *testing.T) {
@@ -140,7 +144,9 @@ func provisioning(m Mapping) Mapping {
 	return m
 }
 
-func TestACopyOfAnEventWritesNothing(t *testing.T) {
+func TestACopyOfAnEventWritesNothing(t *testing.T) { onBoth(t, testACopyOfAnEventWritesNothing) }
+
+func testACopyOfAnEventWritesNothing(t *testing.T) {
 	db := openTest(t)
 	for _, script := range []string{"c10", "c10 make", "c10 hold", "c10 refuse", "c10 make d20", "s12", "r12", "d20", "c10 make s12"} {
 		play(t, db, script, script)
@@ -156,6 +162,10 @@ func TestACopyOfAnEventWritesNothing(t *testing.T) {
 }
 
 func TestANewGenerationTakesItsDetailsFromItsOwnEventAndForgetsFailures(t *testing.T) {
+	onBoth(t, testANewGenerationTakesItsDetailsFromItsOwnEventAndForgetsFailures)
+}
+
+func testANewGenerationTakesItsDetailsFromItsOwnEventAndForgetsFailures(t *testing.T) {
 	db := openTest(t)
 	play(t, db, "a", "d5 c10 make d20")
 	same(t, "an event of a tenant that exists", mapping(t, db, "a").Title, "Dashboard - a")
@@ -174,6 +184,10 @@ func TestANewGenerationTakesItsDetailsFromItsOwnEventAndForgetsFailures(t *testi
 }
 
 func TestRedeliveryOfAFailedMessageFailsAgainAndAnotherMessageTriesAnew(t *testing.T) {
+	onBoth(t, testRedeliveryOfAFailedMessageFailsAgainAndAnotherMessageTriesAnew)
+}
+
+func testRedeliveryOfAFailedMessageFailsAgainAndAnotherMessageTriesAnew(t *testing.T) {
 	db := openTest(t)
 	first := created("a", 10, "1-1")
 	fail(t, db, begin(t, db, first), Failure{Result: Result{Outcome: NotAccepted, HTTPStatus: 422, Error: "bad title"}, Code: "API_REFUSED", Permanent: true})
@@ -198,6 +212,10 @@ func TestRedeliveryOfAFailedMessageFailsAgainAndAnotherMessageTriesAnew(t *testi
 }
 
 func TestWhileALeaseLivesOthersWaitAndAfterItTheClaimPassesOn(t *testing.T) {
+	onBoth(t, testWhileALeaseLivesOthersWaitAndAfterItTheClaimPassesOn)
+}
+
+func testWhileALeaseLivesOthersWaitAndAfterItTheClaimPassesOn(t *testing.T) {
 	db := openTest(t)
 	started := time.Now()
 	first := claim(t, db, "a")
@@ -232,6 +250,10 @@ func TestWhileALeaseLivesOthersWaitAndAfterItTheClaimPassesOn(t *testing.T) {
 }
 
 func TestAHolderWhoSleptAndWasNotReplacedMayFinish(t *testing.T) {
+	onBoth(t, testAHolderWhoSleptAndWasNotReplacedMayFinish)
+}
+
+func testAHolderWhoSleptAndWasNotReplacedMayFinish(t *testing.T) {
 	db := openTest(t)
 	c := claim(t, db, "a")
 	pass(db, time.Hour)
@@ -240,6 +262,10 @@ func TestAHolderWhoSleptAndWasNotReplacedMayFinish(t *testing.T) {
 }
 
 func TestAFencedHoldersFailureSettlesItsAttemptAlone(t *testing.T) {
+	onBoth(t, testAFencedHoldersFailureSettlesItsAttemptAlone)
+}
+
+func testAFencedHoldersFailureSettlesItsAttemptAlone(t *testing.T) {
 	for name, f := range map[string]Failure{
 		"retryable": unaccepted,
 		"permanent": {Result: unaccepted.Result, Permanent: true},
@@ -260,6 +286,10 @@ func TestAFencedHoldersFailureSettlesItsAttemptAlone(t *testing.T) {
 }
 
 func TestANewGenerationFencesTheOldHolderAtOnce(t *testing.T) {
+	onBoth(t, testANewGenerationFencesTheOldHolderAtOnce)
+}
+
+func testANewGenerationFencesTheOldHolderAtOnce(t *testing.T) {
 	db := openTest(t)
 	old := claim(t, db, "a")
 	change(t, db, "a", Deleted, 20)
@@ -273,6 +303,10 @@ func TestANewGenerationFencesTheOldHolderAtOnce(t *testing.T) {
 }
 
 func TestWithHoldAnAttemptOfUnknownOutcomeIsHandedOverAndHolds(t *testing.T) {
+	onBoth(t, testWithHoldAnAttemptOfUnknownOutcomeIsHandedOverAndHolds)
+}
+
+func testWithHoldAnAttemptOfUnknownOutcomeIsHandedOverAndHolds(t *testing.T) {
 	db := openTest(t)
 	first := beginWith(t, db, created("a", 10, "m"), true)
 	same(t, "the first claim", first.Step, Create)
@@ -306,6 +340,10 @@ func TestWithHoldAnAttemptOfUnknownOutcomeIsHandedOverAndHolds(t *testing.T) {
 }
 
 func TestAFailureCountsOnlyIfAnotherTenantSucceededSinceThePreviousOne(t *testing.T) {
+	onBoth(t, testAFailureCountsOnlyIfAnotherTenantSucceededSinceThePreviousOne)
+}
+
+func testAFailureCountsOnlyIfAnotherTenantSucceededSinceThePreviousOne(t *testing.T) {
 	for _, test := range []struct{ story, failures string }{
 		{"fail", "0"},
 		{"fail fail fail", "0 0 0"},
@@ -360,7 +398,9 @@ func TestAFailureCountsOnlyIfAnotherTenantSucceededSinceThePreviousOne(t *testin
 	}
 }
 
-func TestRetryIsWaitedForByEveryMessage(t *testing.T) {
+func TestRetryIsWaitedForByEveryMessage(t *testing.T) { onBoth(t, testRetryIsWaitedForByEveryMessage) }
+
+func testRetryIsWaitedForByEveryMessage(t *testing.T) {
 	db := openTest(t)
 	f := unaccepted
 	f.Retry = time.Minute
@@ -378,6 +418,10 @@ func TestRetryIsWaitedForByEveryMessage(t *testing.T) {
 }
 
 func TestAtMostFailuresTheTenantIsFailedAndThisIsToldOnce(t *testing.T) {
+	onBoth(t, testAtMostFailuresTheTenantIsFailedAndThisIsToldOnce)
+}
+
+func testAtMostFailuresTheTenantIsFailedAndThisIsToldOnce(t *testing.T) {
 	db := openTest(t)
 	f := ambiguous
 	f.Most, f.Retry = 2, time.Millisecond
@@ -410,6 +454,10 @@ func claimStep(t *testing.T, db *DB, message string) Step {
 }
 
 func TestADashboardOfAnotherTenantIsNotRecorded(t *testing.T) {
+	onBoth(t, testADashboardOfAnotherTenantIsNotRecorded)
+}
+
+func testADashboardOfAnotherTenantIsNotRecorded(t *testing.T) {
 	db := openTest(t)
 	finish(t, db, claim(t, db, "owner"))
 	slept := claim(t, db, "orphan")

@@ -12,11 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/pressly/goose/v3"
 )
 
-//go:embed sqlite/*.sql
+//go:embed sqlite/*.sql postgres/*.sql
 var migrations embed.FS
 
 // ErrNewer means that the database was migrated by a newer program.
@@ -37,6 +38,13 @@ func Migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]string, 
 	p, err := provider(db, dialect)
 	if err != nil {
 		return nil, err
+	}
+	if dialect == goose.DialectPostgres {
+		unlock, err := lock(ctx, db)
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
 	}
 	if err := check(ctx, p); err != nil && !errors.Is(err, ErrBehind) {
 		return nil, err
@@ -78,6 +86,35 @@ func Status(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]Migration
 	return list, nil
 }
 
+// lockID is any number that nothing else in the database locks.
+const lockID = 0x706d772d6d6967
+
+// lock keeps other replicas that start at the same time from migrating with us. goose has such a lock, but looks at
+// its own table before it takes it.
+func lock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to migrate the database: %w", err)
+	}
+	for {
+		var locked bool
+		if err := conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock($1)", lockID).Scan(&locked); err != nil {
+			return nil, errors.Join(fmt.Errorf("locking the database to migrate it: %w", err), conn.Close())
+		}
+		if locked {
+			return func() {
+				_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", lockID) // it fails only with the connection, which takes the lock along
+				_ = conn.Close()
+			}, nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("waiting for another replica that migrates the database: %w", ctx.Err()), conn.Close())
+		}
+	}
+}
+
 func check(ctx context.Context, p *goose.Provider) error {
 	current, target, err := p.GetVersions(ctx)
 	switch {
@@ -92,7 +129,7 @@ func check(ctx context.Context, p *goose.Provider) error {
 }
 
 func provider(db *sql.DB, dialect goose.Dialect) (*goose.Provider, error) {
-	folder := map[goose.Dialect]string{goose.DialectSQLite3: "sqlite"}[dialect]
+	folder := map[goose.Dialect]string{goose.DialectSQLite3: "sqlite", goose.DialectPostgres: "postgres"}[dialect]
 	files, err := fs.Sub(migrations, folder)
 	if err != nil {
 		return nil, fmt.Errorf("reading migrations for %s: %w", dialect, err)

@@ -13,7 +13,7 @@
 // reaches it, all is kept in memory until the process ends, and where Papermap's documentation is silent (row names of
 // usage, order of checks, most error bodies) the answers are this package's choice.
 //
-// Endpoints: the create and usage endpoints of the API, /embedded/dashboard (the page of the iframe), /healthz, and
+// Endpoints: the create and usage endpoints of the API, /embedded/dashboard (the page of the iframe), /healthz, /readyz, and
 // /simulator/{state,dashboards,requests,faults} to watch and steer it from outside.
 package simulator
 
@@ -116,7 +116,9 @@ func New(o Options) *Simulator {
 	s.mux.HandleFunc("GET /simulator/dashboards", s.serveDashboards)
 	s.mux.HandleFunc("GET /simulator/requests", s.serveRequests)
 	s.mux.HandleFunc("PUT /simulator/faults", s.serveFaults)
-	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	ok := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }
+	s.mux.HandleFunc("GET /healthz", ok)
+	s.mux.HandleFunc("GET /readyz", ok) // for `papermap-worker health`
 	return s
 }
 

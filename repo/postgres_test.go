@@ -1,0 +1,266 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"papermap-worker/repo/pgtest"
+)
+
+func openPostgresTest(t *testing.T, address string) *DB {
+	t.Helper()
+	db, err := Open(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+func raise(code string) string {
+	return "DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '" + code + "'; END $$"
+}
+
+func TestPostgresRunsATransactionAgainThatWasGivenUpForAnother(t *testing.T) {
+	db := openPostgresTest(t, pgtest.Need(t, postgres))
+	for _, code := range []string{serializationFailure, deadlockDetected} {
+		runs := 0
+		err := db.update(t.Context(), func(ctx context.Context, tx *tx) error {
+			if runs++; runs < 3 {
+				return tx.exec(ctx, raise(code))
+			}
+			return nil
+		})
+		if err != nil || runs != 3 {
+			t.Errorf("%s: %d runs, error %v", code, runs, err)
+		}
+	}
+	runs := 0
+	err := db.update(t.Context(), func(ctx context.Context, tx *tx) error {
+		runs++
+		return tx.exec(ctx, raise("22012"))
+	})
+	if err == nil || runs != 1 {
+		t.Errorf("another error: %d runs, error %v", runs, err)
+	}
+}
+
+// commitProxy passes connections on to the server at upstream. While lose is true, the first COMMIT that comes is passed
+// on or not, as deliver says, and the client's connection is closed without its answer.
+type commitProxy struct {
+	upstream      string
+	lose, deliver atomic.Bool
+	lost          atomic.Int32
+}
+
+func (p *commitProxy) serve(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", p.upstream)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var swallow atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer client.Close()
+		buffer := make([]byte, 64<<10)
+		for {
+			n, err := server.Read(buffer)
+			if err != nil {
+				return
+			}
+			if swallow.Load() { // it has answered, so it has committed
+				return
+			}
+			if _, err := client.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+	}()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := client.Read(buffer)
+		if err != nil {
+			return
+		}
+		if p.lose.Load() && bytes.Contains(bytes.ToLower(buffer[:n]), []byte("commit")) {
+			p.lose.Store(false)
+			p.lost.Add(1)
+			if !p.deliver.Load() {
+				return
+			}
+			swallow.Store(true)
+		}
+		if _, err := server.Write(buffer[:n]); err != nil {
+			return
+		}
+		if swallow.Load() {
+			<-done
+			return
+		}
+	}
+}
+
+func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
+	direct := pgtest.Need(t, postgres)
+	address, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &commitProxy{upstream: address.Host}
+	var connections sync.WaitGroup
+	connections.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			connections.Go(func() { proxy.serve(client) })
+		}
+	})
+	address.Host = listener.Addr().String()
+	db, err := Open(t.Context(), address.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = db.Close()
+		_ = listener.Close()
+		connections.Wait()
+	})
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, delivered := range []bool{true, false} {
+		tenant := map[bool]string{true: "delivered", false: "lost"}[delivered]
+		proxy.deliver.Store(delivered)
+		proxy.lose.Store(true)
+		_, err := db.Change(t.Context(), Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: time.Now()})
+		if (err == nil) != delivered {
+			t.Errorf("commit %s: error %v", tenant, err)
+		}
+		_, err = db.Mapping(t.Context(), tenant)
+		if errors.Is(err, ErrNotFound) == delivered || err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("commit %s: reading it: %v", tenant, err)
+		}
+	}
+	if proxy.lost.Load() != 2 {
+		t.Errorf("%d commits were lost, want 2", proxy.lost.Load())
+	}
+}
+
+func TestPostgresReadOnlyIsSaid(t *testing.T) {
+	address := pgtest.Need(t, postgres)
+	db := openPostgresTest(t, address)
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	standby := openPostgresTest(t, address+"&default_transaction_read_only=on")
+	_, err := standby.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Deleted, EventTime: time.Now()})
+	if err == nil || !strings.Contains(err.Error(), "read-only standby") {
+		t.Errorf("writing to a read-only database: %v", err)
+	}
+}
+
+func TestPostgresIsMigratedOnceByReplicasThatStartTogether(t *testing.T) {
+	address := pgtest.Need(t, postgres)
+	const replicas = 6
+	var applied atomic.Int32
+	var group sync.WaitGroup
+	for range replicas {
+		group.Go(func() {
+			db, err := Open(context.Background(), address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer db.Close()
+			names, err := db.Migrate(context.Background())
+			if err != nil {
+				t.Error(err)
+			}
+			applied.Add(int32(len(names)))
+			if err := db.CheckSchema(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	list, err := openPostgresTest(t, address).Migrations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if int(applied.Load()) != len(list) {
+		t.Errorf("%d migrations were applied, there are %d", applied.Load(), len(list))
+	}
+}
+
+func TestPostgresRestartIsSurvived(t *testing.T) {
+	server, err := pgtest.Start()
+	if err != nil && postgres == nil {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !server.Private() {
+		t.Skip("TEST_POSTGRES_URL names a server that is not ours to restart")
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	db := openPostgresTest(t, server.Database(t))
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	change := func() error {
+		_, err := db.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Suspended, EventTime: time.Now()})
+		return err
+	}
+	if err := change(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	for try := 1; ; try++ { // a connection from before may fail once
+		err := change()
+		if err == nil {
+			break
+		}
+		if try > 2*postgresConns {
+			t.Fatalf("after a restart: %v", err)
+		}
+	}
+	if _, err := db.Mapping(t.Context(), "t"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPostgresAddressIsNeverQuoted(t *testing.T) {
+	for _, address := range []string{"postgres://u:canary@host:notaport/db", "postgres://u:canary@[::1/db", "mysql://u:canary@host/db", "canary"} {
+		if err := CheckAddress(address); err == nil || strings.Contains(err.Error(), "canary") {
+			t.Errorf("CheckAddress: %v", err)
+		}
+	}
+	_, err := Open(t.Context(), "postgres://u:canary@127.0.0.1:1/db?connect_timeout=1")
+	if err == nil || strings.Contains(err.Error(), "canary") {
+		t.Errorf("Open: %v", err)
+	}
+}

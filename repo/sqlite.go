@@ -1,0 +1,201 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/mattn/go-sqlite3"
+	"github.com/pressly/goose/v3"
+)
+
+func openSQLite(ctx context.Context, path string) (*DB, error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("opening the database: %s is a folder, not a file", path)
+	}
+	file := "file:" + (&url.URL{Path: path}).EscapedPath()
+	// Settings stand in the address because a PRAGMA by Exec would reach one connection of the pool alone.
+	const common = "?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000&_foreign_keys=on&_stmt_cache_size=64"
+	write, err := sqlx.Open("sqlite3", file+common+"&_txlock=immediate")
+	if err != nil {
+		return nil, fmt.Errorf("opening the database %s: %w", path, err)
+	}
+	write.SetMaxOpenConns(1)
+	if err := write.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
+	}
+	read, err := sqlx.Open("sqlite3", file+common+"&_query_only=1")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
+	}
+	read.SetMaxOpenConns(4)
+	db := &DB{dialect: goose.DialectSQLite3, path: path, read: read, write: write, now: time.Now}
+	db.group = &group{
+		write: write, now: func() time.Time { return db.now() },
+		queue: make(chan *job), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	go db.group.run()
+	return db, nil
+}
+
+// damaged adds what to do to an error that means that the file is broken, or was never a database.
+func damaged(err error) error {
+	var e sqlite3.Error
+	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
+		return fmt.Errorf("the file is damaged or no database (%w): restore it from a backup, or correct DATABASE_URL", err)
+	}
+	return err
+}
+
+// Lock keeps other processes from working on the same SQLite file, until Close or the end of the process, however that
+// comes. The commands that look and settle need no lock. Replicas share a PostgreSQL database, where Lock does nothing.
+func (db *DB) Lock() error {
+	if db.dialect != goose.DialectSQLite3 {
+		return nil
+	}
+	file, err := os.OpenFile(db.path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("locking the database: %w", err)
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = file.Close()
+		return fmt.Errorf("another worker has the database %s: stop it, or use PostgreSQL to run several (%w)", db.path, err)
+	}
+	db.lock = file
+	return nil
+}
+
+// CheckIntegrity reads the whole file and returns an error when it is damaged. PostgreSQL looks after itself.
+func (db *DB) CheckIntegrity(ctx context.Context) error {
+	if db.dialect != goose.DialectSQLite3 {
+		return nil
+	}
+	var result string
+	if err := db.read.GetContext(ctx, &result, "PRAGMA quick_check(1)"); err != nil {
+		return fmt.Errorf("checking the database file: %w", damaged(err))
+	}
+	if result != "ok" {
+		return fmt.Errorf("the database file is damaged (%s): restore it from a backup", result)
+	}
+	return nil
+}
+
+// maxGroup bounds how long one transaction keeps readers of its result waiting.
+const maxGroup = 128
+
+var errClosed = errors.New("the database is closed")
+
+// group is the group commit: one goroutine that writes for everybody.
+type group struct {
+	write *sqlx.DB
+	now   func() time.Time
+	queue chan *job
+	stop  chan struct{} // closed by close: no more jobs are taken
+	done  chan struct{} // closed when the last transaction has ended
+	once  sync.Once
+}
+
+func (g *group) close() {
+	g.once.Do(func() { close(g.stop) })
+	<-g.done
+}
+
+// job is a write that waits for its group.
+type job struct {
+	ctx  context.Context // never ends
+	do   work
+	err  error
+	done chan struct{}
+}
+
+// update runs do with whatever else waits. Once begun it is not abandoned when ctx ends: the caller learns what became
+// of it, and SQLite, which rolls the whole transaction back when a statement is interrupted, does not take the group
+// with it. So do gets a context that does not end.
+func (g *group) update(ctx context.Context, do work) error {
+	j := &job{ctx: context.WithoutCancel(ctx), do: do, done: make(chan struct{})}
+	select {
+	case g.queue <- j:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-g.stop:
+		return errClosed
+	}
+	<-j.done
+	return j.err
+}
+
+// run commits the jobs that wait, as many as there are at once in one transaction, until close.
+func (g *group) run() {
+	defer close(g.done)
+	for {
+		var jobs []*job
+		select {
+		case j := <-g.queue:
+			jobs = append(jobs, j)
+		case <-g.stop:
+			return
+		}
+	gather:
+		for len(jobs) < maxGroup {
+			select {
+			case j := <-g.queue:
+				jobs = append(jobs, j)
+			default:
+				break gather
+			}
+		}
+		if err := g.commit(jobs); err != nil {
+			for _, j := range jobs {
+				j.err = err
+			}
+		}
+		for _, j := range jobs {
+			close(j.done)
+		}
+	}
+}
+
+// commit runs the jobs in one transaction. A job that fails is rolled back alone; an error of commit itself means
+// that nothing of any was written.
+func (g *group) commit(jobs []*job) error {
+	ctx := context.Background()
+	sqlTx, err := g.write.BeginTxx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("beginning a transaction: %w", err)
+	}
+	defer sqlTx.Rollback() // after a commit this does nothing
+	t := &tx{Tx: sqlTx, now: at(g.now())}
+	for _, j := range jobs {
+		if err := t.exec(ctx, "SAVEPOINT job"); err != nil {
+			return fmt.Errorf("setting a savepoint: %w", err)
+		}
+		if j.err = attempt(j.ctx, j.do, t); j.err != nil {
+			if err := t.exec(ctx, "ROLLBACK TO job"); err != nil {
+				return fmt.Errorf("rolling back after %q: %w", j.err, err)
+			}
+		}
+		if err := t.exec(ctx, "RELEASE job"); err != nil {
+			return fmt.Errorf("releasing a savepoint: %w", err)
+		}
+	}
+	if err := sqlTx.Commit(); err != nil {
+		return fmt.Errorf("committing: %w", err)
+	}
+	return nil
+}
+
+// attempt turns a panic into an error: one caller's bug must not take the others' writes with it.
+func attempt(ctx context.Context, do work, t *tx) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in a transaction: %v", p)
+		}
+	}()
+	return do(ctx, t)
+}
