@@ -81,6 +81,9 @@ func TestKilledWorkerLosesNothing(t *testing.T) {
 	if code := worker.wait(t, 15*time.Second); code != 0 {
 		t.Errorf("exit code %d after SIGTERM", code)
 	}
+	if r := query(t, db, "PRAGMA integrity_check"); len(r) != 1 || r[0][0] != "ok" {
+		t.Errorf("integrity_check: %v", r)
+	}
 	s.checkRecords(t, db, announced)
 }
 
@@ -148,9 +151,6 @@ func (s *system) announcements(t *testing.T, js jetstream.JetStream, found map[s
 // checkRecords holds the database and the events out against what the simulator did.
 func (s *system) checkRecords(t *testing.T, db *sql.DB, announced map[string]string) {
 	t.Helper()
-	if r := query(t, db, "PRAGMA integrity_check"); len(r) != 1 || r[0][0] != "ok" {
-		t.Errorf("integrity_check: %v", r)
-	}
 	mappings := map[string]string{}
 	allowed := map[string]int{} // dashboards that a tenant may have at Papermap
 	for _, r := range query(t, db, "SELECT tenant_id, dashboard_id, generation, status FROM tenant_dashboards") {

@@ -161,7 +161,10 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"watch JetStream's advisories", "subscribe", "$JS.EVENT.ADVISORY.>", "", ""},
 
 	{"look at a stream", "publish", "$JS.API.STREAM.INFO.PAPERMAP", "worker operator", ""},
+	{"", "publish", "$JS.API.STREAM.INFO.PAPERMAP_DEAD", "worker operator", ""},
 	{"", "publish", "$JS.API.STREAM.INFO.OTHER", "", ""},
+	{"list streams", "publish", "$JS.API.STREAM.LIST", "operator", ""},
+	{"look at consumers", "publish", "$JS.API.CONSUMER.INFO.PAPERMAP.papermap-worker", "operator", ""},
 	{"make the worker's streams", "publish", "$JS.API.STREAM.CREATE.PAPERMAP", "worker", ""},
 	{"make another stream", "publish", "$JS.API.STREAM.CREATE.OTHER", "", ""},
 	{"change a stream", "publish", "$JS.API.STREAM.UPDATE.PAPERMAP", "", ""},
@@ -176,6 +179,7 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker-access", "worker", ""},
 	{"make the observer's consumer", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.dashboard-observer.papermap.events.dashboard.*", "operator", ""},
 	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.dashboard-observer", "", ""},
+	{"remove it", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.dashboard-observer", "operator", ""},
 	{"make another consumer", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.other", "", ""},
 	{"", "publish", "$JS.API.CONSUMER.DURABLE.CREATE.PAPERMAP.other", "", ""},
 	{"delete the worker's consumer", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker", "", ""},
@@ -184,6 +188,7 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"", "publish", "$JS.ACK.hub.hash.PAPERMAP.papermap-worker.1.1.1.1.1.x", "worker", ""},
 	{"list dead letters", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP_DEAD.x", "operator", ""},
 	{"", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP_DEAD.x", "operator", ""},
+	{"", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP_DEAD.x", "operator", ""},
 	{"write to the worker's inbox", "publish", "_INBOX_worker.x", "", ""},
 	{"write to a caller's inbox", "publish", "_INBOX_backend.x", "worker", "-"},
 	{"", "publish", "_INBOX_tenant.org-123.x", "worker", "-"},
@@ -221,7 +226,7 @@ func TestNATSPermissionTablesHoldAndAreDocumented(t *testing.T) {
 				table += fmt.Sprintf("| %s | %s `%s` | %s |\n", a.does, a.verb, a.subject, strings.Join(cells[a.verb+" "+a.subject], " | "))
 			}
 			t.Logf("\n%s", table)
-			if !strings.Contains(string(readme), "\n"+table+"\n") {
+			if !strings.Contains(string(readme)+"\n", "\n"+table+"\n") {
 				t.Errorf("docs/nats/README.md does not have this table; put it there")
 			}
 		})

@@ -31,7 +31,7 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	_ = flag.Set("test.parallel", "24") // the tests mostly wait for leases, delays and probes
+	_ = flag.Set("test.parallel", "16") // the tests mostly wait for leases, delays and probes
 	goleak.VerifyTestMain(m)
 }
 

@@ -33,7 +33,7 @@ func (w *world) sent(n int) func() error {
 
 func TestADrainFinishesWhatIsInHandAndTheNextWorkerTheRest(t *testing.T) {
 	t.Parallel()
-	w := start(t, options{config: func(c *worker.Config) { c.Concurrency = 200 }})
+	w := start(t, options{config: func(c *worker.Config) { c.Concurrency, c.Timeout = 200, worker.MaxTimeout }})
 	release := w.holdAnswers()
 	tenants := names("t", 300)
 	w.create(tenants...)

@@ -127,11 +127,11 @@ func TestEveryRequestThatGetsNoTokenIsToldWhy(t *testing.T) {
 			"tenant=pending status=503 retry-after=900", "tenant=creating delay=1m", "tenant=held drop=after", "tenant=failed status=400",
 		},
 	})
-	w.create("active", "pending", "creating", "held", "failed", "suspended", "deleted")
+	w.create("active", "pending", "held", "failed", "suspended", "deleted")
 	w.publish(events.TypeTenantSuspended, object("tenant_id", "suspended"))
 	w.publish(events.TypeTenantDeleted, object("tenant_id", "deleted"))
 	w.publish(events.TypeTenantResumed, object("tenant_id", "resumed alone"))
-	for _, status := range []repo.Status{repo.Active, repo.Creating, repo.Held, repo.Failed, repo.Suspended, repo.Deleted} {
+	for _, status := range []repo.Status{repo.Active, repo.Held, repo.Failed, repo.Suspended, repo.Deleted} {
 		eventually(t, soon, w.are(status, string(status)))
 	}
 	eventually(t, soon, w.are(repo.Pending, "resumed alone"))
@@ -154,6 +154,8 @@ func TestEveryRequestThatGetsNoTokenIsToldWhy(t *testing.T) {
 			w.refused("dashboard", body, 400, "INVALID_REQUEST")
 		}
 	}
+	w.create("creating")
+	eventually(t, soon, w.are(repo.Creating, "creating"))
 	w.refused("embed-token", object("tenant_id", "unknown"), 404, "TENANT_NOT_FOUND")
 	w.refused("dashboard", object("tenant_id", "unknown"), 404, "TENANT_NOT_FOUND")
 	w.refused("embed-token", object("tenant_id", "Active"), 404, "TENANT_NOT_FOUND")

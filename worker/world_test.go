@@ -111,10 +111,19 @@ func (w *world) outcomes(tenant string) string {
 func (w *world) are(status repo.Status, tenants ...string) func() error {
 	return func() error {
 		w.t.Helper()
+		var rows []struct {
+			Tenant string      `db:"tenant_id"`
+			Status repo.Status `db:"status"`
+		}
+		w.must(w.sql.Select(&rows, "SELECT tenant_id, status FROM tenant_dashboards"))
+		is := map[string]repo.Status{}
+		for _, r := range rows {
+			is[r.Tenant] = r.Status
+		}
 		var not []string
 		for _, tenant := range tenants {
-			if s := w.status(tenant); s != status {
-				not = append(not, fmt.Sprintf("%s is %q", tenant, s))
+			if is[tenant] != status {
+				not = append(not, fmt.Sprintf("%s is %q", tenant, is[tenant]))
 			}
 		}
 		if len(not) > 0 {
@@ -126,13 +135,28 @@ func (w *world) are(status repo.Status, tenants ...string) func() error {
 
 // settled is a check that every event was acknowledged or terminated.
 func (w *world) settled() error {
+	ctx := context.Background()
+	stream, err := w.js.Stream(ctx, "PAPERMAP")
+	if err != nil {
+		return err
+	}
 	for _, name := range []string{mainConsumer, accessConsumer} {
-		c, err := w.js.Consumer(context.Background(), "PAPERMAP", name)
+		c, err := stream.Consumer(ctx, name)
 		if err != nil {
 			return err
 		}
-		if info := c.CachedInfo(); info.NumPending != 0 || info.NumAckPending != 0 {
+		info := c.CachedInfo()
+		if info.NumPending != 0 || info.NumAckPending != 0 {
 			return fmt.Errorf("%s: %d events wait, %d are in hand", name, info.NumPending, info.NumAckPending)
+		}
+		for _, subject := range info.Config.FilterSubjects { // a consumer hears of a new message a little later
+			last, err := stream.GetLastMsgForSubject(ctx, subject)
+			if err == nil && info.Delivered.Stream < last.Sequence {
+				return fmt.Errorf("%s: the latest events were not delivered yet", name)
+			}
+			if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+				return err
+			}
 		}
 	}
 	return nil

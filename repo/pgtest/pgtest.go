@@ -141,6 +141,24 @@ func Need(t testing.TB, s *Server) string {
 	return s.Database(t)
 }
 
+// ForTest starts a server for one test alone and returns the address of a database on it, or skips the test as Need does.
+func ForTest(t testing.TB) string {
+	t.Helper()
+	s, err := Start()
+	if errors.Is(err, errNone) && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s.Database(t)
+}
+
 func binaries() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		return filepath.Dir(path), nil
