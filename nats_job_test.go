@@ -288,7 +288,7 @@ func TestNATSALeafNodePassesOnItsRolesWorkAndNoMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("LEAF_URL", fmt.Sprintf("nats-leaf://leaf:%s@127.0.0.1:%d", natsPassword("leaf"), v.LeafNode.Port))
+	t.Setenv("LEAF_URL", fmt.Sprintf(`"nats-leaf://leaf:%s@127.0.0.1:%d"`, natsPassword("leaf"), v.LeafNode.Port))
 	leaf := startNATS(t, "leaf.conf") // with the inspector, who has all rights at the leaf
 
 	backend := j.bus(t, "backend", leaf)

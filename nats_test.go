@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,7 @@ func startNATS(t *testing.T, file string, change ...func(*server.Options)) *serv
 	if file != "" {
 		for role, r := range natsRoles {
 			if r.variable != "" {
-				t.Setenv(r.variable, natsPassword(role))
+				t.Setenv(r.variable, strconv.Quote(natsPassword(role)))
 			}
 		}
 		var err error
