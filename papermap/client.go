@@ -18,6 +18,8 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"golang.org/x/time/rate"
+
+	"papermap-worker/worker/failpoint"
 )
 
 const (
@@ -36,6 +38,14 @@ type ClientOptions struct {
 	Limiter   *rate.Limiter    // shared by all clients of the process; nil: no limit
 	Now       func() time.Time // the host's wall clock; nil: time.Now
 	UserAgent string           // empty: Go's
+
+	// Observe, if there is one, hears of each HTTP request: its route (create, usage, history or probe), the answer's status
+	// (0 when none came, 200 for every success) and how long it took.
+	Observe func(route string, status int, took time.Duration)
+
+	// HistoryPath is where one tenant's usage is read, with {workspace_id} and {tenant_id} in it. It is not documented, hence
+	// an option; empty: /api/v1/external/workspaces/{workspace_id}/tenants/{tenant_id}/usage.
+	HistoryPath string
 }
 
 // Client calls the API of one workspace. It may be used by many goroutines at once.
@@ -58,6 +68,9 @@ func NewClient(ws Workspace, o ClientOptions) *Client {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.HistoryPath == "" {
+		o.HistoryPath = defaultHistoryPath
 	}
 	// HTTP/2 shares a connection among requests, and then nobody could say whether a failed one was sent.
 	var http1 http.Protocols
@@ -87,7 +100,7 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 // first row. Any 2xx is success. It is not retried, except once with a corrected clock.
 func (c *Client) Probe(ctx context.Context) error {
 	path := "/api/v1/external/workspaces/" + url.PathEscape(c.ws.ID) + "/tenant-usage?per_page=1"
-	if err := c.call(ctx, request{method: http.MethodGet, path: path, maxBody: maxUsageBody, once: true}); err != nil {
+	if err := c.call(ctx, request{route: "probe", method: http.MethodGet, path: path, maxBody: maxUsageBody, once: true}); err != nil {
 		return err
 	}
 	return nil
@@ -102,6 +115,7 @@ func (c *Client) ClockSkew() (skew time.Duration, known bool) {
 
 // request is one call of the API.
 type request struct {
+	route    string // for Observe
 	method   string
 	path     string // escaped, with its query
 	tenantID string // for the API's usage report; empty: none
@@ -142,7 +156,7 @@ func (c *Client) call(ctx context.Context, r request) *Error {
 			}
 			return err
 		}
-		last = c.do(ctx, r)
+		last = c.observed(ctx, r)
 		switch {
 		case last == nil:
 			return nil
@@ -166,6 +180,19 @@ func (c *Client) call(ctx context.Context, r request) *Error {
 			return last
 		}
 	}
+}
+
+func (c *Client) observed(ctx context.Context, r request) *Error {
+	began := time.Now()
+	failed := c.do(ctx, r)
+	if c.o.Observe != nil {
+		status := http.StatusOK
+		if failed != nil {
+			status = failed.Status
+		}
+		c.o.Observe(r.route, status, time.Since(began))
+	}
+	return failed
 }
 
 // waitTurn waits for the process's rate limit. A try that cannot start in time is a deferral, no failure of the API.
@@ -230,14 +257,17 @@ func (c *Client) do(parent context.Context, r request) *Error {
 	defer cancel()
 	var conn *countingConn // what the request was given to; nil while there is none
 	var before int64       // written to it for earlier requests and the TLS handshake
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		raw := info.Conn
-		if overTLS, ok := raw.(*tls.Conn); ok {
-			raw = overTLS.NetConn()
-		}
-		conn = raw.(*countingConn)
-		before = conn.written.Load()
-	}})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			raw := info.Conn
+			if overTLS, ok := raw.(*tls.Conn); ok {
+				raw = overTLS.NetConn()
+			}
+			conn = raw.(*countingConn)
+			before = conn.written.Load()
+		},
+		WroteRequest: func(httptrace.WroteRequestInfo) { failpoint.Hit(failpoint.Sent) },
+	})
 	// A body that the Transport cannot get anew keeps it from sending a request again by itself, a GET too.
 	req, err := http.NewRequestWithContext(ctx, r.method, c.ws.APIURL+r.path, io.NopCloser(bytes.NewReader(r.body)))
 	if err != nil { // not quoted: an address can hold a password

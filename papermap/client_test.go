@@ -129,7 +129,7 @@ func TestCreateSendsTheDocumentedRequest(t *testing.T) {
 	})
 	c := newTestClient(t, address, ClientOptions{Now: func() time.Time { return now }, UserAgent: "papermap-worker/test"})
 	got, err := c.CreateDashboard(t.Context(), NewDashboard{TenantID: tenant, Title: "Dashboard - Acme"})
-	if want := (Dashboard{ID: "dash-1", Title: "Dashboard - Acme"}); err != nil || got != want {
+	if want := (Dashboard{ID: "dash-1", Title: "Dashboard - Acme", Status: 200}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 }

@@ -26,6 +26,7 @@ type NewDashboard struct {
 // Dashboard is a dashboard that was created: the API's id for it, and the title that was asked for.
 type Dashboard struct {
 	ID, Title string
+	Status    int // of the answer: 200 as documented, or 201
 }
 
 // CreateDashboard creates a dashboard: at most one for each call whose error is not [Unknown]. Every error is an [*Error];
@@ -39,18 +40,19 @@ func (c *Client) CreateDashboard(ctx context.Context, d NewDashboard) (Dashboard
 	if err != nil {
 		return Dashboard{}, &Error{Class: Refused, Message: "nothing was sent: title or description is not valid UTF-8"}
 	}
-	var id string
+	var made Dashboard
 	failed := c.call(ctx, request{
-		method: http.MethodPost, path: "/api/v1/external/dashboards", tenantID: d.TenantID, body: body, maxBody: maxCreateBody,
+		route: "create", method: http.MethodPost, path: "/api/v1/external/dashboards", tenantID: d.TenantID, body: body, maxBody: maxCreateBody,
 		read: func(a answer) (err error) {
-			id, err = createdID(a)
+			made.ID, err = createdID(a)
+			made.Title, made.Status = d.Title, a.status
 			return err
 		},
 	})
 	if failed != nil {
 		return Dashboard{}, failed
 	}
-	return Dashboard{ID: id, Title: d.Title}, nil
+	return made, nil
 }
 
 // createdID finds the new dashboard's id in a 2xx. An error means that we cannot tell what was created.
@@ -83,7 +85,7 @@ func createdID(a answer) (string, error) {
 			break
 		}
 		var id string
-		if json.Unmarshal(data.DashboardID, &id) == nil && validDashboardID(id) {
+		if json.Unmarshal(data.DashboardID, &id) == nil && ValidDashboardID(id) {
 			return id, nil
 		}
 		level = data.Data
@@ -91,7 +93,8 @@ func createdID(a answer) (string, error) {
 	return "", errors.New("no valid dashboard id in it")
 }
 
-func validDashboardID(id string) bool {
+// ValidDashboardID says whether a dashboard id is believed: 1 to MaxDashboardID code points of valid UTF-8, no control characters.
+func ValidDashboardID(id string) bool {
 	return id != "" && utf8.ValidString(id) && utf8.RuneCountInString(id) <= MaxDashboardID && !strings.ContainsFunc(id, unicode.IsControl)
 }
 

@@ -1,9 +1,12 @@
 package simulator
 
 import (
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -25,6 +28,10 @@ type Fault struct {
 	Delay       time.Duration // answer (or drop) so much later; what the request does is done, and logged, before the wait
 	Drop        string        // close the connection without an answer, "before" the request has had its effect, or "after"
 	Truncate    bool          // send half of the usual answer under the full Content-Length, then close the connection
+	Endless     bool          // after the answer's body send spaces for as long as the client takes them
+	Bomb        bool          // after the answer's body send 1 GiB of spaces, all compressed to about 1 MiB
+	HeaderDelay time.Duration // send each header line of the answer so much later than the one before
+	HeaderBytes int           // send about so many bytes of headers more
 	Status      int           // answer this status instead; a redirect points back to the same address
 	Body        string        // answer this instead; when empty, statuses from 400 have an error body, others none
 	ContentType string        // of the replaced answer; "" means application/json
@@ -49,6 +56,10 @@ func (f *Fault) flags() *flag.FlagSet {
 	s.DurationVar(&f.Delay, "delay", 0, "a duration above 0 such as 1.5s")
 	s.StringVar(&f.Drop, "drop", "", "before or after")
 	s.BoolVar(&f.Truncate, "truncate", false, "true or false")
+	s.BoolVar(&f.Endless, "endless", false, "true or false")
+	s.BoolVar(&f.Bomb, "bomb", false, "true or false")
+	s.DurationVar(&f.HeaderDelay, "header-delay", 0, "a duration above 0 such as 1.5s")
+	s.IntVar(&f.HeaderBytes, "header-bytes", 0, "a whole number from 1 to 16777216")
 	s.IntVar(&f.Status, "status", 0, "an HTTP status from 200 to 599")
 	s.StringVar(&f.Body, "body", "", "a text")
 	s.StringVar(&f.ContentType, "content-type", "", "a media type")
@@ -64,13 +75,18 @@ func (f *Fault) flags() *flag.FlagSet {
 //	drop=after rate=0.05                        processed, but the client sees its connection close
 //	on=create drop=before count=3               the next three creates are lost on their way
 //	on=usage truncate=true                      half an answer
+//	on=usage endless=true                       an answer that does not end
+//	bomb=true                                   1 MiB that unpacks to 1 GiB
+//	header-delay=2s                             headers that come one by one
+//	header-bytes=1048576                        1 MiB of headers
 //	tenant=org-7 delay=30s                      one tenant's answers come late
 //	status=500 effect=true                      "failed", yet the dashboard is there
 //	status=200 effect=true                      processed, with an empty body
 //	title=Acme status=502 body="<h1>Bad gateway</h1>" content-type=text/html
 //	status=401 body=`{"error":"Token expired","code":"TOKEN_EXPIRED","status":401}`
 //
-// on is create, usage or any; drop is before or after; truncate and effect are true or false; delay is a Go duration.
+// on is create, usage or any; drop is before or after; truncate, endless, bomb and effect are true or false; delay and
+// header-delay are Go durations.
 func ParseFault(text string) (Fault, error) {
 	fail := func(format string, args ...any) (Fault, error) {
 		return Fault{}, fmt.Errorf("fault %q: %w", text, fmt.Errorf(format, args...))
@@ -100,16 +116,44 @@ func ParseFault(text string) (Fault, error) {
 	if f.On == onAny {
 		f.On = ""
 	}
-	replaces := f.replacesAnswer()
-	switch {
-	case !replaces && f.Drop == "" && !f.Truncate && f.Delay == 0:
-		return fail("does nothing: give status, body, drop, truncate or delay")
-	case !replaces && (f.ContentType != "" || f.RetryAfter != "" || f.Effect):
-		return fail("content-type, retry-after and effect belong to status or body")
-	case f.Drop != "" && (f.Truncate || replaces), f.Truncate && replaces:
-		return fail("only one of drop, truncate and status or body can happen")
+	if err := f.check(); err != nil {
+		return fail("%w", err)
 	}
 	return f, nil
+}
+
+// check says what makes no sense in a rule, be it read or made by hand.
+func (f Fault) check() error {
+	replaces, ways := f.replacesAnswer(), 0
+	for _, way := range []bool{f.Drop != "", f.Truncate, f.Endless, f.Bomb, f.HeaderDelay != 0, f.HeaderBytes != 0} {
+		if way {
+			ways++
+		}
+	}
+	switch {
+	case !replaces && ways == 0 && f.Delay == 0:
+		return errors.New("does nothing: give status, body, drop, truncate, endless, bomb, header-delay, header-bytes or delay")
+	case !replaces && (f.ContentType != "" || f.RetryAfter != "" || f.Effect):
+		return errors.New("content-type, retry-after and effect belong to status or body")
+	case (f.Drop != "" || f.Truncate) && replaces:
+		return errors.New("only one of drop, truncate and status or body can happen")
+	case ways > 1:
+		return errors.New("only one of drop, truncate, endless, bomb, header-delay and header-bytes can happen")
+	case (f.Status == http.StatusNoContent || f.Status == http.StatusNotModified) && (f.Body != "" || f.Endless || f.Bomb):
+		return fmt.Errorf("an answer with status %d has no body", f.Status)
+	case f.Title != "" && f.On == onUsage:
+		return errors.New("title belongs to creates")
+	}
+	var filled Fault
+	flags := filled.flags() // while it is empty, so that DefValue is the zero value's text
+	filled = f
+	var err error
+	flags.VisitAll(func(k *flag.Flag) {
+		if v := k.Value.String(); err == nil && v != k.DefValue && !f.allows(k.Name) {
+			err = fmt.Errorf("%s=%s: must be %s", k.Name, v, k.Usage)
+		}
+	})
+	return err
 }
 
 // cutPair takes the first pair off a text that begins with neither space nor nothing.
@@ -155,6 +199,10 @@ func (f *Fault) allows(key string) bool {
 		return f.Count >= 0
 	case "delay":
 		return f.Delay > 0
+	case "header-delay":
+		return f.HeaderDelay > 0
+	case "header-bytes":
+		return f.HeaderBytes >= 1 && f.HeaderBytes <= 1<<24
 	case "drop":
 		return f.Drop == "before" || f.Drop == "after"
 	case "status":
@@ -207,6 +255,90 @@ func (f Fault) answer(r *http.Request) answer {
 	return a
 }
 
+// write sends an answer as the rule has it. Aborting the handler in the middle of a body is what makes net/http close the
+// connection there.
+func (f Fault) write(w http.ResponseWriter, r *http.Request, a answer) {
+	switch {
+	case f.Truncate:
+		a.setHeader(w.Header())
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.body[:len(a.body)/2])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	case f.Endless:
+		a.write(w)
+		spaces := bytes.Repeat([]byte(" "), 64<<10)
+		for r.Context().Err() == nil {
+			if _, err := w.Write(spaces); err != nil {
+				break
+			}
+		}
+		panic(http.ErrAbortHandler)
+	case f.Bomb:
+		a.setHeader(w.Header())
+		w.Header().Set("Content-Encoding", "gzip")
+		w.WriteHeader(a.status)
+		_, _ = w.Write(zipped(a.body))
+		spaces := zipped(bytes.Repeat([]byte(" "), 16<<20))
+		for range 64 { // gzip allows one stream after another
+			if _, err := w.Write(spaces); err != nil {
+				break
+			}
+		}
+	case f.HeaderDelay > 0:
+		a.dribble(w, r, f.HeaderDelay)
+	default:
+		for left := f.HeaderBytes; left > 0; left -= 4 << 10 {
+			w.Header().Add("X-Filler", strings.Repeat("x", min(left, 4<<10)))
+		}
+		a.write(w)
+	}
+}
+
+func zipped(text []byte) []byte {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, _ = z.Write(text)
+	_ = z.Close()
+	return out.Bytes()
+}
+
+// dribble sends the answer with a pause before each line of its header, until the client has gone or the server closes.
+// net/http sends a header in one piece, so the connection is taken from it.
+func (a answer) dribble(w http.ResponseWriter, r *http.Request, pause time.Duration) {
+	a.setHeader(w.Header())
+	header := w.Header().Clone()
+	header.Set("Content-Length", strconv.Itoa(len(a.body)))
+	header.Set("Connection", "close")
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(fmt.Sprintf("simulator: header-delay needs a server of HTTP/1.1: %v", err))
+	}
+	defer func() { _ = conn.Close() }()
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, conn)
+	}()
+	lines := []string{fmt.Sprintf("HTTP/1.1 %d %s\r\n", a.status, http.StatusText(a.status))}
+	for name := range header {
+		lines = append(lines, name+": "+header.Get(name)+"\r\n")
+	}
+	for _, line := range append(lines, "\r\n"+string(a.body)) {
+		if _, err := io.WriteString(conn, line); err != nil {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-gone:
+			return
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
 // rule is a fault in use.
 type rule struct {
 	Fault
@@ -214,10 +346,17 @@ type rule struct {
 	hits int
 }
 
-// SetFaults replaces the rules. Requests that a rule has already hit stay hit.
+// SetFaults replaces the rules. Requests that a rule has already hit stay hit. It panics when a rule makes no sense, which
+// none that ParseFault has read does.
 func (s *Simulator) SetFaults(faults ...Fault) {
 	rules := make([]*rule, len(faults))
 	for i, f := range faults {
+		if err := f.check(); err != nil {
+			panic(fmt.Sprintf("simulator: fault %q: %v", f, err))
+		}
+		if f.On == onAny {
+			f.On = ""
+		}
 		rules[i] = &rule{Fault: f, text: f.String()}
 	}
 	s.mu.Lock()

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/time/rate"
 	"pgregory.net/rapid"
 
 	"papermap-worker/papermap"
@@ -192,6 +196,10 @@ func TestParseFaultReadsEveryKey(t *testing.T) {
 		{`title="Acme \"Corp\"" status=500 effect=true`, Fault{Title: `Acme "Corp"`, Status: 500, Effect: true}},
 		{"title=`a \"b`  delay=1m", Fault{Title: `a "b`, Delay: time.Minute}},
 		{`body={"a":"b=c"} content-type=text/html`, Fault{Body: `{"a":"b=c"}`, ContentType: "text/html"}},
+		{"endless=true status=500", Fault{Endless: true, Status: 500}},
+		{"bomb=true on=usage", Fault{Bomb: true, On: onUsage}},
+		{"header-delay=2s delay=1s", Fault{HeaderDelay: 2 * time.Second, Delay: time.Second}},
+		{"header-bytes=1048576", Fault{HeaderBytes: 1 << 20}},
 		{`delay=1s status=500 tenant="" effect=false`, Fault{Delay: time.Second, Status: 500}},
 	} {
 		got, err := ParseFault(c.text)
@@ -206,9 +214,9 @@ func TestParseFaultReadsEveryKey(t *testing.T) {
 
 func TestParseFaultNamesWhatIsWrong(t *testing.T) {
 	for text, want := range map[string]string{
-		"status=503 retry_after=1":         `unknown key "retry_after"; known keys: body, content-type, count, delay, drop, effect, on, rate, retry-after, status, tenant, title, truncate`,
-		"":                                 "does nothing: give status, body, drop, truncate or delay",
-		"on=create rate=0.5":               "does nothing: give status, body, drop, truncate or delay",
+		"status=503 retry_after=1":         `unknown key "retry_after"; known keys: body, bomb, content-type, count, delay, drop, effect, endless, header-bytes, header-delay, on, rate, retry-after, status, tenant, title, truncate`,
+		"":                                 "does nothing: give status, body, drop, truncate, endless, bomb, header-delay, header-bytes or delay",
+		"on=create rate=0.5":               "does nothing: give status, body, drop, truncate, endless, bomb, header-delay, header-bytes or delay",
 		"drop":                             `"drop" is not key=value`,
 		"status=500 =x":                    `"=x" is not key=value`,
 		"on=token drop=after":              "on=token: must be create, usage or any",
@@ -226,7 +234,15 @@ func TestParseFaultNamesWhatIsWrong(t *testing.T) {
 		`body="open`:                       `value of "body" is not a Go string`,
 		`body="x"y`:                        `value of "body" is not a Go string`,
 		"drop=after status=500":            "only one of drop, truncate and status or body can happen",
-		"drop=after truncate=true":         "only one of drop, truncate and status or body can happen",
+		"drop=after truncate=true":         "only one of drop, truncate, endless, bomb, header-delay and header-bytes can happen",
+		"endless=true bomb=true":           "only one of drop, truncate, endless, bomb, header-delay and header-bytes can happen",
+		"header-delay=1s header-bytes=9":   "only one of drop, truncate, endless, bomb, header-delay and header-bytes can happen",
+		"header-delay=0s":                  "header-delay=0s: must be a duration above 0 such as 1.5s",
+		"header-bytes=0":                   "header-bytes=0: must be a whole number from 1 to 16777216",
+		"header-bytes=16777217":            "header-bytes=16777217: must be a whole number from 1 to 16777216",
+		"status=204 endless=true":          "an answer with status 204 has no body",
+		"status=304 body=x":                "an answer with status 304 has no body",
+		"on=usage title=x drop=after":      "title belongs to creates",
 		"truncate=true body=x":             "only one of drop, truncate and status or body can happen",
 		"drop=after effect=true":           "content-type, retry-after and effect belong to status or body",
 		"delay=1s retry-after=1":           "content-type, retry-after and effect belong to status or body",
@@ -254,7 +270,10 @@ func TestFaultStringIsReadBackAsTheSameRule(t *testing.T) {
 			Count: rapid.IntRange(0, 1<<40).Draw(t, "count"),
 			Delay: time.Duration(rapid.Int64Min(0).Draw(t, "delay")),
 		}
-		switch rapid.IntRange(0, 3).Draw(t, "kind") {
+		if f.On == onUsage {
+			f.Title = ""
+		}
+		switch rapid.IntRange(0, 7).Draw(t, "kind") {
 		case 0:
 			f.Drop = rapid.SampledFrom([]string{"before", "after"}).Draw(t, "drop")
 		case 1:
@@ -268,6 +287,17 @@ func TestFaultStringIsReadBackAsTheSameRule(t *testing.T) {
 			f.Status = rapid.IntRange(200, 599).Draw(t, "status")
 			f.Body, f.ContentType, f.RetryAfter = text.Draw(t, "body"), text.Draw(t, "type"), text.Draw(t, "after")
 			f.Effect = rapid.Bool().Draw(t, "effect")
+			if f.Status == 204 || f.Status == 304 {
+				f.Body = ""
+			}
+		case 4:
+			f.Endless = true
+		case 5:
+			f.Bomb = true
+		case 6:
+			f.HeaderDelay = time.Duration(rapid.Int64Min(1).Draw(t, "header delay"))
+		case 7:
+			f.HeaderBytes = rapid.IntRange(1, 1<<24).Draw(t, "header bytes")
 		}
 		got, err := ParseFault(f.String())
 		if err != nil {
@@ -280,4 +310,108 @@ func TestFaultStringIsReadBackAsTheSameRule(t *testing.T) {
 			t.Fatalf("%s\n got %+v\nwant %+v", f, got, f)
 		}
 	})
+}
+
+func TestSetFaultsRefusesRulesThatMakeNoSense(t *testing.T) {
+	s := New(Options{Faults: []Fault{{On: onAny, Status: 503}}})
+	for _, f := range []Fault{
+		{}, {On: "token", Status: 500}, {Status: 99}, {Status: 600}, {Rate: 1.5, Status: 500}, {Rate: -1, Status: 500}, {Rate: math.NaN(), Status: 500},
+		{Count: -1, Status: 500}, {Delay: -1}, {Delay: -1, Status: 500}, {Drop: "now"}, {HeaderDelay: -1}, {HeaderBytes: -1}, {Effect: true}, {Drop: "after", Bomb: true},
+	} {
+		func() {
+			defer func() {
+				if text, _ := recover().(string); !strings.HasPrefix(text, "simulator: fault ") {
+					t.Errorf("%+v: recovered %q", f, text)
+				}
+			}()
+			s.SetFaults(f)
+		}()
+	}
+	w := httptest.NewRecorder()
+	if s.ServeHTTP(w, httptest.NewRequest("POST", createPath, nil)); w.Code != 503 {
+		t.Errorf("answered %d: the rules from before are gone", w.Code)
+	}
+}
+
+func TestClientEndsWithTheRightClassInBoundedMemoryForEachFaultOfTheAnswer(t *testing.T) {
+	for fault, c := range map[string]struct {
+		create, usage papermap.Class
+		says          string // of usage
+	}{
+		"header-delay=300ms":                  {papermap.Unknown, papermap.Retryable, "not done within 700ms"},
+		"header-delay=1h":                     {papermap.Unknown, papermap.Retryable, "not done within 700ms"},
+		"header-delay=1ms":                    {"", "", ""},
+		"header-bytes=1048576":                {papermap.Unknown, papermap.Retryable, "server response headers exceeded"},
+		"header-bytes=1000":                   {"", "", ""},
+		"endless=true":                        {papermap.Unknown, papermap.Retryable, "longer than 8388608 bytes"},
+		"endless=true status=400 body=broken": {papermap.Refused, papermap.Refused, "Bad Request: broken"},
+		"bomb=true":                           {papermap.Unknown, papermap.Retryable, "longer than 8388608 bytes"},
+		"bomb=true status=500":                {papermap.Unknown, papermap.Retryable, "Internal Server Error"},
+		"delay=1h":                            {papermap.Unknown, papermap.Retryable, "not done within 700ms"},
+	} {
+		t.Run(fault, func(t *testing.T) {
+			f, err := ParseFault(fault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, address := start(t, Options{Faults: []Fault{f}})
+			timeout := time.Minute // reading 8 MiB takes its time under the race detector
+			if strings.Contains(c.says, "not done within 700ms") {
+				timeout = 700 * time.Millisecond
+			}
+			call := func(what string, want papermap.Class, says string, do func(*papermap.Client) error) {
+				client := papermap.NewClient(papermap.Workspace{ID: "ws-a", APIURL: address, Key: apiKey}, papermap.ClientOptions{
+					Timeout: timeout, Now: func() time.Time { return epoch },
+					Limiter: rate.NewLimiter(rate.Every(time.Hour), 1), // one try
+				})
+				defer client.Close()
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				err := do(client)
+				runtime.ReadMemStats(&after)
+				if grown := after.TotalAlloc - before.TotalAlloc; grown > 256<<20 {
+					t.Errorf("%s: client and simulator allocated %d MiB", what, grown>>20)
+				}
+				var e *papermap.Error
+				if want == "" {
+					if err != nil {
+						t.Errorf("%s: %v", what, err)
+					}
+				} else if !errors.As(err, &e) || e.Class != want || !strings.Contains(e.Message, says) {
+					t.Errorf("%s: %v, want %s: …%s…", what, err, want, says)
+				}
+			}
+			call("create", c.create, "", func(client *papermap.Client) error {
+				_, err := client.CreateDashboard(t.Context(), papermap.NewDashboard{TenantID: "t", Title: "T"})
+				return err
+			})
+			call("usage", c.usage, c.says, func(client *papermap.Client) error {
+				_, err := client.Usage(t.Context(), papermap.UsageQuery{Page: 1, PerPage: 100})
+				return err
+			})
+		})
+	}
+}
+
+func TestCloseEndsAnAnswerWhoseHeaderIsStillComing(t *testing.T) {
+	s := New(Options{Faults: []Fault{{HeaderDelay: time.Hour}}})
+	server, err := Serve(s, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(server.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = io.WriteString(conn, "POST "+createPath+" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+	line := make([]byte, len("HTTP/1.1 401 Unauthorized\r\n"))
+	if _, err := io.ReadFull(conn, line); err != nil || string(line) != "HTTP/1.1 401 Unauthorized\r\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	server.Close()
+	if rest, err := io.ReadAll(conn); err != nil || len(rest) != 0 {
+		t.Errorf("after Close: %q, %v", rest, err)
+	}
 }

@@ -10,11 +10,11 @@
 //     connections, cut bodies. With the same seed, rules and order of requests the same requests are hit.
 //
 // What it does not: it is a test tool for the loopback interface. Everything under /simulator/ is open to whoever
-// reaches it, all is kept in memory until the process ends, and where Papermap's documentation is silent (row names of
-// usage, order of checks, most error bodies) the answers are this package's choice.
+// reaches it, all is kept in memory until the process ends, and where Papermap's documentation is silent (names of usage's
+// fields, order of checks, most error bodies) the answers are this package's choice.
 //
 // Endpoints: the create and usage endpoints of the API, /embedded/dashboard (the page of the iframe), /healthz, /readyz, and
-// /simulator/{state,dashboards,requests,faults} to watch and steer it from outside.
+// /simulator/{state,dashboards,requests,usage,faults} to watch and steer it from outside.
 package simulator
 
 import (
@@ -25,7 +25,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strconv"
 	"sync"
@@ -59,6 +58,7 @@ type Simulator struct {
 	random     *rand.Rand
 	log        []Request // entry i has Seq i+1
 	dashboards []Dashboard
+	usages     map[string]*usageState // by workspace
 }
 
 // Request is one API request, as the log keeps it. Entries are complete when they appear and never change.
@@ -66,7 +66,8 @@ type Request struct {
 	Seq         int       `json:"seq"` // 1, 2, 3 … in the order of their effects
 	Time        time.Time `json:"time"`
 	Method      string    `json:"method"`
-	Path        string    `json:"path"`         // as sent, percent-encoded, without the query
+	Path        string    `json:"path"` // as sent, percent-encoded, without the query
+	Query       string    `json:"query,omitempty"`
 	WorkspaceID string    `json:"workspace_id"` // of the header
 	TenantID    string    `json:"tenant_id"`    // of the header
 	Title       string    `json:"title,omitempty"`
@@ -96,6 +97,7 @@ func New(o Options) *Simulator {
 		mux:    http.NewServeMux(),
 		keys:   map[string]map[string]papermap.Secret{},
 		random: rand.New(rand.NewPCG(o.Seed, 0)),
+		usages: map[string]*usageState{},
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -115,6 +117,7 @@ func New(o Options) *Simulator {
 	s.mux.HandleFunc("GET /simulator/state", s.serveState)
 	s.mux.HandleFunc("GET /simulator/dashboards", s.serveDashboards)
 	s.mux.HandleFunc("GET /simulator/requests", s.serveRequests)
+	s.mux.HandleFunc("GET /simulator/usage", s.serveUsage)
 	s.mux.HandleFunc("PUT /simulator/faults", s.serveFaults)
 	ok := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }
 	s.mux.HandleFunc("GET /healthz", ok)
@@ -159,7 +162,7 @@ var markPattern = regexp.MustCompile(`pmw:[0-9A-Za-z_-]+`)
 func (s *Simulator) api(on string, endpoint func(*call) answer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		c := &call{http: r, entry: Request{
-			Method: r.Method, Path: r.URL.EscapedPath(),
+			Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery,
 			WorkspaceID: r.Header.Get("X-Workspace-ID"), TenantID: r.Header.Get("X-Tenant-ID"),
 		}}
 		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -179,7 +182,7 @@ func (s *Simulator) api(on string, endpoint func(*call) answer) http.HandlerFunc
 			case <-r.Context().Done(): // the client has gone, or the server closes
 			}
 		}
-		a.write(w, fault.Truncate)
+		fault.write(w, r, a)
 	}
 }
 
@@ -248,54 +251,6 @@ func (s *Simulator) create(c *call) answer {
 		}{data}
 	}
 	return success("Dashboard created successfully", data)
-}
-
-var periodPattern = regexp.MustCompile(`^[0-9]{4}-(0[1-9]|1[0-2])$`)
-
-// usage answers the tenant usage of a workspace, or of one tenant in it. There are no rows yet.
-func (s *Simulator) usage(c *call) answer {
-	if refusal, ok := s.checkSignature(c); !ok {
-		return refusal
-	}
-	workspace := c.http.PathValue("workspace")
-	if workspace != c.entry.WorkspaceID {
-		return failure(http.StatusForbidden, "Workspace of the path is not the workspace of X-Workspace-ID")
-	}
-	query := c.http.URL.Query()
-	for _, name := range []string{"from_period", "to_period"} {
-		if v := query.Get(name); v != "" && !periodPattern.MatchString(v) {
-			return failure(http.StatusBadRequest, name+" must be YYYY-MM")
-		}
-	}
-	page, ok := numberIn(query, "page", 1, 1<<31-1)
-	if !ok {
-		return failure(http.StatusBadRequest, "page must be 1 or more")
-	}
-	perPage, ok := numberIn(query, "per_page", 50, 100)
-	if !ok {
-		return failure(http.StatusBadRequest, "per_page must be 1 to 100")
-	}
-	type pagination struct {
-		Page       int `json:"page"`
-		PerPage    int `json:"per_page"`
-		Total      int `json:"total"`
-		TotalPages int `json:"total_pages"`
-	}
-	return success("Tenant usage retrieved successfully", struct {
-		WorkspaceID string     `json:"workspace_id"`
-		TenantID    string     `json:"tenant_id,omitempty"`
-		Usage       []struct{} `json:"usage"`
-		Pagination  pagination `json:"pagination"`
-	}{workspace, c.http.PathValue("tenant"), nil, pagination{Page: page, PerPage: perPage}})
-}
-
-// numberIn reads a number from 1 to highest, or standard when the query does not have it.
-func numberIn(query url.Values, name string, standard, highest int) (int, bool) {
-	if !query.Has(name) {
-		return standard, true
-	}
-	n, err := strconv.Atoi(query.Get(name))
-	return n, err == nil && n >= 1 && n <= highest
 }
 
 // checkSignature says whether the four headers are right, and if not, what to answer. An unknown key, an unknown
@@ -373,13 +328,17 @@ func marshal(v any) []byte {
 	return text
 }
 
-// write sends the answer. Aborting the handler is what makes net/http close the connection: without an answer when
-// nothing was written, in the middle of the body otherwise.
-func (a answer) write(w http.ResponseWriter, truncate bool) {
+// write sends the answer. Aborting the handler is what makes net/http close the connection without one.
+func (a answer) write(w http.ResponseWriter) {
 	if a.status == 0 {
 		panic(http.ErrAbortHandler)
 	}
-	h := w.Header()
+	a.setHeader(w.Header())
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body)
+}
+
+func (a answer) setHeader(h http.Header) {
 	h.Set("Content-Type", cmp.Or(a.contentType, "application/json"))
 	if a.retryAfter != "" {
 		h.Set("Retry-After", a.retryAfter)
@@ -387,14 +346,4 @@ func (a answer) write(w http.ResponseWriter, truncate bool) {
 	if a.location != "" {
 		h.Set("Location", a.location)
 	}
-	if !truncate {
-		w.WriteHeader(a.status)
-		_, _ = w.Write(a.body)
-		return
-	}
-	h.Set("Content-Length", strconv.Itoa(len(a.body)))
-	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body[:len(a.body)/2])
-	_ = http.NewResponseController(w).Flush()
-	panic(http.ErrAbortHandler)
 }

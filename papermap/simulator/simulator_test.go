@@ -297,7 +297,7 @@ func TestLogHoldsEveryRequestInOrder(t *testing.T) {
 		{Seq: 2, Method: "POST", Path: createPath, Title: "Unsigned", Status: 401},
 		{Seq: 3, Method: "POST", Path: createPath, WorkspaceID: "ws-a", TenantID: "org-1", Title: "Lost",
 			Description: "(pmw:x)", Mark: "pmw:x", Fault: "drop=after on=create title=Lost", DashboardID: made[1].ID},
-		{Seq: 4, Method: "GET", Path: "/api/v1/external/workspaces/ws-a/tenants/a%2Fb/usage", WorkspaceID: "ws-a", Status: 200},
+		{Seq: 4, Method: "GET", Path: "/api/v1/external/workspaces/ws-a/tenants/a%2Fb/usage", Query: "page=2", WorkspaceID: "ws-a", Status: 200},
 		{Seq: 5, Method: "DELETE", Path: createPath, WorkspaceID: "ws-a", Status: 404},
 	}
 	for i := range want {

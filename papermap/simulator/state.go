@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -78,17 +79,18 @@ func (s *Simulator) serveFaults(w http.ResponseWriter, r *http.Request) {
 }
 
 func writeJSON(w http.ResponseWriter, v any) {
-	answer{status: http.StatusOK, body: marshal(v)}.write(w, false)
+	answer{status: http.StatusOK, body: marshal(v)}.write(w)
 }
 
 func writeProblem(w http.ResponseWriter, err error) {
-	failure(http.StatusBadRequest, err.Error()).write(w, false)
+	failure(http.StatusBadRequest, err.Error()).write(w)
 }
 
 // Server serves a handler until it is closed.
 type Server struct {
 	URL  string // e.g. http://127.0.0.1:43211
 	http *http.Server
+	end  context.CancelFunc // of the requests
 	done chan struct{}
 }
 
@@ -98,9 +100,14 @@ func Serve(h http.Handler, addr string) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serving on %q: %w", addr, err)
 	}
+	requests, end := context.WithCancel(context.Background())
 	s := &Server{
-		URL:  "http://" + listener.Addr().String(),
-		http: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second},
+		URL: "http://" + listener.Addr().String(),
+		http: &http.Server{
+			Handler: h, ReadHeaderTimeout: 10 * time.Second,
+			BaseContext: func(net.Listener) context.Context { return requests },
+		},
+		end:  end,
 		done: make(chan struct{}),
 	}
 	go func() {
@@ -112,6 +119,7 @@ func Serve(h http.Handler, addr string) (*Server, error) {
 
 // Close frees the address and closes all connections, those in use too.
 func (s *Server) Close() {
+	s.end() // for what holds a connection that net/http no longer knows
 	_ = s.http.Close()
 	<-s.done
 }
