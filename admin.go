@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"papermap-worker/events"
+	"papermap-worker/papermap"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 )
@@ -84,11 +85,27 @@ type publishUsageCmd struct {
 	TenantID   string `help:"Sync one tenant only."`
 	FromPeriod string `help:"First month, YYYY-MM."`
 	ToPeriod   string `help:"Last month, YYYY-MM."`
+	Wait       bool   `help:"Wait until it is done, with its progress, which is read from the database (DATABASE_URL)."`
 	publishFlags
 }
 
 func (c *publishUsageCmd) Run(a *app) error {
-	return c.publish(a, events.TypeUsageSync, map[string]string{"tenant_id": c.TenantID, "from_period": c.FromPeriod, "to_period": c.ToPeriod})
+	fields := map[string]string{"tenant_id": c.TenantID, "from_period": c.FromPeriod, "to_period": c.ToPeriod}
+	if !c.Wait {
+		return c.publish(a, events.TypeUsageSync, fields)
+	}
+	db, err := openMigrated(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if c.EventID == "" {
+		c.EventID = uuid.NewString()
+	}
+	if err := c.publish(a, events.TypeUsageSync, fields); err != nil {
+		return err
+	}
+	return waitForRuns(a.ctx, a, db, c.EventID)
 }
 
 // publish publishes an event in plain JSON, without the fields that are empty, once it is one that the worker takes.
@@ -187,6 +204,8 @@ func requestToken(ctx context.Context, bus *events.Bus, tenantID string, ttl tim
 type tenantsCmd struct {
 	List tenantsListCmd `cmd:"" help:"List mappings."`
 	Show tenantsShowCmd `cmd:"" help:"Show one tenant's mapping and its attempts."`
+
+	Resolve tenantsResolveCmd `cmd:"" help:"Settle a held tenant: a create has an unknown outcome."`
 }
 
 type tenantsListCmd struct {
@@ -238,7 +257,7 @@ func (c *tenantsShowCmd) Run(a *app) error {
 	defer db.Close()
 	m, err := db.Mapping(a.ctx, c.TenantID)
 	if errors.Is(err, repo.ErrNotFound) {
-		return fmt.Errorf("tenant %q is unknown: was tenant.created published for it?", c.TenantID)
+		return unknownTenant(c.TenantID)
 	}
 	if err != nil {
 		return err
@@ -271,8 +290,70 @@ func (c *tenantsShowCmd) Run(a *app) error {
 	return rows.print(a.stdout)
 }
 
+type tenantsResolveCmd struct {
+	TenantID    string `arg:"" name:"tenant" help:"Id of the tenant."`
+	DashboardID string `help:"The tenant has this dashboard: the one at Papermap with the attempt's mark in its description."`
+	Recreate    bool   `help:"No such dashboard is at Papermap, or it was deleted there: create another."`
+}
+
+func (c *tenantsResolveCmd) Run(a *app) error {
+	if (c.DashboardID != "") == c.Recreate {
+		return &usageError{"use one of --dashboard-id ID and --recreate: look for the marks of `papermap-worker attempts list` in Papermap's page first"}
+	}
+	if c.DashboardID != "" && !papermap.ValidDashboardID(c.DashboardID) {
+		return &usageError{fmt.Sprintf("--dashboard-id %q is no dashboard id", printable(c.DashboardID))}
+	}
+	db, err := openMigrated(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var m repo.Mapping
+	if c.Recreate {
+		m, err = db.Recreate(a.ctx, c.TenantID, worker.CreatedAgain)
+	} else {
+		m, err = db.Resolve(a.ctx, c.TenantID, c.DashboardID, worker.DashboardCreated)
+	}
+	switch {
+	case errors.Is(err, repo.ErrNotFound):
+		return unknownTenant(c.TenantID)
+	case err != nil:
+		return err
+	case c.Recreate:
+		fmt.Fprintf(a.stdout, "tenant %s is %s; the running worker creates another dashboard\n", printable(m.TenantID), m.Status)
+	default:
+		fmt.Fprintf(a.stdout, "tenant %s is %s with dashboard %s\n", printable(m.TenantID), m.Status, printable(m.DashboardID))
+	}
+	return nil
+}
+
+func unknownTenant(id string) error {
+	return fmt.Errorf("tenant %q is unknown: was tenant.created published for it?", id)
+}
+
 type attemptsCmd struct {
-	List attemptsListCmd `cmd:"" help:"List create requests that may have left a dashboard behind."`
+	List   attemptsListCmd   `cmd:"" help:"List create requests that may have left a dashboard behind."`
+	Settle attemptsSettleCmd `cmd:"" help:"Take one off the list, after looking for its mark in Papermap's page."`
+}
+
+type attemptsSettleCmd struct {
+	ID string `arg:"" name:"attempt" help:"Id of the attempt: the mark without pmw: before it."`
+}
+
+func (c *attemptsSettleCmd) Run(a *app) error {
+	db, err := openMigrated(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	err = db.SettleAttempt(a.ctx, strings.TrimPrefix(c.ID, "pmw:"))
+	if errors.Is(err, repo.ErrNotFound) {
+		return fmt.Errorf("there is no attempt %q: `papermap-worker attempts list` shows them", c.ID)
+	}
+	if err == nil {
+		fmt.Fprintf(a.stdout, "settled attempt %s\n", c.ID)
+	}
+	return err
 }
 
 type attemptsListCmd struct {
@@ -299,45 +380,6 @@ func (c *attemptsListCmd) Run(a *app) error {
 	rows := table{{"TENANT", "OUTCOME", "TITLE TO LOOK FOR", "MARK IN DESCRIPTION", "TIME", "DASHBOARD", "ERROR"}}
 	for _, t := range list {
 		rows = append(rows, []string{t.TenantID, string(t.Outcome), t.Title, t.Mark, shortTime(t.StartedAt), t.DashboardID, t.Error})
-	}
-	return rows.print(a.stdout)
-}
-
-type deadCmd struct {
-	List deadListCmd `cmd:"" help:"List dead letters, oldest first."`
-}
-
-type deadListCmd struct {
-	Limit int  `default:"1000" help:"At most so many."`
-	JSON  bool `help:"Print JSON."`
-	natsSettings
-}
-
-func (c *deadListCmd) Run(a *app) error {
-	if err := atLeastOne(c.Limit); err != nil {
-		return err
-	}
-	bus, done, err := c.connect(a)
-	if err != nil {
-		return err
-	}
-	defer done()
-	ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
-	defer cancel()
-	list, err := bus.DeadLetters(ctx, c.Limit)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(a.stdout, list)
-	}
-	if len(list) == 0 {
-		fmt.Fprintln(a.stdout, "no dead letters")
-		return nil
-	}
-	rows := table{{"SEQUENCE", "EVENT", "EVENT ID", "TIME", "CODE", "SIDE EFFECT", "ERROR"}}
-	for _, d := range list {
-		rows = append(rows, []string{fmt.Sprint(d.Sequence), d.Type, d.EventID, d.Time.UTC().Format(time.DateTime), d.Code, d.SideEffect, d.Error})
 	}
 	return rows.print(a.stdout)
 }

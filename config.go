@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"papermap-worker/papermap"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
+	"papermap-worker/worker/ops"
 )
 
 // Settings are texts here and are judged together by their parse methods, so that one message names everything that
@@ -36,7 +38,13 @@ type papermapSettings struct {
 	MaxRPS         string `name:"papermap-max-rps" env:"PAPERMAP_MAX_RPS" default:"0" help:"Most API requests per second of this process; 0 for no limit."`
 	OnAmbiguous    string `name:"papermap-on-ambiguous" env:"PAPERMAP_ON_AMBIGUOUS" default:"recreate" help:"What to do when a create's outcome is unknown: recreate or hold."`
 	AllowHTTP      string `name:"papermap-allow-http" env:"PAPERMAP_ALLOW_HTTP" default:"false" help:"Allow http to hosts other than loopback, for tests."`
+	UsageSchedule  string `name:"usage-sync-schedule" env:"USAGE_SYNC_SCHEDULE" default:"@hourly" help:"When usage is synced, in UTC: five-field cron, @hourly, @every 15m, or off."`
+	UsageAtOnce    string `name:"usage-sync-concurrency" env:"USAGE_SYNC_CONCURRENCY" default:"8" help:"Pages of usage asked for at once."`
+	HistoryPath    string `name:"papermap-usage-history-path" env:"PAPERMAP_USAGE_HISTORY_PATH" help:"Path of one tenant's usage, with {workspace_id} and {tenant_id}; Papermap does not document it."`
 	TokenTTL       string `name:"embed-token-ttl" env:"EMBED_TOKEN_TTL" default:"1h" help:"Life of an embed token."`
+	TokenRate      string `name:"embed-token-rate" env:"EMBED_TOKEN_RATE" default:"0" help:"Most embed tokens per second and tenant; 0 for no limit."`
+	TokenBurst     string `name:"embed-token-burst" env:"EMBED_TOKEN_BURST" default:"0" help:"Most of them at once; 0 for a second's worth."`
+	TokenAudit     string `name:"embed-token-audit" env:"EMBED_TOKEN_AUDIT" default:"100" help:"Most log lines per second that tell of minted tokens; 0 for none."`
 	TokenMaxTTL    string `name:"embed-token-max-ttl" env:"EMBED_TOKEN_MAX_TTL" default:"1h" help:"Longest life that a request may ask for."`
 }
 
@@ -45,8 +53,12 @@ type workSettings struct {
 	MaxAttempts   string `name:"max-attempts" env:"MAX_ATTEMPTS" default:"10" help:"Failures of one event before it is a dead letter."`
 	Grace         string `name:"shutdown-grace" env:"SHUTDOWN_GRACE" default:"25s" help:"Time for what is in hand when the worker is asked to stop."`
 	ReplyPrefixes string `name:"nats-reply-prefixes" env:"NATS_REPLY_PREFIXES" help:"More reply subjects that may be answered, comma-separated prefixes beside _INBOX and _R_."`
-	HTTPAddr      string `name:"http-addr" env:"HTTP_ADDR" default:"127.0.0.1:8080" help:"Where health is served, or off."`
-	MetricsAddr   string `name:"metrics-addr" env:"METRICS_ADDR" help:"Serve health here instead."`
+	HTTPAddr      string `name:"http-addr" env:"HTTP_ADDR" default:"127.0.0.1:8080" help:"Where health, metrics and REST are served, or off."`
+	MetricsAddr   string `name:"metrics-addr" env:"METRICS_ADDR" help:"Serve health and metrics here instead."`
+	JWKS          string `name:"http-jwt-jwks" env:"HTTP_JWT_JWKS" help:"Path or https address of the keys that REST callers' tokens are signed with; or HTTP_JWT_SECRET in the environment. REST is off without."`
+	JWTIssuer     string `name:"http-jwt-issuer" env:"HTTP_JWT_ISSUER" help:"Issuer that those tokens must have."`
+	JWTAudience   string `name:"http-jwt-audience" env:"HTTP_JWT_AUDIENCE" help:"Audience that those tokens must have."`
+	CORSOrigins   string `name:"http-cors-origins" env:"HTTP_CORS_ORIGINS" help:"Origins whose pages may call REST, comma-separated."`
 }
 
 type natsSettings struct {
@@ -75,7 +87,6 @@ type logSettings struct {
 
 // later are the contract's settings that this version accepts and does not follow yet. `serve` warns of them.
 var later = []string{
-	"EMBED_TOKEN_RATE", "EMBED_TOKEN_BURST", "USAGE_SYNC_SCHEDULE", "HTTP_JWT_SECRET", "HTTP_JWT_SECRET_FILE", "HTTP_JWT_JWKS",
 	"CONSOLE_TOKEN", "CONSOLE_TOKEN_FILE", "OTEL_EXPORTER_OTLP_ENDPOINT",
 }
 
@@ -150,10 +161,28 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 		TokenMaxTTL: p.duration("EMBED_TOKEN_MAX_TTL", s.TokenMaxTTL, time.Second, 365*24*time.Hour).Truncate(time.Second),
 	}
 	c.TokenTTL = min(c.TokenTTL, c.TokenMaxTTL)
+	var err error
+	if c.TokenRate, err = strconv.ParseFloat(s.TokenRate, 64); err != nil || !(c.TokenRate >= 0 && c.TokenRate <= 1e6) {
+		p.add("EMBED_TOKEN_RATE: %q is no number from 0 to 1000000", s.TokenRate)
+	}
+	if c.TokenBurst = p.integer("EMBED_TOKEN_BURST", s.TokenBurst, 0, 1e6); c.TokenBurst == 0 {
+		c.TokenBurst = int(math.Ceil(c.TokenRate))
+	}
+	c.TokenAudit = p.integer("EMBED_TOKEN_AUDIT", s.TokenAudit, 0, 1e6)
+	c.UsageConcurrency = p.integer("USAGE_SYNC_CONCURRENCY", s.UsageAtOnce, 1, 128)
+	if c.HistoryPath = s.HistoryPath; c.HistoryPath != "" && (!strings.HasPrefix(c.HistoryPath, "/") || !strings.Contains(c.HistoryPath, "{tenant_id}")) {
+		p.add("PAPERMAP_USAGE_HISTORY_PATH: %q does not begin with / or has no {tenant_id}", s.HistoryPath)
+	}
+	if s.UsageSchedule != "off" {
+		schedule, err := worker.ParseSchedule(s.UsageSchedule)
+		if err != nil {
+			p.add("USAGE_SYNC_SCHEDULE: %q: %v", s.UsageSchedule, err)
+		}
+		c.Schedule = schedule
+	}
 	if u, err := url.Parse(s.EmbedURL); err != nil || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" {
 		p.add("PAPERMAP_EMBED_URL: %q is no web address without a query and a fragment", s.EmbedURL)
 	}
-	var err error
 	if c.MaxRPS, err = strconv.ParseFloat(s.MaxRPS, 64); err != nil || !(c.MaxRPS >= 0 && c.MaxRPS <= 1e6) {
 		p.add("PAPERMAP_MAX_RPS: %q is no number from 0 to 1000000", s.MaxRPS)
 	}
@@ -296,6 +325,35 @@ func (s workSettings) parse(p *problems, c *worker.Config) {
 			p.add("%s: %q is neither host:port nor off", name, addr)
 		}
 	}
+}
+
+// http is what is served over HTTP, and where.
+func (s workSettings) http(p *problems) ops.Config {
+	c := ops.Config{Addr: s.HTTPAddr, MetricsAddr: s.MetricsAddr, JWT: ops.JWT{
+		Secret: p.secret("HTTP_JWT_SECRET"), JWKS: s.JWKS, Issuer: s.JWTIssuer, Audience: s.JWTAudience,
+	}}
+	if c.Addr == "off" {
+		c.Addr = ""
+	}
+	if c.MetricsAddr == "off" {
+		p.add("METRICS_ADDR: leave it unset, or HTTP_ADDR off")
+	}
+	if c.JWT.Secret != "" && c.JWT.JWKS != "" {
+		p.add("HTTP_JWT_SECRET and HTTP_JWT_JWKS are both set: unset one")
+	}
+	if n := len(c.JWT.Secret); n > 0 && n < 32 {
+		p.add("HTTP_JWT_SECRET: shorter than the 32 bytes that HS256 needs")
+	}
+	if strings.Contains(c.JWT.JWKS, "://") && !strings.HasPrefix(c.JWT.JWKS, "https://") {
+		p.add("HTTP_JWT_JWKS: neither a path nor an https address")
+	}
+	for _, origin := range strings.FieldsFunc(s.CORSOrigins, func(r rune) bool { return r == ',' || r == ' ' }) {
+		if u, err := url.Parse(origin); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.Path != "" || u.RawQuery != "" {
+			p.add("HTTP_CORS_ORIGINS: %q is no origin like https://app.example.com", origin)
+		}
+		c.Origins = append(c.Origins, origin)
+	}
+	return c
 }
 
 // healthAddr is where health is served; empty for nowhere.

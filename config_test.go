@@ -1,6 +1,7 @@
 package main
 
 import (
+	stdcmp "cmp"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"papermap-worker/papermap"
+	"papermap-worker/worker/ops"
 )
 
 // required is the least that serve needs.
@@ -39,7 +41,7 @@ func configure(t *testing.T, changes map[string]string) (serveConfig, problems) 
 	var p problems
 	g.logger(&p, io.Discard)
 	c := g.Serve
-	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), httpAddr: c.healthAddr()}
+	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), http: c.workSettings.http(&p)}
 	c.workSettings.parse(&p, &cfg.worker)
 	cfg.migrate = p.boolean("DATABASE_MIGRATE", c.Migrate)
 	for _, text := range p {
@@ -69,7 +71,7 @@ func TestDefaultsAreThoseOfREADME(t *testing.T) {
 		Hold, ManageStreams, Migrate                   bool
 	}
 	got := facts{
-		w.EmbedURL, cfg.bus.URL, cfg.bus.Stream, cfg.bus.Subjects.Prefix, cfg.database, cfg.httpAddr,
+		w.EmbedURL, cfg.bus.URL, cfg.bus.Stream, cfg.bus.Subjects.Prefix, cfg.database, cfg.http.Addr,
 		w.Timeout, w.TokenTTL, w.TokenMaxTTL, w.Grace, cfg.bus.MaxAge, w.MaxRPS, w.Concurrency, w.MaxAttempts, cfg.bus.Replicas,
 		w.Hold, cfg.bus.ManageStreams, cfg.migrate,
 	}
@@ -126,9 +128,18 @@ func TestEachSettingIsJudged(t *testing.T) {
 		"MAX_ATTEMPTS":         {[]string{"1", "1000"}, []string{"0", "1001"}},
 		"SHUTDOWN_GRACE":       {[]string{"0", "0s", "1h"}, []string{"-1s", "61m", "25"}},
 		"HTTP_ADDR":            {[]string{":8080", "[::1]:1", "off"}, []string{"8080", "localhost", "OFF"}},
-		"METRICS_ADDR":         {[]string{"0.0.0.0:9090", "off"}, []string{"9090"}},
-		"LOG_LEVEL":            {[]string{"debug", "WARN", "error"}, []string{"loud"}},
-		"LOG_FORMAT":           {[]string{"auto", "text", "json"}, []string{"xml", "JSON"}},
+		"METRICS_ADDR":         {[]string{"0.0.0.0:9090"}, []string{"9090", "off"}},
+		"HTTP_JWT_SECRET":      {[]string{strings.Repeat("CANARY", 6)}, []string{"CANARY"}},
+		"HTTP_JWT_SECRET_FILE": {nil, []string{"/nowhere", file}},
+		"HTTP_JWT_JWKS":        {[]string{"keys.json", "https://h/keys"}, []string{"http://h/keys", "ftp://h"}},
+		"HTTP_JWT_ISSUER":      {[]string{"https://issuer.example.com/"}, nil},
+		"HTTP_JWT_AUDIENCE":    {[]string{"papermap"}, nil},
+		"HTTP_CORS_ORIGINS": {
+			[]string{"https://app.example.com", "https://a.example.com:8443, http://localhost:3000"},
+			[]string{"*", "app.example.com", "https://app.example.com/", "https://app.example.com?x", "https://", "null"},
+		},
+		"LOG_LEVEL":  {[]string{"debug", "WARN", "error"}, []string{"loud"}},
+		"LOG_FORMAT": {[]string{"auto", "text", "json"}, []string{"xml", "JSON"}},
 
 		"PAPERMAP_WORKSPACES_FILE":  {nil, []string{"/nowhere", file}},
 		"PAPERMAP_EMBED_API_KEY_ID": {nil, []string{"ak_2"}}, // alone
@@ -279,13 +290,33 @@ func TestTokenLifeIsCapped(t *testing.T) {
 	}
 }
 
-func TestHealthAddress(t *testing.T) {
-	for _, c := range []struct{ http, metrics, want string }{
-		{"", "", "127.0.0.1:8080"}, {"off", "", ""}, {":1", "", ":1"}, {":1", ":2", ":2"}, {"off", ":2", ":2"}, {":1", "off", ""},
+func TestMETRICSADDRMovesHealthAlone(t *testing.T) {
+	for _, c := range []struct{ http, metrics, rest, health string }{
+		{"", "", "127.0.0.1:8080", "127.0.0.1:8080"}, {"off", "", "", ""}, {":1", "", ":1", ":1"}, {":1", ":2", ":1", ":2"}, {"off", ":2", "", ":2"},
 	} {
-		if cfg, p := configure(t, map[string]string{"HTTP_ADDR": c.http, "METRICS_ADDR": c.metrics}); len(p) > 0 || cfg.httpAddr != c.want {
-			t.Errorf("HTTP_ADDR %q, METRICS_ADDR %q: %q (%v), want %q", c.http, c.metrics, cfg.httpAddr, p, c.want)
+		cfg, p := configure(t, map[string]string{"HTTP_ADDR": c.http, "METRICS_ADDR": c.metrics})
+		if len(p) > 0 || cfg.http.Addr != c.rest || cfg.http.MetricsAddr != c.metrics {
+			t.Errorf("HTTP_ADDR %q, METRICS_ADDR %q: %q and %q (%v), want %q", c.http, c.metrics, cfg.http.Addr, cfg.http.MetricsAddr, p, c.rest)
 		}
+		asked := workSettings{HTTPAddr: stdcmp.Or(c.http, "127.0.0.1:8080"), MetricsAddr: c.metrics}
+		if got := asked.healthAddr(); got != c.health {
+			t.Errorf("HTTP_ADDR %q, METRICS_ADDR %q: health is asked for at %q, want %q", c.http, c.metrics, got, c.health)
+		}
+	}
+}
+
+func TestRESTHasOneKindOfKey(t *testing.T) {
+	secret := strings.Repeat("CANARY", 6)
+	cfg, p := configure(t, map[string]string{"HTTP_JWT_SECRET": secret, "HTTP_JWT_ISSUER": "me", "HTTP_JWT_AUDIENCE": "you", "HTTP_CORS_ORIGINS": "https://a, https://b"})
+	want := ops.Config{Addr: "127.0.0.1:8080", JWT: ops.JWT{Secret: secret, Issuer: "me", Audience: "you"}, Origins: []string{"https://a", "https://b"}}
+	if diff := cmp.Diff(want, cfg.http); diff != "" || len(p) > 0 {
+		t.Errorf("%v\n%s", p, diff)
+	}
+	if cfg, p := configure(t, nil); cfg.http.JWT.Given() || len(p) > 0 {
+		t.Errorf("without a key: %+v (%v)", cfg.http, p)
+	}
+	if _, p := configure(t, map[string]string{"HTTP_JWT_SECRET": secret, "HTTP_JWT_JWKS": "keys.json"}); len(p) != 1 || !strings.Contains(p[0], "unset one") {
+		t.Errorf("both keys: %q", p)
 	}
 }
 

@@ -31,12 +31,14 @@ type parts struct {
 	config    serveConfig
 }
 
-func startParts(dir string, natsPort, simulatorPort int) (*parts, error) {
+func startParts(dir string, natsPort, simulatorPort int, usage simulator.Usage) (*parts, error) {
 	workspace := papermap.Workspace{
 		ID: "ws-local", Key: papermap.KeyPair{ID: "ak_local", Secret: "sk_local_0123456789"},
 		EmbedKey: papermap.KeyPair{ID: "ak_local_embed", Secret: "sk_local_embed_0123456789"},
 	}
-	sim, err := simulator.Serve(simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}}), fmt.Sprintf("127.0.0.1:%d", simulatorPort))
+	api := simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}})
+	api.SetUsage(workspace.ID, usage)
+	sim, err := simulator.Serve(api, fmt.Sprintf("127.0.0.1:%d", simulatorPort))
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +52,7 @@ func startParts(dir string, natsPort, simulatorPort int) (*parts, error) {
 		worker: worker.Config{
 			Workspaces: []papermap.Workspace{workspace}, EmbedURL: sim.URL + "/embedded/dashboard", Timeout: 10 * time.Second,
 			TokenTTL: time.Hour, TokenMaxTTL: time.Hour, Concurrency: 64, MaxAttempts: 10, Grace: 25 * time.Second,
+			UsageConcurrency: 8,
 		},
 		bus: events.Options{
 			URL: server.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1,
@@ -82,7 +85,7 @@ func (c *demoCmd) Run(a *app) error {
 		return fmt.Errorf("making a temporary folder: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	p, err := startParts(dir, 0, 0)
+	p, err := startParts(dir, 0, 0, demoUsage(time.Now()))
 	if err != nil {
 		return err
 	}
@@ -151,6 +154,9 @@ func demo(ctx context.Context, out io.Writer, p *parts, log *slog.Logger) error 
 	if err := rows.print(out); err != nil {
 		return err
 	}
+	if err := demoSync(ctx, out, bus); err != nil {
+		return err
+	}
 
 	last := demoTenants[len(demoTenants)-1].id
 	data, err := json.Marshal(map[string]string{"tenant_id": last, "reason": "demo"})
@@ -175,6 +181,43 @@ func demo(ctx context.Context, out io.Writer, p *parts, log *slog.Logger) error 
 	}
 	fmt.Fprintf(out, "\npublished tenant.suspended for %s: its next token was refused\n", last)
 	return nil
+}
+
+// demoUsage is what the demo's tenants have used at Papermap this month.
+func demoUsage(now time.Time) simulator.Usage {
+	var u simulator.Usage
+	for i, t := range demoTenants {
+		u.Rows = append(u.Rows, simulator.UsageRow{
+			TenantID: t.id, Period: now.UTC().Format("2006-01"), Credits: fmt.Sprintf("%d.%d", 40*(i+1), 25*(i%3)+5), Requests: int64(130 * (4 - i)),
+		})
+	}
+	return u
+}
+
+// demoSync has the usage synced and asks for it, as billing would.
+func demoSync(ctx context.Context, out io.Writer, bus *events.Bus) error {
+	if _, err := bus.Publish(ctx, events.Outgoing{ID: uuid.NewString(), Type: events.TypeUsageSync, Data: []byte("{}")}); err != nil {
+		return err
+	}
+	var answer worker.Usage
+	for answer.Total < len(demoTenants) {
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("waiting for usage (%d of %d rows): %w", answer.Total, len(demoTenants), err)
+		}
+		reply, err := bus.Request(ctx, "usage", []byte("{}"))
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(reply, &answer); err != nil {
+			return fmt.Errorf("reading the answer: %w", err)
+		}
+	}
+	fmt.Fprint(out, "\npublished usage.sync\n\n")
+	rows := table{{"TENANT", "MONTH", "CREDITS", "REQUESTS"}}
+	for _, u := range answer.Usage {
+		rows = append(rows, []string{u.TenantID, u.Period, u.Credits, fmt.Sprint(u.Requests)})
+	}
+	return rows.print(out)
 }
 
 // tenantCreated makes the event as a publisher would, in one of the three forms.
@@ -258,12 +301,15 @@ func (c *devCmd) Run(a *app) error {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
-	p, err := startParts(c.Dir, c.NATSPort, c.SimulatorPort)
+	p, err := startParts(c.Dir, c.NATSPort, c.SimulatorPort, simulator.Usage{Tenants: c.Tenants, TenantID: devTenant})
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	p.config.httpAddr = c.HTTPAddr
+	p.config.http.Addr = c.HTTPAddr
+	if p.config.worker.Schedule, err = worker.ParseSchedule("@hourly"); err != nil {
+		return err
+	}
 	working, stop := context.WithCancel(a.ctx)
 	defer stop()
 	stopped := make(chan error, 1)
@@ -293,12 +339,16 @@ func (c *devCmd) guide(p *parts) string {
 		"  " + nats + "papermap-worker publish tenant-created org-1 --name 'Acme Corp'",
 		"  " + nats + "papermap-worker token org-1 --url",
 		"  " + database + "papermap-worker tenants list",
+		"  " + nats + database + "papermap-worker publish usage-sync --wait",
+		"  " + database + "papermap-worker usage show",
 		"  " + nats + "papermap-worker publish tenant-suspended org-1",
 		"",
 		"Ctrl-C stops it; the data stays in " + c.Dir + ".",
 		"",
 	}, "\n")
 }
+
+func devTenant(i int) string { return fmt.Sprintf("org-%05d", i+1) }
 
 // fill publishes made-up tenants.
 func (c *devCmd) fill(ctx context.Context, p *parts, log *slog.Logger) error {
@@ -315,7 +365,7 @@ func (c *devCmd) fill(ctx context.Context, p *parts, log *slog.Logger) error {
 	}
 	var batch []events.Outgoing
 	for i := range c.Tenants {
-		id := fmt.Sprintf("org-%05d", i+1)
+		id := devTenant(i)
 		e, err := tenantCreated(id, fmt.Sprintf("Company %d", i+1), "plain JSON")
 		if err != nil {
 			return err

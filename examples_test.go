@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"papermap-worker/events"
+	"papermap-worker/papermap/simulator"
 	contract "papermap-worker/schema/schematest"
 )
 
@@ -70,7 +71,7 @@ func TestExamplesDoWhatTheySay(t *testing.T) {
 
 // triesAgain checks that token asks again when retry_after has passed, at a server whose worker is this function.
 func (e example) triesAgain(t *testing.T) {
-	p, err := startParts(t.TempDir(), 0, 0)
+	p, err := startParts(t.TempDir(), 0, 0, simulator.Usage{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +191,7 @@ func TestAnswersFitTheContract(t *testing.T) {
 // worker answers.
 func runParts(t *testing.T) *nats.Conn {
 	t.Helper()
-	p, err := startParts(t.TempDir(), 0, 0)
+	p, err := startParts(t.TempDir(), 0, 0, simulator.Usage{})
 	if err != nil {
 		t.Fatal(err)
 	}

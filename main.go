@@ -4,7 +4,9 @@
 // requests for embed tokens over NATS. `papermap-worker --help` lists the commands; README.md tells the rest.
 //
 // This file is the command grammar. Beside it: config.go reads settings, serve.go wires the worker together, demo.go
-// has demo and dev, admin.go the commands that look at a running system.
+// has demo and dev, admin.go the commands that look at a running system and settle what is open, dead.go
+// dead letters and replay, usage.go usage, doctor.go
+// the check of everything.
 package main
 
 import (
@@ -33,7 +35,10 @@ type grammar struct {
 	Token    tokenCmd    `cmd:"" help:"Request a tenant's embed token."`
 	Tenants  tenantsCmd  `cmd:"" help:"Look at the mappings from tenant to dashboard."`
 	Attempts attemptsCmd `cmd:"" help:"Look at create requests whose outcome is unknown."`
-	Dead     deadCmd     `cmd:"" help:"Look at dead letters."`
+	Dead     deadCmd     `cmd:"" help:"Look at dead letters, and replay or discard them."`
+	Replay   replayCmd   `cmd:"" help:"Publish the stream's events again, after the database was restored from an older backup."`
+	Usage    usageCmd    `cmd:"" help:"Look at synced usage, and export it."`
+	Doctor   doctorCmd   `cmd:"" help:"Check configuration, NATS, database and Papermap, and say what to do."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 
 	logSettings

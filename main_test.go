@@ -65,6 +65,7 @@ func startSystem(dir string, faults ...simulator.Fault) (*system, error) {
 		"PAPERMAP_API_URL=" + s.api.URL, "PAPERMAP_EMBED_URL=" + s.api.URL + "/embedded/dashboard", "PAPERMAP_WORKSPACE_ID=" + testWorkspace.ID,
 		"PAPERMAP_API_KEY_ID=" + testWorkspace.Key.ID, "PAPERMAP_SECRET_KEY=" + secretCanary, "DATABASE_URL=sqlite:" + s.db,
 		"NATS_URL=" + s.nats.URL(), "HTTP_ADDR=127.0.0.1:0", "LOG_LEVEL=debug",
+		"USAGE_SYNC_SCHEDULE=off", // its ticks would stand between the tests' own events
 	}
 	return s, nil
 }

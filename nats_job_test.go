@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"papermap-worker/events"
+	"papermap-worker/papermap/simulator"
 )
 
 // natsLog is the worker's log, to wait for a line and to read.
@@ -63,7 +64,7 @@ type natsJob struct {
 // startNATSJob runs the worker as its role, with the reply prefixes that the file wants; without a role on a bare server.
 func startNATSJob(t *testing.T, s *server.Server, role string, replyPrefixes ...string) *natsJob {
 	t.Helper()
-	p, err := startParts(t.TempDir(), 0, 0)
+	p, err := startParts(t.TempDir(), 0, 0, simulator.Usage{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func (j *natsJob) deadLetter(t *testing.T, publisher, operator *events.Bus) {
 	t.Helper()
 	j.publish(t, publisher, events.TypeTenantDeleted, `{"tenant":"is missing"}`)
 	for {
-		dead, err := operator.DeadLetters(j.ctx, 10)
+		dead, err := operator.DeadLetters(j.ctx, events.DeadFilter{}, 10)
 		if err != nil {
 			t.Fatal(err)
 		}

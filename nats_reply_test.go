@@ -28,6 +28,7 @@ var craftedReplies = []string{
 // workersOwn are those where the worker itself may publish.
 var workersOwn = []string{
 	"$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "$JS.API.STREAM.CREATE.PAPERMAP", "papermap.events.dashboard.created", "papermap.dead.tenant.created",
+	"papermap.events.tenant.created", "papermap.events.usage.sync",
 }
 
 // natsState is everything of JetStream that a crafted reply could change: streams, messages, consumers, calls of the API.

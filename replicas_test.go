@@ -18,14 +18,17 @@ func TestReplicasOnPostgresLoseNothingThroughAKillAndARollingRestart(t *testing.
 	t.Parallel()
 	const tenants = 300
 	address := pgtest.ForTest(t)
-	s := newSystem(t, simulator.Fault{On: "create", Delay: 10 * time.Millisecond})
+	s := newSystem(t, simulator.Fault{On: "create", Delay: 50 * time.Millisecond})
 	s.env = append(s.env, "WORKER_CONCURRENCY=8", "DATABASE_URL="+address)
 	js := s.jetStream(t)
+	killed, replaced := start(t, s.env, "serve"), start(t, s.env, "serve")
+	workers := []*process{start(t, s.env, "serve")}
+	for _, w := range []*process{killed, replaced, workers[0]} {
+		w.address(t)
+	}
 	for i := range tenants {
 		publishCreated(t, js, tenantName(i))
 	}
-	killed, replaced := start(t, s.env, "serve"), start(t, s.env, "serve")
-	workers := []*process{start(t, s.env, "serve")}
 	s.requests(t, tenants/4)
 	killed.kill()
 	s.requests(t, tenants/2)

@@ -25,6 +25,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", Cmds: scriptCommands, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
+			e.Values[systemKey{}] = new(*system)
 			for _, name := range []string{"PORT", "PORT2", "PORT3"} {
 				port, err := freePort()
 				if err != nil {
@@ -40,6 +41,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// systemKey is where a script keeps the system that it started.
+type systemKey struct{}
+
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	// system [fault...] starts a NATS server and a simulator, and sets the variables of a worker that uses them.
 	"system": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -52,11 +56,21 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		s, err := startSystem(ts.Getenv("WORK"), faults...)
 		ts.Check(err)
 		ts.Defer(s.close)
+		*ts.Value(systemKey{}).(**system) = s
 		for _, setting := range s.env {
 			name, value, _ := strings.Cut(setting, "=")
 			ts.Setenv(name, value)
 		}
 		ts.Setenv("HTTP_ADDR", "127.0.0.1:"+ts.Getenv("PORT"))
+	},
+
+	// usage TENANT MONTH CREDITS REQUESTS adds what a tenant has used at the simulator that system started.
+	"usage": func(ts *testscript.TestScript, _ bool, args []string) {
+		requests, err := strconv.ParseInt(args[3], 10, 64)
+		ts.Check(err)
+		(*ts.Value(systemKey{}).(**system)).sim.ChangeUsage(testWorkspace.ID, func(u *simulator.Usage) {
+			u.Rows = append(u.Rows, simulator.UsageRow{TenantID: args[0], Period: args[1], Credits: args[2], Requests: requests})
+		})
 	},
 
 	// publish SUBJECT EVENT-ID TEXT publishes any text to a subject of the stream.
@@ -101,6 +115,15 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 				ts.Fatalf("never printed %q (%v)", args[0], err)
 			}
 		}
+	},
+
+	// capture NAME PATTERN sets a variable to what the pattern's group matches in the last output.
+	"capture": func(ts *testscript.TestScript, _ bool, args []string) {
+		match := regexp.MustCompile("(?m)" + args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+		if match == nil {
+			ts.Fatalf("%q matches nothing", args[1])
+		}
+		ts.Setenv(args[0], match[1])
 	},
 
 	// opens says whether Papermap's page opens at the address that was printed.

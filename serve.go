@@ -63,7 +63,7 @@ type serveConfig struct {
 	bus      events.Options
 	database string
 	migrate  bool
-	httpAddr string // empty for no HTTP
+	http     ops.Config
 }
 
 func (c *serveCmd) Run(a *app) error {
@@ -77,7 +77,7 @@ func (c *serveCmd) Run(a *app) error {
 
 // config checks the settings, on top of problems that were found before.
 func (c *serveCmd) config(p problems) (serveConfig, error) {
-	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), httpAddr: c.healthAddr()}
+	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), http: c.workSettings.http(&p)}
 	c.workSettings.parse(&p, &cfg.worker)
 	cfg.migrate = p.boolean("DATABASE_MIGRATE", c.Migrate)
 	cfg.bus.Wait = true
@@ -117,6 +117,10 @@ func ambiguousID(id string) bool {
 // serve wires the worker together and runs it until ctx ends.
 func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 	db, err := openDatabase(ctx, cfg.database, cfg.migrate, log)
+	if ctx.Err() != nil && err != nil {
+		log.Info("stopped before it had started")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -136,8 +140,8 @@ func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 		bus.Close(closing)
 	}()
 	w := worker.New(cfg.worker, db, bus, log)
-	if cfg.httpAddr != "" {
-		server, err := ops.Start(cfg.httpAddr, w.State, log)
+	if cfg.http.Addr != "" || cfg.http.MetricsAddr != "" {
+		server, err := ops.Start(cfg.http, w, log)
 		if err != nil {
 			return err
 		}
@@ -154,9 +158,19 @@ func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 	return err
 }
 
-// openDatabase opens the database for work: whole, and at this program's version.
+// openDatabase opens the database for work: whole, and at this program's version. It waits for a server that is not
+// there yet, as it does for NATS.
 func openDatabase(ctx context.Context, address string, migrate bool, log *slog.Logger) (*repo.DB, error) {
 	db, err := repo.Open(ctx, address)
+	for said := false; repo.Unreachable(err); db, err = repo.Open(ctx, address) {
+		if !said {
+			log.Warn("PostgreSQL cannot be reached yet; waiting for it", "error", err)
+			said = true
+		}
+		if pause(ctx, time.Second) != nil {
+			return nil, err
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

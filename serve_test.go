@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,7 +18,83 @@ import (
 
 	"papermap-worker/events/embedded"
 	"papermap-worker/papermap/simulator"
+	"papermap-worker/repo/pgtest"
 )
+
+func TestServeWaitsForPostgresAndSaysSoOnce(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	database, err := url.Parse(pgtest.ForTest(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := database.Host
+	port, err := freePort() // where nobody listens yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	database.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	env := append(s.env, "DATABASE_URL="+database.String())
+	const waiting = "PostgreSQL cannot be reached yet; waiting for it"
+	said := func(p *process) func() error {
+		return func() error {
+			if !strings.Contains(p.text(), waiting) {
+				return fmt.Errorf("it said %s", p.text())
+			}
+			return nil
+		}
+	}
+
+	stopped := start(t, env, "serve")
+	eventually(t, 10*time.Second, said(stopped))
+	stopped.signal(t, syscall.SIGTERM)
+	if code := stopped.wait(t, 10*time.Second); code != 0 {
+		t.Errorf("exit code %d after SIGTERM while it waited", code)
+	}
+
+	worker := start(t, env, "serve")
+	eventually(t, 10*time.Second, said(worker))
+	forward(t, database.Host, server)
+	address := worker.address(t)
+	eventually(t, 15*time.Second, func() error {
+		if code, text := health(t, address); code != 0 {
+			return errors.New(text)
+		}
+		return nil
+	})
+	if n := strings.Count(worker.text(), waiting); n != 1 {
+		t.Errorf("it said %d times that it waits", n)
+	}
+}
+
+// forward connects whoever connects to from with to, until the test ends.
+func forward(t *testing.T, from, to string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+				go func() {
+					_, _ = io.Copy(way[0], way[1])
+					_ = way[0].Close()
+				}()
+			}
+		}
+	}()
+}
 
 func TestServeWaitsForNATSAndSaysSoOnce(t *testing.T) {
 	t.Parallel()

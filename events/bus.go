@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
 )
 
 // Options says which NATS server to use and how.
@@ -43,13 +44,14 @@ type Bus struct {
 	js     jetstream.JetStream
 	log    *slog.Logger
 	closed chan struct{}
+	slow   *rate.Limiter // of log lines about requests that were dropped
 	mu     sync.Mutex
 	why    error // the last reason for having no connection
 }
 
 // Connect connects to NATS. With o.Wait it returns at once and connects when the server is there.
 func Connect(o Options, log *slog.Logger) (*Bus, error) {
-	b, failed := &Bus{o: o, log: log, closed: make(chan struct{})}, make(chan error, 1)
+	b, failed := &Bus{o: o, log: log, closed: make(chan struct{}), slow: rate.NewLimiter(rate.Every(10*time.Second), 1)}, make(chan error, 1)
 	options := []nats.Option{
 		nats.Name(o.Name),
 		nats.MaxReconnects(-1),
@@ -75,6 +77,9 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS again") }),
 		nats.ClosedHandler(func(*nats.Conn) { close(b.closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrSlowConsumer) && !b.slow.Allow() {
+				return // in a flood it comes with every request that is dropped
+			}
 			attrs := []any{"error", err}
 			if sub != nil {
 				attrs = append(attrs, "subject", sub.Subject)
@@ -235,6 +240,63 @@ func (b *Bus) Request(ctx context.Context, endpoint string, data []byte) ([]byte
 		return nil, fmt.Errorf("requesting %s: %w", endpoint, err)
 	}
 	return readReply(reply)
+}
+
+// Backlog is what waits for a consumer.
+type Backlog struct {
+	Consumer                         string
+	Pending, AckPending, Redelivered int
+	Oldest                           time.Duration // age of the oldest event that is not settled; 0 when there is none
+}
+
+// Backlog reads what waits for the two consumers, and how many dead letters there are.
+func (b *Bus) Backlog(ctx context.Context) (list []Backlog, deadLetters int, err error) {
+	fail := func(err error) ([]Backlog, int, error) {
+		return nil, 0, fmt.Errorf("reading the backlog: %w", b.explain(err))
+	}
+	stream, err := b.js.Stream(ctx, b.o.Stream)
+	if err != nil {
+		return fail(err)
+	}
+	for _, name := range []string{MainConsumer, AccessConsumer} {
+		consumer, err := stream.Consumer(ctx, name)
+		if err != nil {
+			return fail(err)
+		}
+		info := consumer.CachedInfo()
+		waits := Backlog{Consumer: name, Pending: int(info.NumPending), AckPending: info.NumAckPending, Redelivered: info.NumRedelivered}
+		if waits.Pending+waits.AckPending > 0 {
+			// The event behind the last that is settled is the oldest that is not, or belongs to the other consumer.
+			oldest, err := stream.GetMsg(ctx, info.AckFloor.Stream+1)
+			if err == nil {
+				waits.Oldest = info.TimeStamp.Sub(oldest.Time)
+			} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
+				return fail(err)
+			}
+		}
+		list = append(list, waits)
+	}
+	dead, err := b.js.Stream(ctx, b.deadStream())
+	if err != nil {
+		return fail(err)
+	}
+	return list, int(dead.CachedInfo().State.Msgs), nil
+}
+
+// TellChanged tells the other replicas that a tenant's mapping has changed. They would find out by themselves, a little later.
+func (b *Bus) TellChanged(tenantID string) {
+	if err := b.nc.Publish(b.o.Subjects.Changed(), []byte(tenantID)); err != nil {
+		b.log.Debug("cannot tell others of a change", "tenant_id", tenantID, "error", err)
+	}
+}
+
+// OnChanged calls do for each tenant whose mapping another replica, or this one, has changed.
+func (b *Bus) OnChanged(do func(tenantID string)) (stop func(), err error) {
+	sub, err := b.nc.Subscribe(b.o.Subjects.Changed(), func(m *nats.Msg) { do(string(m.Data)) })
+	if err != nil {
+		return nil, fmt.Errorf("subscribing to changes: %w", err)
+	}
+	return func() { _ = sub.Unsubscribe() }, nil // it fails only without a connection
 }
 
 // explain says what a person can do about an error of JetStream.

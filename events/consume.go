@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"papermap-worker/worker/failpoint"
 )
 
 const (
@@ -32,6 +34,8 @@ type Consumer struct {
 	// Handle does what the event asks for. Its error settles the event: nil acknowledges it, *Permanent makes it a
 	// dead letter, *Retry offers it again then, any other offers it again after Delay.
 	Handle func(ctx context.Context, e Event) error
+	// Settled, if there is one, hears of each event that was settled: acknowledged, dead, retried or failed.
+	Settled func(eventType, outcome string, took time.Duration)
 
 	bus     *Bus
 	log     *slog.Logger
@@ -167,7 +171,7 @@ func (c *Consumer) fetch(ctx, work context.Context, js jetstream.Consumer, n int
 	}
 	for msg := range batch.Messages() {
 		if ctx.Err() != nil {
-			c.report("give back", msg, msg.Nak())
+			c.report("give back", msg, msg.NakWithDelay(fetchWait)) // at once, it would come back by this very pull
 			continue
 		}
 		n--
@@ -184,6 +188,7 @@ func (c *Consumer) fetch(ctx, work context.Context, js jetstream.Consumer, n int
 
 // handle handles one event and settles it, telling the server meanwhile that it is in hand, also during a drain.
 func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
+	began := time.Now()
 	beats := time.NewTicker(c.ackWait / 3)
 	done := make(chan struct{})
 	go func() {
@@ -203,7 +208,10 @@ func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
 		e, err = c.process(ctx, raw, deliveries)
 	}
 	close(done)
-	c.settle(ctx, msg, raw, e, deliveries, err)
+	outcome := c.settle(ctx, msg, raw, e, deliveries, err)
+	if c.Settled != nil {
+		c.Settled(raw.Type, outcome, time.Since(began))
+	}
 }
 
 // process reads the event and handles it. A panic is a failure of this event alone.
@@ -222,30 +230,34 @@ func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Even
 }
 
 // settle is the one place that tells the server what became of an event. By then it is committed.
-func (c *Consumer) settle(ctx context.Context, msg jetstream.Msg, raw Raw, e Event, deliveries int, err error) {
+func (c *Consumer) settle(ctx context.Context, msg jetstream.Msg, raw Raw, e Event, deliveries int, err error) (outcome string) {
 	var permanent *Permanent
 	var retry *Retry
 	log := c.log.With("event_id", e.ID, "type", raw.Type)
 	switch {
 	case err == nil:
 		c.report("acknowledge", msg, msg.Ack())
-		return
+		failpoint.Hit(failpoint.Acked)
+		return "acknowledged"
 	case errors.As(err, &permanent):
 		if err := c.bus.publishDead(ctx, raw, e, permanent); err != nil {
 			log.Error("cannot store a dead letter; the event stays", "error", err)
 			c.report("delay", msg, msg.NakWithDelay(Delay(deliveries)))
-			return
+			return "failed"
 		}
+		failpoint.Hit(failpoint.DeadStored)
 		log.Warn("event became a dead letter", "code", permanent.Code, "error", permanent)
 		c.report("terminate", msg, msg.Term())
+		return "dead"
 	case errors.As(err, &retry):
 		log.Debug("event is offered again later", "after", retry.After, "reason", err)
 		c.report("delay", msg, msg.NakWithDelay(retry.After))
-	default:
-		after := Delay(deliveries)
-		log.Warn("event failed and is offered again later", "after", after, "error", err)
-		c.report("delay", msg, msg.NakWithDelay(after))
+		return "retried"
 	}
+	after := Delay(deliveries)
+	log.Warn("event failed and is offered again later", "after", after, "error", err)
+	c.report("delay", msg, msg.NakWithDelay(after))
+	return "failed"
 }
 
 // report logs that the server could not be told something. The event is then offered again after ackWait, which

@@ -96,7 +96,7 @@ func createdEvent(id string) Outgoing {
 
 func deadLetters(t *testing.T, b *Bus) []DeadLetter {
 	t.Helper()
-	list, err := b.DeadLetters(t.Context(), 100)
+	list, err := b.DeadLetters(t.Context(), DeadFilter{}, 100)
 	if err != nil {
 		t.Fatal(err)
 	}

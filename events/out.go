@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -32,6 +33,17 @@ type DashboardHeld struct {
 	TenantID    string `json:"tenant_id"`
 	WorkspaceID string `json:"workspace_id"`
 	Attempt     string `json:"attempt"`
+}
+
+// UsageSynced is the data of usage.synced.
+type UsageSynced struct {
+	WorkspaceID  string `json:"workspace_id"`
+	FromPeriod   string `json:"from_period"`
+	ToPeriod     string `json:"to_period"`
+	Tenants      int    `json:"tenants"`       // that have usage in those months
+	Rows         int64  `json:"rows"`          // that were read
+	RejectedRows int64  `json:"rejected_rows"` // that could not be used
+	ChangedRows  int64  `json:"changed_rows"`  // totals that went down
 }
 
 // envelope is a CloudEvents 1.0 event in structured mode.
@@ -66,6 +78,16 @@ func Structured(id, eventType, about string, when time.Time, data []byte) (Outgo
 		return Outgoing{}, fmt.Errorf("encoding event %s: %w", id, err)
 	}
 	return Outgoing{ID: id, Type: eventType, Header: nats.Header{"content-type": {structuredType}}, Data: body}, nil
+}
+
+// As is the event with the identity and the time of one that was published before.
+func (e Outgoing) As(id string, t time.Time) Outgoing {
+	header := nats.Header{}
+	maps.Copy(header, e.Header)
+	header.Set(headerEventID, id)
+	header.Set(headerEventTime, t.UTC().Format(time.RFC3339Nano))
+	e.Header = header
+	return e
 }
 
 // Publish publishes the event and returns when the stream has stored it. duplicate says that the stream had an

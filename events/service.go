@@ -17,10 +17,23 @@ import (
 	"github.com/nats-io/nats.go/micro"
 )
 
+// Request is a request to an endpoint.
+type Request struct {
+	Token string // the subject's last token, which an endpoint with PerToken takes
+	Data  []byte
+}
+
 // Endpoint answers one kind of request.
 type Endpoint struct {
-	Name   string // of the subject, after "<prefix>.rpc."
-	Handle func(ctx context.Context, data []byte) (reply []byte, err error)
+	Name     string // of the subject, after "<prefix>.rpc."
+	PerToken bool   // the subject goes on with one more token
+
+	// Handle answers. It may wait, for at most the time that ctx gives it.
+	Handle func(ctx context.Context, r Request) (reply []byte, err error)
+
+	// Quick, if there is one, is asked first: it appends the answer to dst, at once, or says that it cannot. It must not
+	// keep r.Data or dst.
+	Quick func(dst []byte, r Request) (reply []byte, ok bool, err error)
 }
 
 // ServiceError is a request that is answered with an error. Any other error of a handler is answered with
@@ -45,6 +58,10 @@ const (
 	serviceWorkers = 32   // requests answered at once
 	serviceQueue   = 1024 // requests that wait; more are refused with UNAVAILABLE
 	requestTimeout = 5 * time.Second
+
+	// What the client library keeps of requests that come faster than they can even be refused; it drops more.
+	pendingRequests = 16 << 10
+	pendingBytes    = 16 << 20
 )
 
 // Service is a running micro service. micro itself runs the handlers of an endpoint one at a time, does not recover
@@ -58,17 +75,27 @@ type Service struct {
 	mu      sync.RWMutex // held for reading while a request is put into the queue
 	stopped bool
 	workers sync.WaitGroup
+	buffers sync.Pool // of quick answers
 }
 
 type request struct {
 	micro.Request
-	endpoint Endpoint
+	endpoint *Endpoint
+}
+
+func (r request) event() Request {
+	q := Request{Data: r.Data()}
+	if r.endpoint.PerToken {
+		q.Token = r.Subject()[strings.LastIndexByte(r.Subject(), '.')+1:]
+	}
+	return q
 }
 
 // Serve starts the micro service named papermap-worker. replyPrefixes are more reply subjects that may be answered,
 // beside _INBOX. and _R_. (a server's own, for imported services).
 func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoint) (*Service, error) {
 	s := &Service{bus: b, replies: []string{"_INBOX.", "_R_."}, log: b.log, queue: make(chan request, serviceQueue)}
+	s.buffers.New = func() any { return new([]byte) }
 	for _, p := range replyPrefixes {
 		s.replies = append(s.replies, strings.TrimSuffix(p, ".")+".")
 	}
@@ -85,10 +112,14 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		return nil, fmt.Errorf("starting the request-reply service: %w", err)
 	}
 	for _, e := range endpoints {
-		err := s.micro.AddEndpoint(e.Name, micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, e}) }),
-			micro.WithEndpointSubject(b.o.Subjects.RPC(e.Name)))
+		name, subject := e.Name, b.o.Subjects.RPC(e.Name)
+		if e.PerToken {
+			name, subject = name+"-per-token", subject+".*"
+		}
+		err := s.micro.AddEndpoint(name, micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, &e}) }),
+			micro.WithEndpointSubject(subject), micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
 		if err != nil {
-			return nil, fmt.Errorf("starting endpoint %s: %w", e.Name, err)
+			return nil, fmt.Errorf("starting endpoint %s: %w", name, err)
 		}
 	}
 	return s, nil
@@ -108,7 +139,7 @@ func (s *Service) Stop() {
 
 // accept queues a request, or refuses it at once when too many wait.
 func (s *Service) accept(r request) {
-	if !s.answerable(r.Reply()) {
+	if !s.answerable(r.Reply()) || s.quick(r) {
 		return
 	}
 	s.mu.RLock()
@@ -121,6 +152,34 @@ func (s *Service) accept(r request) {
 		}
 	}
 	s.refuse(r, unavailable("too many requests; try again"))
+}
+
+// quick answers a request that needs no waiting, in the library's own goroutine: no hand-over, no copy.
+func (s *Service) quick(r request) (answered bool) {
+	if r.endpoint.Quick == nil {
+		return false
+	}
+	defer func() {
+		if p := recover(); p != nil { // the handler that may wait has the next try
+			s.log.Error("a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	buffer := s.buffers.Get().(*[]byte)
+	defer s.buffers.Put(buffer)
+	reply, ok, err := r.endpoint.Quick((*buffer)[:0], r.event())
+	var known *ServiceError
+	if !ok || err != nil && !errors.As(err, &known) { // the handler that may wait tells the log
+		return false
+	}
+	if err != nil {
+		s.refuse(r, known)
+		return true
+	}
+	*buffer = reply
+	if err := s.bus.nc.Publish(r.Reply(), reply); err != nil { // which copies it
+		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
+	}
+	return true
 }
 
 func (s *Service) answerable(reply string) bool {
@@ -154,7 +213,7 @@ func (s *Service) call(ctx context.Context, r request) (data []byte, err error) 
 			err = fmt.Errorf("the handler panicked: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return r.endpoint.Handle(ctx, r.Data())
+	return r.endpoint.Handle(ctx, r.event())
 }
 
 func unavailable(message string) *ServiceError {
@@ -176,7 +235,12 @@ func (s *Service) refuse(r request, e *ServiceError) {
 // micro reads when the callback returns, long before.
 func (s *Service) respond(r request, m *nats.Msg) {
 	m.Subject = r.Reply()
-	if err := s.bus.nc.PublishMsg(m); err != nil {
+	err := s.bus.nc.PublishMsg(m)
+	if errors.Is(err, nats.ErrMaxPayload) && m.Header == nil {
+		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST", Message: "the answer would be larger than the NATS server takes: ask for less"})
+		return
+	}
+	if err != nil {
 		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // serve starts the service with one endpoint, and returns a caller's connection.
-func serve(t *testing.T, handle func(context.Context, []byte) ([]byte, error)) (*Bus, *nats.Conn) {
+func serve(t *testing.T, handle func(context.Context, Request) ([]byte, error)) (*Bus, *nats.Conn) {
 	t.Helper()
 	b := startBus(t)
 	s, err := b.Serve("1.2.3", []string{"_INBOX_team"}, Endpoint{Name: "echo", Handle: handle})
@@ -29,7 +29,8 @@ func serve(t *testing.T, handle func(context.Context, []byte) ([]byte, error)) (
 
 func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
 	t.Parallel()
-	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+	_, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
+		data := r.Data
 		switch string(data) {
 		case "known":
 			return nil, &ServiceError{Status: 409, Code: "NOT_READY", Message: "not\nyet", RetryAfter: 2}
@@ -65,7 +66,8 @@ func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
 func TestOnlyInboxesAreAnswered(t *testing.T) {
 	t.Parallel()
 	called := make(chan string, 100)
-	b, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+	b, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
+		data := r.Data
 		called <- string(data)
 		return []byte("{}"), nil
 	})
@@ -105,7 +107,8 @@ func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
-	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+	_, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
+		data := r.Data
 		if string(data) == "slow" {
 			<-release
 		}
@@ -122,7 +125,8 @@ func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
 func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
-	_, nc := serve(t, func(_ context.Context, data []byte) ([]byte, error) {
+	_, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
+		data := r.Data
 		<-release
 		return data, nil
 	})
@@ -161,7 +165,8 @@ func TestStopAnswersWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
 	begun, release := make(chan struct{}), make(chan struct{})
-	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context, data []byte) ([]byte, error) {
+	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context, r Request) ([]byte, error) {
+		data := r.Data
 		close(begun)
 		<-release
 		return data, nil
@@ -186,7 +191,7 @@ func TestStopAnswersWhatIsUnderWay(t *testing.T) {
 
 func TestCallerGetsTheErrorAsAValue(t *testing.T) {
 	t.Parallel()
-	b, _ := serve(t, func(context.Context, []byte) ([]byte, error) {
+	b, _ := serve(t, func(context.Context, Request) ([]byte, error) {
 		return nil, &ServiceError{Status: 404, Code: "TENANT_NOT_FOUND", Message: "unknown"}
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -198,5 +203,23 @@ func TestCallerGetsTheErrorAsAValue(t *testing.T) {
 	}
 	if _, err := b.Request(ctx, "nobody", nil); err == nil || !strings.Contains(err.Error(), "no worker answers") {
 		t.Errorf("requesting where nobody listens: %v", err)
+	}
+}
+
+func TestAQuickAnswerThatFailsIsLeftToTheHandlerThatMayWait(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	s, err := b.Serve("1.2.3", nil, Endpoint{
+		Name:   "echo",
+		Quick:  func([]byte, Request) ([]byte, bool, error) { return nil, true, errors.New("a bug") },
+		Handle: func(context.Context, Request) ([]byte, error) { return nil, errors.New("the same bug") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	reply, err := b.nc.Request("papermap.rpc.echo", nil, 5*time.Second)
+	if err != nil || reply.Header.Get("Nats-Service-Error-Code") != "503" || len(reply.Data) == 0 {
+		t.Errorf("answer %v, %v", reply, err)
 	}
 }

@@ -16,7 +16,7 @@ func testFinishThatIsRepeatedAfterItsAnswerWasLostChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		recorded, err := db.Finish(ctx, c, "d", Notice{EventID: "n", Type: "dashboard.created", Data: []byte("{}")})
+		recorded, err := db.Finish(ctx, c, "d", 200, Notice{EventID: "n", Type: "dashboard.created", Data: []byte("{}")})
 		if err != nil || !recorded {
 			t.Errorf("recorded %v, error %v", recorded, err)
 		}

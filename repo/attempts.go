@@ -29,6 +29,7 @@ type Attempt struct {
 	Error       string  `db:"error" json:"error,omitempty"`
 	StartedAt   Time    `db:"started_at" json:"started_at"`
 	FinishedAt  Time    `db:"finished_at" json:"finished_at,omitzero"`
+	SettledAt   Time    `db:"settled_at" json:"settled_at,omitzero"` // when a person had looked after it
 }
 
 // Result is how an attempt ended.
@@ -40,11 +41,20 @@ type Result struct {
 }
 
 const attemptColumns = `id, workspace_id, tenant_id, generation, mark, outcome, COALESCE(dashboard_id, '') AS dashboard_id,
-	COALESCE(http_status, 0) AS http_status, COALESCE(error, '') AS error, started_at, finished_at`
+	COALESCE(http_status, 0) AS http_status, COALESCE(error, '') AS error, started_at, finished_at, settled_at`
 
 func (t *tx) settle(ctx context.Context, id string, r Result) error {
 	return t.exec(ctx, `UPDATE provision_attempts SET outcome = ?, dashboard_id = NULLIF(?, ''), http_status = NULLIF(?, 0),
 		error = NULLIF(?, ''), finished_at = ? WHERE id = ?`, r.Outcome, r.DashboardID, r.HTTPStatus, r.Error, t.now, id)
+}
+
+// settleStale records how the attempt of a holder that lost its claim ended, unless a person knew it to be the mapping's.
+func (t *tx) settleStale(ctx context.Context, id string, r Result) error {
+	var a Attempt
+	if err := t.get(ctx, &a, "SELECT "+attemptColumns+" FROM provision_attempts WHERE id = ?", id); err != nil || a.Outcome == Made {
+		return err
+	}
+	return t.settle(ctx, id, r)
 }
 
 // UncertainAttempt is a create request whose dashboard may exist without being a mapping's, with the title to look
@@ -55,8 +65,8 @@ type UncertainAttempt struct {
 	Status Status `db:"status" json:"tenant_status"`
 }
 
-// UncertainAttempts lists, oldest first, the attempts with an unknown or orphaned outcome, and those that are still
-// "sent" longer than a lease lasts: their worker stopped.
+// UncertainAttempts lists, oldest first, the attempts with an unknown or orphaned outcome that nobody has settled, and those
+// that are still "sent" longer than a lease lasts: their worker stopped.
 func (db *DB) UncertainAttempts(ctx context.Context) ([]UncertainAttempt, error) {
 	now, err := db.clock(ctx)
 	if err != nil {
@@ -65,7 +75,7 @@ func (db *DB) UncertainAttempts(ctx context.Context) ([]UncertainAttempt, error)
 	var list []UncertainAttempt
 	err = db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
 		FROM (SELECT `+attemptColumns+` FROM provision_attempts
-			WHERE outcome IN ('sent', 'unknown', 'orphaned') AND (outcome <> 'sent' OR started_at < ?)) a
+			WHERE outcome IN ('sent', 'unknown', 'orphaned') AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)) a
 		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`), at(now.Add(-Lease)))
 	if err != nil {
 		return nil, fmt.Errorf("listing uncertain attempts: %w", err)

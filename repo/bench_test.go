@@ -35,7 +35,7 @@ func provisionAll(b *testing.B, turn sync.Locker) {
 			var err error
 			write(func() { c, err = db.Begin(ctx, created(tenant, 10, "m"), false) })
 			if err == nil {
-				write(func() { _, err = db.Finish(ctx, c, dashboard(c), note(tenant)) })
+				write(func() { _, err = db.Finish(ctx, c, dashboard(c), 200, note(tenant)) })
 			}
 			if err != nil {
 				b.Error(err)

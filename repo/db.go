@@ -10,7 +10,7 @@
 //   - A state change and the event that tells of it are written together. See [DB.Unsent] for how they leave.
 //
 // Two databases, one behaviour. On SQLite (sqlite.go), which has one writer, writes that wait at the same time share
-// one transaction, each in a savepoint of its own: one fsync for many events. On PostgreSQL (postgres.go) each write is a
+// one transaction: one fsync for many events. On PostgreSQL (postgres.go) each write is a
 // transaction of its own, because groups that lock many tenants' rows would deadlock between replicas.
 package repo
 

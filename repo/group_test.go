@@ -105,7 +105,7 @@ func TestAnEventOutIsRolledBackWithTheCommit(t *testing.T) {
 	before := mapping(t, db, "a")
 	db.write.MustExec(`CREATE TABLE child (tenant TEXT REFERENCES leases (name) DEFERRABLE INITIALLY DEFERRED);
 		CREATE TRIGGER spoil AFTER INSERT ON outbox BEGIN INSERT INTO child VALUES ('none'); END`)
-	if _, err := db.Finish(ctx, c, dashboard(c), note("n")); err == nil {
+	if _, err := db.Finish(ctx, c, dashboard(c), 200, note("n")); err == nil {
 		t.Fatal("a commit that failed was reported as done")
 	}
 	same(t, "events out", unsent(t, db, 10), []string(nil))
@@ -124,7 +124,7 @@ func TestOnAFullDiskAWriteIsEitherThereOrAnError(t *testing.T) {
 		}
 	}
 	group := []*job{
-		written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)), written("d", fill(300_000)), written("e", fill(300_000)), written("f", fill(10)),
+		written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)), written("d", fill(450_000)), written("e", fill(450_000)), written("f", fill(10)),
 	}
 	err := db.group.commit(group)
 	var want []string
@@ -159,7 +159,7 @@ func TestACallerWhoLeavesDoesNotDisturbTheGroup(t *testing.T) {
 	}
 	same(t, "the claim", c.Mapping, mapping(t, db, "a"))
 	for name, write := range map[string]func() error{
-		"Finish": func() error { _, err := db.Finish(leaving, c, "d", note("n")); return err },
+		"Finish": func() error { _, err := db.Finish(leaving, c, "d", 200, note("n")); return err },
 		"Change": func() error {
 			_, err := db.Change(leaving, Change{TenantID: "b", To: Suspended, EventTime: minute(1)})
 			return err
@@ -210,7 +210,7 @@ func TestEverythingThatManyWritersWereToldIsOnDisk(t *testing.T) {
 				tenant := fmt.Sprintf("tenant-%d-%d", w, i)
 				c, err := db.Begin(ctx, created(tenant, 10, "m"), false)
 				if err == nil {
-					_, err = db.Finish(ctx, c, dashboard(c), note(tenant))
+					_, err = db.Finish(ctx, c, dashboard(c), 200, note(tenant))
 				}
 				if err != nil {
 					t.Error(err)

@@ -170,33 +170,47 @@ const mappingColumns = `tenant_id, workspace_id, COALESCE(dashboard_id, '') AS d
 	created_at, updated_at, stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
 	failures, failed_at, failed_message, failed_code, failed_error`
 
-// lock reads the tenant's row for a change, making it when the tenant is unknown.
+// lock reads the tenant's row for a change. For a tenant that is unknown it is the row that save will make.
 func (t *tx) lock(ctx context.Context, tenantID, workspaceID string) (*Mapping, error) {
-	var m Mapping
-	query := "SELECT " + mappingColumns + " FROM tenant_dashboards WHERE tenant_id = ?"
-	err := t.get(ctx, &m, query+t.locking, tenantID)
+	m := Mapping{TenantID: tenantID, WorkspaceID: workspaceID, Status: Pending, Stage: none, Generation: 1, CreatedAt: t.now, UpdatedAt: t.now}
+	query := "SELECT " + mappingColumns + " FROM tenant_dashboards WHERE tenant_id = ?" + t.locking
+	err := t.get(ctx, &m, query, tenantID)
 	if err != ErrNotFound {
 		return &m, err
 	}
-	err = t.exec(ctx, `INSERT INTO tenant_dashboards (tenant_id, workspace_id, status, created_at, updated_at)
-		VALUES (?, ?, 'pending', ?, ?) ON CONFLICT DO NOTHING`, tenantID, workspaceID, t.now, t.now)
-	if err != nil {
+	if t.locking == "" { // SQLite has one writer: nobody else makes the row meanwhile
+		return &m, nil
+	}
+	if err := t.save(ctx, &m, " ON CONFLICT DO NOTHING"); err != nil {
 		return nil, err
 	}
-	return &m, t.get(ctx, &m, query+t.locking, tenantID)
+	return &m, t.get(ctx, &m, query, tenantID)
 }
 
-func (t *tx) save(ctx context.Context, m *Mapping) error {
+// save writes the row. onConflict says what to do when there is one: by default, to replace it.
+func (t *tx) save(ctx context.Context, m *Mapping, onConflict ...string) error {
 	m.UpdatedAt = t.now
-	_, err := t.NamedExecContext(ctx, `UPDATE tenant_dashboards SET workspace_id = :workspace_id, dashboard_id = NULLIF(:dashboard_id, ''),
-		title = :title, description = :description, status = :status, generation = :generation, created_by = :created_by,
-		updated_at = :updated_at, stage = :stage, created_event = :created_event, deleted_event = :deleted_event,
-		suspended_event = :suspended_event, resumed_event = :resumed_event, created_event_id = :created_event_id, epoch = :epoch,
-		claimable_at = :claimable_at, failures = :failures, failed_at = :failed_at, failed_message = :failed_message,
-		failed_code = :failed_code, failed_error = :failed_error
-		WHERE tenant_id = :tenant_id`, m)
-	return err
+	conflict := replaceMapping
+	if len(onConflict) > 0 {
+		conflict = onConflict[0]
+	}
+	return t.exec(ctx, insertMapping+conflict, m.TenantID, m.WorkspaceID, m.DashboardID, m.Title, m.Description, m.Status, m.Generation, m.CreatedBy,
+		m.CreatedAt, m.UpdatedAt, m.Stage, m.CreatedEvent, m.DeletedEvent, m.SuspendedEvent, m.ResumedEvent, m.CreatedEventID, m.Epoch, m.ClaimableAt,
+		m.Failures, m.FailedAt, m.FailedMessage, m.FailedCode, m.FailedError)
 }
+
+const insertMapping = `INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, title, description, status, generation, created_by,
+	created_at, updated_at, stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
+	failures, failed_at, failed_message, failed_code, failed_error)
+	VALUES (?, ?, NULLIF(?, ''), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+// replaceMapping leaves created_at as it is.
+const replaceMapping = ` ON CONFLICT (tenant_id) DO UPDATE SET workspace_id = excluded.workspace_id, dashboard_id = excluded.dashboard_id,
+	title = excluded.title, description = excluded.description, status = excluded.status, generation = excluded.generation,
+	created_by = excluded.created_by, updated_at = excluded.updated_at, stage = excluded.stage, created_event = excluded.created_event,
+	deleted_event = excluded.deleted_event, suspended_event = excluded.suspended_event, resumed_event = excluded.resumed_event,
+	created_event_id = excluded.created_event_id, epoch = excluded.epoch, claimable_at = excluded.claimable_at, failures = excluded.failures,
+	failed_at = excluded.failed_at, failed_message = excluded.failed_message, failed_code = excluded.failed_code, failed_error = excluded.failed_error`
 
 // Mapping reads a tenant's mapping; ErrNotFound when the tenant is unknown.
 func (db *DB) Mapping(ctx context.Context, tenantID string) (Mapping, error) {

@@ -13,6 +13,10 @@ type Notice struct {
 	EventID string // unique; the same at every publication
 	Type    string // e.g. dashboard.created
 	Data    []byte // JSON
+
+	// Of an event in that is published again; empty and 0 for an event out.
+	OriginalID   string
+	OriginalTime int64 // Unix nanoseconds
 }
 
 // Outgoing is a row of the outbox.
@@ -23,18 +27,21 @@ type Outgoing struct {
 	Type      string `db:"type"`
 	Data      []byte `db:"data"`
 	CreatedAt Time   `db:"created_at"`
+
+	OriginalID   string `db:"original_id"`
+	OriginalTime int64  `db:"original_time"`
 }
 
 func (t *tx) notify(ctx context.Context, tenantID string, n Notice) error {
-	return t.exec(ctx, "INSERT INTO outbox (event_id, tenant_id, type, data, created_at) VALUES (?, ?, ?, ?, ?)",
-		n.EventID, tenantID, n.Type, string(n.Data), t.now)
+	return t.exec(ctx, "INSERT INTO outbox (event_id, tenant_id, type, data, original_id, original_time, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		n.EventID, tenantID, n.Type, string(n.Data), n.OriginalID, n.OriginalTime, t.now)
 }
 
 // Unsent reads at most limit events that wait to be published, in the order in which a tenant's must leave. Rows
 // are found by their state and never by the last id seen: ids are given before transactions commit.
 func (db *DB) Unsent(ctx context.Context, limit int) ([]Outgoing, error) {
 	var list []Outgoing
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT id, event_id, tenant_id, type, data, created_at FROM outbox
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT id, event_id, tenant_id, type, data, original_id, original_time, created_at FROM outbox
 		WHERE sent_at IS NULL ORDER BY id LIMIT ?`), limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
@@ -74,20 +81,27 @@ func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error
 // TakeLease makes holder the only one who has the named lease, until ttl from now, unless another has it. A holder
 // that has it already prolongs it.
 func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
-	var current string
-	err := db.update(ctx, func(ctx context.Context, t *tx) error {
-		err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
-			ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-			WHERE leases.holder = excluded.holder OR leases.until < ?`, name, holder, at(t.now.Add(ttl)), t.now)
-		if err != nil {
-			return err
-		}
-		return t.get(ctx, &current, "SELECT holder FROM leases WHERE name = ?", name)
+	var taken bool
+	err := db.update(ctx, func(ctx context.Context, t *tx) (err error) {
+		taken, err = t.takeLease(ctx, name, holder, ttl)
+		return err
 	})
 	if err != nil {
 		return false, fmt.Errorf("taking the lease %q: %w", name, err)
 	}
-	return current == holder, nil
+	return taken, nil
+}
+
+func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
+	err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+		WHERE leases.holder = excluded.holder OR leases.until < ?`, name, holder, at(t.now.Add(ttl)), t.now)
+	if err != nil {
+		return false, err
+	}
+	var current string
+	err = t.get(ctx, &current, "SELECT holder FROM leases WHERE name = ?", name)
+	return current == holder, err
 }
 
 // DropLease gives the lease up, if holder has it.

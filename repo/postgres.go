@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
+
+	"papermap-worker/worker/failpoint"
 )
 
 const (
@@ -30,6 +33,8 @@ const (
 	uniqueViolation      = "23505"
 	adminShutdown        = "57P01"
 	crashShutdown        = "57P02"
+	cannotConnectNow     = "57P03"
+	tooManyConnections   = "53300"
 )
 
 func openPostgres(ctx context.Context, address string) (*DB, error) {
@@ -56,6 +61,15 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 		return nil, errors.Join(errReadOnly, pool.Close())
 	}
 	return &DB{dialect: goose.DialectPostgres, read: pool, write: pool}, nil
+}
+
+// Unreachable says whether the error of an Open may go away by itself: no server answers yet, or it is starting up.
+func Unreachable(err error) bool {
+	var network *net.OpError
+	var lookup *net.DNSError
+	var server *pgconn.PgError
+	return errors.As(err, &network) || errors.As(err, &lookup) ||
+		errors.As(err, &server) && (server.Code == cannotConnectNow || server.Code == tooManyConnections)
 }
 
 func parsePostgres(address string) (*pgx.ConnConfig, error) {
@@ -109,7 +123,9 @@ func (db *DB) transactOnce(ctx context.Context, do work) error {
 	if err := attempt(ctx, do, &tx{Tx: sqlTx, now: begun.Now, locking: " FOR UPDATE"}); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.Commit)
 	err = sqlTx.Commit()
+	failpoint.Hit(failpoint.Committed)
 	var server *pgconn.PgError
 	if err == nil || errors.As(err, &server) && server.Code != adminShutdown && server.Code != crashShutdown {
 		return err

@@ -87,11 +87,12 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 
 // claim gives the tenant to the caller and settles or hands over what an earlier holder left.
 func (t *tx) claim(ctx context.Context, m *Mapping, c *Claim, attemptID string, hold bool) error {
+	first := m.Epoch == 1 // nobody has claimed the tenant yet, so nobody can have left an attempt
 	m.Epoch++
 	m.ClaimableAt = at(t.now.Add(Lease))
 	m.Stage = Creating
 	m.show()
-	if hold {
+	if hold && !first {
 		err := t.get(ctx, &c.Attempt, "SELECT "+attemptColumns+` FROM provision_attempts
 			WHERE tenant_id = ? AND generation = ? AND outcome = 'sent' ORDER BY started_at DESC LIMIT 1`, m.TenantID, m.Generation)
 		if err == nil {
@@ -102,10 +103,12 @@ func (t *tx) claim(ctx context.Context, m *Mapping, c *Claim, attemptID string, 
 			return err
 		}
 	}
-	err := t.exec(ctx, `UPDATE provision_attempts SET outcome = 'unknown', error = 'the worker stopped before an answer came', finished_at = ?
-		WHERE tenant_id = ? AND outcome = 'sent'`, t.now, m.TenantID)
-	if err != nil {
-		return err
+	if !first {
+		err := t.exec(ctx, `UPDATE provision_attempts SET outcome = 'unknown', error = 'the worker stopped before an answer came', finished_at = ?
+			WHERE tenant_id = ? AND outcome = 'sent'`, t.now, m.TenantID)
+		if err != nil {
+			return err
+		}
 	}
 	c.Step = Create
 	c.Attempt = Attempt{
@@ -116,41 +119,28 @@ func (t *tx) claim(ctx context.Context, m *Mapping, c *Claim, attemptID string, 
 		VALUES (?, ?, ?, ?, ?, 'sent', ?)`, attemptID, m.WorkspaceID, m.TenantID, m.Generation, c.Attempt.Mark, t.now)
 }
 
-// Finish records the dashboard that the claim's attempt made, and n with it. When the claim is no longer the
+// Finish records the dashboard that the claim's attempt made, the status of the answer that named it, and n with it. When the claim is no longer the
 // current one the attempt is recorded as orphaned instead, and recorded is false. It returns ErrTaken, and records
 // nothing, when the dashboard belongs to another tenant.
-func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, n Notice) (recorded bool, err error) {
+func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, httpStatus int, n Notice) (recorded bool, err error) {
 	err = db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, c.Mapping.TenantID, c.Mapping.WorkspaceID)
 		if err != nil {
 			return err
 		}
+		if recorded = m.Stage == Active && m.DashboardID == dashboardID; recorded {
+			return nil // by a try whose answer was lost, or by a person who found it at Papermap
+		}
 		if recorded = m.Epoch == c.Mapping.Epoch; !recorded {
-			return t.settle(ctx, c.Attempt.ID, Result{Outcome: Orphaned, DashboardID: dashboardID, HTTPStatus: 200})
+			if err := t.exec(ctx, "UPDATE provision_attempts SET settled_at = NULL WHERE id = ?", c.Attempt.ID); err != nil { // whoever settled it did not know this dashboard
+				return err
+			}
+			return t.settle(ctx, c.Attempt.ID, Result{Outcome: Orphaned, DashboardID: dashboardID, HTTPStatus: httpStatus})
 		}
-		if m.Stage == Active && m.DashboardID == dashboardID {
-			return nil // recorded by a try whose answer was lost
-		}
-		var owners int
-		err = t.get(ctx, &owners, `SELECT
-			(SELECT COUNT(*) FROM tenant_dashboards WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?) +
-			(SELECT COUNT(*) FROM provision_attempts WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?)`,
-			m.WorkspaceID, dashboardID, m.TenantID, m.WorkspaceID, dashboardID, m.TenantID)
-		if err != nil {
+		if err := t.activate(ctx, m, dashboardID); err != nil {
 			return err
 		}
-		if owners > 0 {
-			return ErrTaken
-		}
-		m.Stage, m.DashboardID, m.ClaimableAt = Active, dashboardID, Time{}
-		m.Failures, m.FailedAt, m.FailedCode, m.FailedError = 0, Time{}, "", ""
-		m.show()
-		if err := t.save(ctx, m); isUnique(err) {
-			return ErrTaken // by a tenant whose transaction ran beside ours
-		} else if err != nil {
-			return err
-		}
-		if err := t.settle(ctx, c.Attempt.ID, Result{Outcome: Made, DashboardID: dashboardID, HTTPStatus: 200}); err != nil {
+		if err := t.settle(ctx, c.Attempt.ID, Result{Outcome: Made, DashboardID: dashboardID, HTTPStatus: httpStatus}); err != nil {
 			return err
 		}
 		if !m.Wanted() { // deleted meanwhile: the dashboard is recorded, but there is nothing to announce
@@ -162,6 +152,30 @@ func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, n Notice)
 		return false, fmt.Errorf("recording dashboard %q for tenant %q: %w", dashboardID, c.Mapping.TenantID, err)
 	}
 	return recorded, nil
+}
+
+// activate makes the dashboard the mapping's, or returns ErrTaken.
+func (t *tx) activate(ctx context.Context, m *Mapping, dashboardID string) error {
+	var owners int
+	err := t.get(ctx, &owners, `SELECT
+		(SELECT COUNT(*) FROM tenant_dashboards WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?) +
+		(SELECT COUNT(*) FROM provision_attempts WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?)`,
+		m.WorkspaceID, dashboardID, m.TenantID, m.WorkspaceID, dashboardID, m.TenantID)
+	if err != nil {
+		return err
+	}
+	if owners > 0 {
+		return ErrTaken
+	}
+	m.Stage, m.DashboardID, m.ClaimableAt = Active, dashboardID, Time{}
+	m.Failures, m.FailedAt, m.FailedCode, m.FailedError = 0, Time{}, "", ""
+	m.show()
+	if err := t.save(ctx, m); isUnique(err) {
+		return ErrTaken // by a tenant whose transaction ran beside ours
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 // Failure is a create call that made no dashboard that can be recorded.
@@ -178,6 +192,7 @@ type Failure struct {
 	Most     int           // counted failures after which the tenant is failed
 
 	FailedNotice, HeldNotice Notice // the event for a tenant that ends so
+	AgainNotice              Notice // its tenant.created again, for one that was held meanwhile and need not be
 }
 
 // Fail records that the claim's attempt failed and returns the mapping that follows from it: pending to be tried
@@ -191,12 +206,15 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 		if err != nil {
 			return err
 		}
+		if m.Epoch != c.Mapping.Epoch {
+			defer func() { after = *m }()
+			if err := t.settleStale(ctx, c.Attempt.ID, f.Result); err != nil {
+				return err
+			}
+			return t.release(ctx, m, c, f)
+		}
 		if err := t.settle(ctx, c.Attempt.ID, f.Result); err != nil {
 			return err
-		}
-		if m.Epoch != c.Mapping.Epoch {
-			after = *m
-			return nil
 		}
 		m.Stage, m.ClaimableAt = Pending, at(t.now.Add(f.Retry))
 		switch {
@@ -238,6 +256,28 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 		return Mapping{}, fmt.Errorf("recording a failed create for tenant %q: %w", c.Mapping.TenantID, err)
 	}
 	return after, nil
+}
+
+// release lets a tenant go on that is held for an attempt of which its holder, who slept, now says that nothing was made.
+func (t *tx) release(ctx context.Context, m *Mapping, c Claim, f Failure) error {
+	if m.Stage != Held || m.Generation != c.Mapping.Generation || f.Result.Outcome != NotAccepted || !m.Wanted() {
+		return nil
+	}
+	var uncertain bool
+	err := t.get(ctx, &uncertain, `SELECT EXISTS (SELECT 1 FROM provision_attempts
+		WHERE tenant_id = ? AND generation = ? AND outcome IN ('sent', 'unknown', 'orphaned'))`, m.TenantID, m.Generation)
+	if err != nil || uncertain {
+		return err
+	}
+	m.Epoch++
+	m.Stage, m.ClaimableAt = Pending, Time{}
+	m.show()
+	if err := t.save(ctx, m); err != nil {
+		return err
+	}
+	n := f.AgainNotice
+	n.OriginalID, n.OriginalTime = m.CreatedEventID, m.CreatedEvent
+	return t.notify(ctx, m.TenantID, n)
 }
 
 // count adds a failure if another tenant's create succeeded since the last one.

@@ -121,7 +121,7 @@ func dashboard(c Claim) string { return "dashboard-" + c.Attempt.ID }
 
 func finish(t fataler, db *DB, c Claim) (recorded bool) {
 	t.Helper()
-	recorded, err := db.Finish(ctx, c, dashboard(c), note("created-"+c.Attempt.ID))
+	recorded, err := db.Finish(ctx, c, dashboard(c), 200, note("created-"+c.Attempt.ID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func testOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
 	// An event that cannot be written takes its change with it.
 	b := claim(t, db, "b")
 	before := mapping(t, db, "b")
-	if _, err := db.Finish(ctx, b, "d", note(first[0].EventID)); err == nil {
+	if _, err := db.Finish(ctx, b, "d", 200, note(first[0].EventID)); err == nil {
 		t.Fatal("two events of one id were accepted")
 	}
 	f := ambiguous

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
+
+	"papermap-worker/worker/failpoint"
 )
 
 func openSQLite(ctx context.Context, path string) (*DB, error) {
@@ -161,33 +164,37 @@ func (g *group) run() {
 	}
 }
 
-// commit runs the jobs in one transaction. A job that fails is rolled back alone; an error of commit itself means
-// that nothing of any was written.
+// commit runs the jobs in one transaction. One that fails is left out, and the others run once more: that is rare, and
+// a savepoint for each would cost more. An error of commit itself means that nothing of any was written.
 func (g *group) commit(jobs []*job) error {
-	ctx := context.Background()
-	sqlTx, err := g.write.BeginTxx(ctx, nil)
+	for {
+		failed, err := g.together(jobs)
+		if err != nil || failed < 0 {
+			return err
+		}
+		jobs = slices.Delete(slices.Clone(jobs), failed, failed+1)
+	}
+}
+
+// together runs the jobs and commits them, or nothing and returns the first that failed; -1 when none did.
+func (g *group) together(jobs []*job) (failed int, err error) {
+	sqlTx, err := g.write.BeginTxx(context.Background(), nil)
 	if err != nil {
-		return fmt.Errorf("beginning a transaction: %w", err)
+		return -1, fmt.Errorf("beginning a transaction: %w", err)
 	}
 	defer sqlTx.Rollback() // after a commit this does nothing
 	t := &tx{Tx: sqlTx, now: at(g.now())}
-	for _, j := range jobs {
-		if err := t.exec(ctx, "SAVEPOINT job"); err != nil {
-			return fmt.Errorf("setting a savepoint: %w", err)
-		}
+	for i, j := range jobs {
 		if j.err = attempt(j.ctx, j.do, t); j.err != nil {
-			if err := t.exec(ctx, "ROLLBACK TO job"); err != nil {
-				return fmt.Errorf("rolling back after %q: %w", j.err, err)
-			}
-		}
-		if err := t.exec(ctx, "RELEASE job"); err != nil {
-			return fmt.Errorf("releasing a savepoint: %w", err)
+			return i, nil
 		}
 	}
+	failpoint.Hit(failpoint.Commit)
 	if err := sqlTx.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", err)
+		return -1, fmt.Errorf("committing: %w", err)
 	}
-	return nil
+	failpoint.Hit(failpoint.Committed)
+	return -1, nil
 }
 
 // attempt turns a panic into an error: one caller's bug must not take the others' writes with it.

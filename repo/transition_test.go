@@ -473,7 +473,7 @@ func testADashboardOfAnotherTenantIsNotRecorded(t *testing.T) {
 	for what, id := range map[string]string{
 		"a mapping's": mapping(t, db, "owner").DashboardID, "an orphaned attempt's": dashboard(slept), "an unknown attempt's": "disputed",
 	} {
-		recorded, err := db.Finish(ctx, c, id, note("n"))
+		recorded, err := db.Finish(ctx, c, id, 200, note("n"))
 		if recorded || !errors.Is(err, ErrTaken) {
 			t.Fatalf("%s dashboard: %v, %v; want ErrTaken", what, recorded, err)
 		}
@@ -484,7 +484,7 @@ func testADashboardOfAnotherTenantIsNotRecorded(t *testing.T) {
 
 	e := created("elsewhere", 10, "m")
 	e.WorkspaceID = "w2"
-	if recorded, err := db.Finish(ctx, begin(t, db, e), mapping(t, db, "owner").DashboardID, note("n2")); !recorded || err != nil {
+	if recorded, err := db.Finish(ctx, begin(t, db, e), mapping(t, db, "owner").DashboardID, 200, note("n2")); !recorded || err != nil {
 		t.Fatalf("the same id in another workspace: %v, %v", recorded, err)
 	}
 	same(t, "the claim after ErrTaken can go on", finish(t, db, c), true)

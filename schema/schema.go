@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
+
+	"papermap-worker/worker/failpoint"
 )
 
 //go:embed sqlite/*.sql postgres/*.sql
@@ -49,15 +51,18 @@ func Migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]string, 
 	if err := check(ctx, p); err != nil && !errors.Is(err, ErrBehind) {
 		return nil, err
 	}
-	results, err := p.Up(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("migrating the database: %w", err)
-	}
 	var names []string
-	for _, r := range results {
-		names = append(names, r.Source.Path)
+	for {
+		step, err := p.UpByOne(ctx)
+		if errors.Is(err, goose.ErrNoNextVersion) {
+			return names, nil
+		}
+		if err != nil {
+			return names, fmt.Errorf("migrating the database: %w", err)
+		}
+		names = append(names, step.Source.Path)
+		failpoint.Hit(failpoint.Migrated)
 	}
-	return names, nil
 }
 
 // Check returns nil when the database is at this program's version, else an error that wraps [ErrNewer] or [ErrBehind].

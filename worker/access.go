@@ -6,6 +6,7 @@ import (
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
+	"papermap-worker/worker/failpoint"
 )
 
 // change records that a tenant is suspended, resumed or deleted. It needs no API, and so goes on during a pause.
@@ -22,12 +23,21 @@ func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantC
 	if !ok {
 		return &events.Permanent{Code: "UNKNOWN_TYPE", Err: fmt.Errorf("no handler for events of type %s", e.Type)}
 	}
+	failpoint.Hit(failpoint.ChangeBegin)
 	changed, err := w.db.Change(ctx, repo.Change{TenantID: data.TenantID, WorkspaceID: ws.ID, To: to, EventTime: e.Time})
 	if err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.ChangeDone)
 	if changed {
+		w.changed(data.TenantID)
 		w.log.Info("a tenant's access changed", "tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
 	}
 	return nil
+}
+
+// changed makes this and the other replicas read the tenant's mapping anew.
+func (w *Worker) changed(tenantID string) {
+	w.tenants.drop(tenantID)
+	w.bus.TellChanged(tenantID)
 }

@@ -22,6 +22,7 @@ type gate struct {
 	mu       sync.Mutex
 	state    gateState
 	reason   string
+	kind     string        // of the reason, in a word
 	failures int           // calls that failed in a row
 	trial    bool          // while half open: one create is on its way
 	turn     uint64        // grows at each change of state, so that calls from before do not count
@@ -49,6 +50,9 @@ const (
 // untriedFirst is how long after a probe the trial is kept for tenants that never failed. The server offers the events
 // that failed first, always: tenants that can only fail would take every trial and keep all others out.
 const untriedFirst = 3 * time.Second
+
+// idleOpens is how long after a probe the gate waits for something to try. Other replicas may have done all the work.
+const idleOpens = 15 * time.Second
 
 // errPaused means that the workspace is paused.
 var errPaused = errors.New("the workspace is paused")
@@ -78,6 +82,16 @@ func (g *gate) paused() string {
 		return ""
 	}
 	return g.reason
+}
+
+// pausedKind is the reason in a word: credentials, configuration or failing; or nothing.
+func (g *gate) pausedKind() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state == open {
+		return ""
+	}
+	return g.kind
 }
 
 // wantsUntried says whether tenants that failed before are to let others go first.
@@ -128,18 +142,19 @@ func (g *gate) leave(turn uint64, err error) {
 		g.trial = false
 		ring(g.changed)
 	case e != nil && e.Class == papermap.Credentials:
-		g.shut("Papermap refuses the credentials: check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID", err)
+		g.shut("credentials", "Papermap refuses the credentials: check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID", err)
 	case e != nil && e.Class == papermap.Configuration:
-		g.shut("Papermap's API is not where PAPERMAP_API_URL says", err)
+		g.shut("configuration", "Papermap's API is not where PAPERMAP_API_URL says", err)
 	default:
 		if g.failures++; g.failures >= maxFailures || g.state == halfOpen {
-			g.shut("calls to Papermap keep failing", err)
+			g.shut("failing", "calls to Papermap keep failing", err)
 		}
 	}
 }
 
-func (g *gate) shut(reason string, err error) {
+func (g *gate) shut(kind, reason string, err error) {
 	again := g.state == halfOpen
+	g.kind = kind
 	g.set(shut, fmt.Sprintf("%s (%v)", reason, err))
 	if !again { // else it is still the same pause, and said already
 		g.wait = probeFirst
@@ -174,7 +189,23 @@ func (g *gate) run(ctx context.Context) {
 		g.mu.Lock()
 		g.set(halfOpen, "trying one dashboard after a pause: "+g.reason)
 		g.halfway = time.Now()
+		turn := g.turn
 		g.mu.Unlock()
+		ring(g.changed)
+		time.AfterFunc(idleOpens, func() { g.openIdle(turn) })
+	}
+}
+
+// openIdle opens the gate when nothing has come that could be tried, though Papermap answers.
+func (g *gate) openIdle(turn uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if turn == g.turn && g.state == halfOpen && g.trial {
+		time.AfterFunc(idleOpens, func() { g.openIdle(turn) }) // it may end as unused
+	}
+	if turn == g.turn && g.state == halfOpen && !g.trial {
+		g.set(open, "")
+		g.log.Info("Papermap answers again; creating dashboards goes on")
 		ring(g.changed)
 	}
 }

@@ -174,6 +174,29 @@ func TestGateLetsOneThroughAfterAProbeAndOpensIfItSucceeds(t *testing.T) {
 	})
 }
 
+func TestGateOpensByItselfWhenNothingComesToBeTried(t *testing.T) {
+	withGate(t, func(g *testGate) {
+		g.calls(errCredentials)
+		g.after(time.Second)
+		g.admitted(1)
+		g.after(15 * time.Second)
+		g.admitted(1)
+		g.after(16 * time.Second)
+		g.admitted(64)
+
+		g.calls(errCredentials) // not while a trial is on its way
+		g.after(17 * time.Second)
+		turn, err := g.enter()
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.after(40 * time.Second)
+		g.admitted(0)
+		g.leave(turn, errDown)
+		g.admitted(0)
+	})
+}
+
 func TestGateShutsAgainWhenTheTrialFailsAndSaysSoOnce(t *testing.T) {
 	withGate(t, func(g *testGate) {
 		g.calls(errCredentials)

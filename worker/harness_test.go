@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,13 +27,34 @@ import (
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
+	"papermap-worker/repo/pgtest"
 	"papermap-worker/worker"
 )
+
+// postgres is the server of the worlds on PostgreSQL; nil where there is none.
+var postgres *pgtest.Server
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	_ = flag.Set("test.parallel", "16") // the tests mostly wait for leases, delays and probes
-	goleak.VerifyTestMain(m)
+	code := pgtest.Main(m, &postgres)
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// onBoth runs a scenario, in parallel, with one worker on SQLite and with two that share PostgreSQL: start makes the world
+// that the subtest is for.
+func onBoth(t *testing.T, scenario func(*testing.T)) {
+	t.Parallel()
+	for _, name := range []string{"SQLite", "PostgreSQL with two workers"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			scenario(t)
+		})
+	}
 }
 
 // The workspaces that every world has. The secrets are canaries: no test may leave one anywhere, see checkSecrets.
@@ -53,25 +75,28 @@ const (
 // options is what a test wants to be different.
 type options struct {
 	config   func(*worker.Config)
-	faults   []string // as simulator.ParseFault reads them
-	noWorker bool     // the test starts its own
+	faults   []string         // as simulator.ParseFault reads them
+	now      func() time.Time // Papermap's clock; nil: the host's
+	noWorker bool             // the test starts its own
 }
 
 // world is everything that a worker works with, and its workers.
 type world struct {
-	t      *testing.T
-	dir    string
-	sim    *simulator.Simulator
-	front  *front
-	nats   *embedded.Server
-	nc     *nats.Conn // the publishers' and callers' connection
-	js     jetstream.JetStream
-	db     *repo.DB // the test's own look at the workers' database
-	sql    *sqlx.DB
-	config worker.Config
-	bus    events.Options
-	logs   *logs
-	tokens []string // minted in this test
+	t       *testing.T
+	dir     string
+	shared  bool   // the database is PostgreSQL, for two workers
+	address string // of the database
+	sim     *simulator.Simulator
+	front   *front
+	nats    *embedded.Server
+	nc      *nats.Conn // the publishers' and callers' connection
+	js      jetstream.JetStream
+	db      *repo.DB // the test's own look at the workers' database
+	sql     *sqlx.DB
+	config  worker.Config
+	bus     events.Options
+	logs    *logs
+	tokens  []string // minted in this test
 
 	workers []*instance
 }
@@ -124,18 +149,25 @@ func (l *logs) String() string {
 	return l.text.String()
 }
 
-// start starts a NATS server, a Papermap simulator, a database and a worker, and stops them when the test ends.
+// start starts a NATS server, a Papermap simulator, a database and its workers, and stops them when the test ends.
 // Then it checks what must hold whatever happened: the books and the secrets.
 func start(t *testing.T, o options) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), logs: &logs{}}
+	w := &world{t: t, dir: t.TempDir(), shared: strings.Contains(t.Name(), "/PostgreSQL"), logs: &logs{}}
+	file := filepath.Join(w.dir, "papermap.db")
+	w.address = "sqlite:" + file
+	driver, source := "sqlite3", "file:"+file+"?_busy_timeout=5000"
+	if w.shared {
+		w.address = pgtest.Need(t, postgres)
+		driver, source = "pgx", w.address
+	}
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("WORKER_TEST_LOG") != "" {
 			t.Log(w.logs.String())
 		}
 	})
 
-	w.sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspaceA, workspaceB}, Seed: 1})
+	w.sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspaceA, workspaceB}, Seed: 1, Now: o.now})
 	w.setFaults(o.faults...)
 	w.front = &front{behind: w.sim, signatures: map[string]bool{}, requests: map[string]int{}}
 	api, err := simulator.Serve(w.front, "127.0.0.1:0")
@@ -153,7 +185,8 @@ func start(t *testing.T, o options) *world {
 
 	w.config = worker.Config{
 		Workspaces: []papermap.Workspace{workspaceA, workspaceB}, EmbedURL: api.URL + "/embedded/dashboard", Timeout: 10 * time.Second,
-		TokenTTL: time.Hour, TokenMaxTTL: 2 * time.Hour, Concurrency: 64, MaxAttempts: 10, Grace: 20 * time.Second, Version: "0.0.0-test",
+		TokenTTL: time.Hour, TokenMaxTTL: 2 * time.Hour, TokenAudit: 1000, Concurrency: 64, MaxAttempts: 10, Grace: 20 * time.Second,
+		Version: "0.0.0-test",
 	}
 	for i := range w.config.Workspaces {
 		w.config.Workspaces[i].APIURL = api.URL
@@ -169,7 +202,7 @@ func start(t *testing.T, o options) *world {
 	t.Cleanup(func() { _ = w.db.Close() })
 	_, err = w.db.Migrate(t.Context())
 	w.must(err)
-	w.sql, err = sqlx.Open("sqlite3", "file:"+w.dbPath()+"?_busy_timeout=5000")
+	w.sql, err = sqlx.Open(driver, source)
 	w.must(err)
 	t.Cleanup(func() { _ = w.sql.Close() })
 	w.ensureStreams()
@@ -183,15 +216,16 @@ func start(t *testing.T, o options) *world {
 	})
 	if !o.noWorker {
 		w.startWorker()
+		if w.shared {
+			w.startWorker()
+		}
 	}
 	return w
 }
 
-func (w *world) dbPath() string { return filepath.Join(w.dir, "papermap.db") }
-
 func (w *world) openDB() *repo.DB {
 	w.t.Helper()
-	db, err := repo.Open(w.t.Context(), "sqlite:"+w.dbPath())
+	db, err := repo.Open(w.t.Context(), w.address)
 	w.must(err)
 	return db
 }
@@ -264,7 +298,7 @@ type instance struct {
 // startWorker starts a worker on the world's database and waits until it is ready. Call it once more for a replica.
 func (w *world) startWorker() *instance {
 	w.t.Helper()
-	log := slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})).With("worker", len(w.workers))
 	i := &instance{world: w, db: w.openDB(), ran: make(chan struct{})}
 	var err error
 	i.bus, err = events.Connect(w.bus, log)

@@ -20,7 +20,10 @@ import (
 )
 
 func TestTheThreeFormsOfAnEventMakeTheSameRow(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testTheThreeFormsOfAnEventMakeTheSameRow)
+}
+
+func testTheThreeFormsOfAnEventMakeTheSameRow(t *testing.T) {
 	w := start(t, options{})
 	data := func(tenant string) string {
 		return `{"tenant_id":"` + tenant + `","name":"Müller & Söhne","description":"of \"Köln\"","created_by":"signup","unknown":[1]}`
@@ -34,7 +37,7 @@ func TestTheThreeFormsOfAnEventMakeTheSameRow(t *testing.T) {
 
 	row := func(tenant string) map[string]any {
 		columns := map[string]any{}
-		w.must(w.sql.QueryRowx("SELECT * FROM tenant_dashboards WHERE tenant_id = ?", tenant).MapScan(columns))
+		w.must(w.sql.QueryRowx(w.sql.Rebind("SELECT * FROM tenant_dashboards WHERE tenant_id = ?"), tenant).MapScan(columns))
 		if id := columns["created_event_id"]; id != "id-"+tenant {
 			t.Errorf("%s: event id %q", tenant, id)
 		}
@@ -63,9 +66,14 @@ func TestTheThreeFormsOfAnEventMakeTheSameRow(t *testing.T) {
 }
 
 func TestAHundredCopiesOnTwoWorkersMakeOneDashboard(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testAHundredCopiesOnTwoWorkersMakeOneDashboard)
+}
+
+func testAHundredCopiesOnTwoWorkersMakeOneDashboard(t *testing.T) {
 	w := start(t, options{faults: []string{"on=create delay=200ms"}})
-	w.startWorker()
+	for len(w.workers) < 2 {
+		w.startWorker()
+	}
 	const copies, connections = 100, 8
 	var publishers sync.WaitGroup
 	for n := range connections {
@@ -126,7 +134,10 @@ var poison = [][]string{
 }
 
 func TestAThousandEventsThroughFaultsLoseNothing(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testAThousandEventsThroughFaultsLoseNothing)
+}
+
+func testAThousandEventsThroughFaultsLoseNothing(t *testing.T) {
 	w := start(t, options{faults: []string{
 		"on=create rate=0.1 status=503 retry-after=1", "on=create rate=0.025 drop=before", "on=create rate=0.025 drop=after",
 	}})
@@ -177,6 +188,11 @@ func TestAThousandEventsThroughFaultsLoseNothing(t *testing.T) {
 			t.Errorf("terminated after %d deliveries: %s", advisory.Deliveries, msg.Data)
 		}
 	}
+	for n := range w.workers {
+		if !strings.Contains(w.logs.String(), fmt.Sprintf(`"msg":"created a dashboard","worker":%d,`, n)) {
+			t.Errorf("worker %d had no share of the work", n)
+		}
+	}
 	lost := 0
 	for _, r := range w.requests("create") {
 		if !strings.HasPrefix(r.TenantID, "good-") {
@@ -203,7 +219,10 @@ type step struct {
 }
 
 func TestStateFollowsFromTheEventsTimesInEveryOrder(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testStateFollowsFromTheEventsTimesInEveryOrder)
+}
+
+func testStateFollowsFromTheEventsTimesInEveryOrder(t *testing.T) {
 	const created, suspended, resumed, deleted = events.TypeTenantCreated, events.TypeTenantSuspended, events.TypeTenantResumed, events.TypeTenantDeleted
 	w := start(t, options{})
 	type tenant struct {
@@ -271,7 +290,10 @@ func permutations(list []step) [][]step {
 }
 
 func TestATenantWhoseCreateHangsDelaysNobody(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testATenantWhoseCreateHangsDelaysNobody)
+}
+
+func testATenantWhoseCreateHangsDelaysNobody(t *testing.T) {
 	w := start(t, options{
 		config: func(c *worker.Config) { c.Concurrency, c.Grace = 4, 100*time.Millisecond },
 		faults: []string{"tenant=hangs delay=1m"},

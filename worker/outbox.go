@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"papermap-worker/events"
+	"papermap-worker/worker/failpoint"
 )
 
 const (
@@ -79,6 +80,7 @@ func (w *Worker) relayBatch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.OutboxRead)
 	var batch []events.Outgoing
 	var ids []int64
 	seen := map[string]bool{}
@@ -90,6 +92,9 @@ func (w *Worker) relayBatch(ctx context.Context) error {
 		e, err := events.Structured(r.EventID, r.Type, r.TenantID, r.CreatedAt.Time, r.Data)
 		if err != nil {
 			return err
+		}
+		if r.OriginalID != "" {
+			e = e.As(r.OriginalID, time.Unix(0, r.OriginalTime))
 		}
 		batch, ids = append(batch, e), append(ids, r.ID)
 	}
@@ -103,6 +108,7 @@ func (w *Worker) relayBatch(ctx context.Context) error {
 			err = publishErr
 		}
 	}
+	failpoint.Hit(failpoint.OutboxSent)
 	if markErr := w.db.MarkSent(ctx, sent); markErr != nil {
 		return markErr
 	}

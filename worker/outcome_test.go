@@ -66,7 +66,10 @@ func (w *world) relayed() error {
 }
 
 func TestEveryStateChangeIsAnnouncedOnceAndInOrder(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testEveryStateChangeIsAnnouncedOnceAndInOrder)
+}
+
+func testEveryStateChangeIsAnnouncedOnceAndInOrder(t *testing.T) {
 	w := start(t, options{
 		config: func(c *worker.Config) { c.Hold = true },
 		faults: []string{"tenant=refused count=1 status=422 body=`{\"message\":\"title is too dull\",\"code\":\"DULL\"}`", "tenant=held drop=after"},
@@ -108,7 +111,10 @@ func TestEveryStateChangeIsAnnouncedOnceAndInOrder(t *testing.T) {
 }
 
 func TestARefusedCreateFailsTheTenantUntilItIsPublishedAgain(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testARefusedCreateFailsTheTenantUntilItIsPublishedAgain)
+}
+
+func testARefusedCreateFailsTheTenantUntilItIsPublishedAgain(t *testing.T) {
 	w := start(t, options{faults: []string{"tenant=t count=1 status=400"}})
 	w.create("t")
 	eventually(t, soon, w.settled)
@@ -133,7 +139,10 @@ func TestARefusedCreateFailsTheTenantUntilItIsPublishedAgain(t *testing.T) {
 }
 
 func TestALostAnswerIsHeldAsConfigured(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testALostAnswerIsHeldAsConfigured)
+}
+
+func testALostAnswerIsHeldAsConfigured(t *testing.T) {
 	w := start(t, options{config: func(c *worker.Config) { c.Hold = true }, faults: []string{"on=create count=1 drop=after"}})
 	w.create("t")
 	eventually(t, soon, w.are(repo.Held, "t"))
@@ -150,7 +159,10 @@ func TestALostAnswerIsHeldAsConfigured(t *testing.T) {
 }
 
 func TestALostAnswerIsRecreatedAsConfigured(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testALostAnswerIsRecreatedAsConfigured)
+}
+
+func testALostAnswerIsRecreatedAsConfigured(t *testing.T) {
 	w := start(t, options{faults: []string{"on=create count=1 drop=after"}})
 	w.create("t")
 	eventually(t, soon, w.are(repo.Active, "t"))
@@ -165,7 +177,10 @@ func TestALostAnswerIsRecreatedAsConfigured(t *testing.T) {
 }
 
 func TestAnAnswerThatComesAfterItsGenerationIsOrphaned(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testAnAnswerThatComesAfterItsGenerationIsOrphaned)
+}
+
+func testAnAnswerThatComesAfterItsGenerationIsOrphaned(t *testing.T) {
 	w := start(t, options{})
 	began := time.Now().Add(-time.Hour)
 	release := w.holdAnswers()
@@ -194,7 +209,10 @@ func TestAnAnswerThatComesAfterItsGenerationIsOrphaned(t *testing.T) {
 }
 
 func TestADashboardIsNeverRecordedForTwoTenants(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testADashboardIsNeverRecordedForTwoTenants)
+}
+
+func testADashboardIsNeverRecordedForTwoTenants(t *testing.T) {
 	w := start(t, options{config: func(c *worker.Config) { c.Hold = true }})
 	w.create("first")
 	eventually(t, soon, w.are(repo.Active, "first"))
@@ -212,7 +230,10 @@ func TestADashboardIsNeverRecordedForTwoTenants(t *testing.T) {
 
 // What the API echoes is kept from logs, database, dead letters and events; start looks for it in all of them.
 func TestEchoedSecretsAreKeptNowhere(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testEchoedSecretsAreKeptNowhere)
+}
+
+func testEchoedSecretsAreKeptNowhere(t *testing.T) {
 	for _, status := range []int{200, 302, 400, 401, 403, 404, 409, 422, 429, 500, 503} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			t.Parallel()

@@ -29,21 +29,47 @@ func (i *instance) paused(reason string) func() error {
 	}
 }
 
+// paused is a check that every worker is paused, for this reason.
+func (w *world) paused(reason string) func() error {
+	return func() error {
+		for _, i := range w.workers {
+			if err := i.paused(reason)(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// consuming counts the workers that consume and have nothing to complain of.
+func (w *world) consuming() int {
+	n := 0
+	for _, i := range w.workers {
+		if s := i.State(w.t.Context()); s.Ready && s.Consuming == "yes" && len(s.Reasons) == 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // pausesLogged counts the pauses that the log tells of.
 func (w *world) pausesLogged() int {
 	return strings.Count(w.logs.String(), `"msg":"paused creating dashboards`)
 }
 
 func TestWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies)
+}
+
+func testWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
 	const slots = 4
 	var led atomic.Int64 // to where the redirect points
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { led.Add(1) }))
-	defer elsewhere.Close()
+	t.Cleanup(elsewhere.Close)
 	for _, c := range []struct {
 		name    string
 		reason  string
-		most    int  // create requests before and during the pause
+		most    int  // create requests of a worker before and during the pause
 		certain bool // that none of them was processed
 		breakIt func(w *world)
 		mend    func(w *world)
@@ -85,17 +111,17 @@ func TestWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
 			c.breakIt(w)
 			tenants := names("t", 20)
 			w.create(tenants...)
-			eventually(t, soon, w.workers[0].paused(c.reason))
-			eventually(t, soon, func() error { // it probes, and by reads
-				if n := w.front.seen(http.MethodGet); n < 2 {
+			eventually(t, soon, w.paused(c.reason))
+			eventually(t, soon, func() error { // they probe, and by reads
+				if n := w.front.seen(http.MethodGet); n < 2*len(w.workers) {
 					return fmt.Errorf("%d probes so far", n)
 				}
 				return nil
 			})
-			if n := w.front.seen(http.MethodPost) - good; n > c.most {
-				t.Errorf("%d requests before and during the pause, want at most %d", n, c.most)
+			if n, most := w.front.seen(http.MethodPost)-good, c.most*len(w.workers); n > most {
+				t.Errorf("%d requests before and during the pause, want at most %d", n, most)
 			}
-			w.must(w.workers[0].paused("")())
+			w.must(w.paused("")())
 
 			// Meanwhile the rest of the work goes on.
 			w.publish(events.TypeTenantSuspended, object("tenant_id", "suspended-later"))
@@ -108,11 +134,16 @@ func TestWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
 
 			c.mend(w)
 			eventually(t, recovery, w.are(repo.Active, tenants...))
+			if w.consuming() == 0 {
+				t.Errorf("no worker says that it consumes: %+v", w.workers[0].State(t.Context()))
+			}
 			eventually(t, recovery, func() error {
-				if s := w.workers[0].State(t.Context()); s.Consuming != "yes" || len(s.Reasons) > 0 {
-					return fmt.Errorf("state is %+v", s)
+				if n := w.consuming(); n < len(w.workers) { // a replica that was left no event is still to try its one dashboard
+					tenants = append(tenants, fmt.Sprintf("late-%d", len(tenants)))
+					w.create(tenants[len(tenants)-1])
+					return fmt.Errorf("%d of %d workers consume", n, len(w.workers))
 				}
-				return nil
+				return w.are(repo.Active, tenants...)()
 			})
 			if n := len(w.dead()); n > 0 {
 				t.Errorf("%d dead letters", n)
@@ -125,7 +156,7 @@ func TestWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
 					t.Errorf("%s: attempts %s, though nothing was processed", tenant, w.outcomes(tenant))
 				}
 			}
-			if n := w.pausesLogged(); n != 1 {
+			if n := w.pausesLogged(); n != len(w.workers) {
 				t.Errorf("the log tells of %d pauses", n)
 			}
 			if n := led.Load(); n > 0 {
@@ -136,22 +167,34 @@ func TestWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
 }
 
 func TestAPausedWorkspaceDoesNotPauseAnother(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testAPausedWorkspaceDoesNotPauseAnother)
+}
+
+func testAPausedWorkspaceDoesNotPauseAnother(t *testing.T) {
 	w := start(t, options{})
 	w.sim.RevokeKey("ak_b")
-	closed, open := names("b", 10), names("a", 10)
+	closed := names("b", 10)
 	inB := func(tenant string) {
 		w.publish(events.TypeTenantCreated, object("tenant_id", tenant, "name", tenant, "workspace_id", "ws-b"))
 	}
 	for _, tenant := range closed[:5] {
 		inB(tenant)
 	}
-	eventually(t, soon, w.workers[0].paused("workspace ws-b is paused"))
+	eventually(t, soon, w.paused("workspace ws-b is paused"))
 	for _, tenant := range closed[5:] {
 		inB(tenant)
 	}
-	w.create(open...)
-	eventually(t, soon, w.are(repo.Active, open...))
+	for n := range 2 { // for more than one fetch
+		eventually(t, soon, func() error {
+			if probes := w.front.seen(http.MethodGet); probes <= n {
+				return fmt.Errorf("%d probes", probes)
+			}
+			return nil
+		})
+		open := names(fmt.Sprintf("a-%d", n), 10)
+		w.create(open...)
+		eventually(t, soon, w.are(repo.Active, open...))
+	}
 	eventually(t, soon, func() error {
 		if n := w.waiting(); n != len(closed) {
 			return fmt.Errorf("%d events wait, want %d", n, len(closed))
@@ -163,14 +206,17 @@ func TestAPausedWorkspaceDoesNotPauseAnother(t *testing.T) {
 }
 
 func TestOurOwnRateLimitIsNoPauseAndNoFailure(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testOurOwnRateLimitIsNoPauseAndNoFailure)
+}
+
+func testOurOwnRateLimitIsNoPauseAndNoFailure(t *testing.T) {
 	w := start(t, options{config: func(c *worker.Config) { c.MaxRPS, c.MaxAttempts = 10, 1 }})
-	tenants := names("t", 80)
+	tenants := names("t", 80*len(w.workers)) // each worker has a limit of its own
 	began := time.Now()
 	w.create(tenants...)
 	eventually(t, soon, w.are(repo.Active, tenants...))
 	if took := time.Since(began); took < 7*time.Second {
-		t.Errorf("80 requests at 10 a second took %v", took)
+		t.Errorf("80 requests of each worker at 10 a second took %v", took)
 	}
 	if n := w.pausesLogged(); n != 0 || len(w.dead()) != 0 {
 		t.Errorf("%d pauses, %d dead letters", n, len(w.dead()))
@@ -178,7 +224,10 @@ func TestOurOwnRateLimitIsNoPauseAndNoFailure(t *testing.T) {
 }
 
 func TestATenantThatFailsWhileOthersSucceedDiesAfterMaxAttempts(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testATenantThatFailsWhileOthersSucceedDiesAfterMaxAttempts)
+}
+
+func testATenantThatFailsWhileOthersSucceedDiesAfterMaxAttempts(t *testing.T) {
 	w := start(t, options{
 		config: func(c *worker.Config) { c.MaxAttempts = 2 },
 		faults: []string{"tenant=poison status=500"},
@@ -217,8 +266,37 @@ func TestATenantThatFailsWhileOthersSucceedDiesAfterMaxAttempts(t *testing.T) {
 	}
 }
 
+func TestWhileEveryCreateFailsNobodyRunsOutOfAttempts(t *testing.T) {
+	onBoth(t, testWhileEveryCreateFailsNobodyRunsOutOfAttempts)
+}
+
+func testWhileEveryCreateFailsNobodyRunsOutOfAttempts(t *testing.T) {
+	w := start(t, options{config: func(c *worker.Config) { c.MaxAttempts = 1 }})
+	w.create("before")
+	eventually(t, soon, w.are(repo.Active, "before"))
+	w.setFaults("on=create status=500")
+	tenants := names("t", 2) // so few that there is no pause yet
+	w.create(tenants...)
+	eventually(t, soon, func() error {
+		for _, tenant := range tenants {
+			if n := w.creates(tenant); n < 3 {
+				return fmt.Errorf("%s was tried %d times", tenant, n)
+			}
+		}
+		return nil
+	})
+	if n := len(w.dead()); n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+	w.setFaults()
+	eventually(t, recovery, w.are(repo.Active, tenants...))
+}
+
 func TestManyFailingTenantsDoNotKeepOthersOut(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testManyFailingTenantsDoNotKeepOthersOut)
+}
+
+func testManyFailingTenantsDoNotKeepOthersOut(t *testing.T) {
 	failing := names("poison", 8) // each has failed once when the gate closes
 	var faults []string
 	for _, tenant := range failing {
@@ -227,9 +305,9 @@ func TestManyFailingTenantsDoNotKeepOthersOut(t *testing.T) {
 	// With more workspaces a paused one's events are given back meanwhile, and it takes longer.
 	w := start(t, options{faults: faults, config: func(c *worker.Config) { c.Workspaces = c.Workspaces[:1] }})
 	w.create(failing...)
-	eventually(t, soon, w.workers[0].paused("keep failing")) // nothing tells them from an API that is down
-	eventually(t, soon, func() error {                       // until those that failed are offered again
-		if n := len(w.requests("create")); n < 10 {
+	eventually(t, soon, w.paused("keep failing")) // nothing tells them from an API that is down
+	eventually(t, soon, func() error {            // until those that failed are offered again
+		if n := len(w.requests("create")); n < 10*len(w.workers) {
 			return fmt.Errorf("%d requests", n)
 		}
 		return nil

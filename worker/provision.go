@@ -14,6 +14,7 @@ import (
 	"papermap-worker/events"
 	"papermap-worker/papermap"
 	"papermap-worker/repo"
+	"papermap-worker/worker/failpoint"
 )
 
 const (
@@ -51,6 +52,7 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 	if title == "" {
 		title = "Dashboard - " + data.Name
 	}
+	failpoint.Hit(failpoint.Begin)
 	claim, err := w.db.Begin(ctx, repo.Created{
 		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: title, Description: data.Description, CreatedBy: data.CreatedBy,
 		EventID: e.ID, EventTime: e.Time, Message: e.Message,
@@ -74,6 +76,7 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 	case repo.Settle:
 		return w.failed(ctx, e, claim, &papermap.Error{Class: papermap.Unknown, Message: "the worker stopped before an answer came"}, "")
 	case repo.Create:
+		failpoint.Hit(failpoint.Claimed)
 		return w.create(ctx, e, claim, ws, turn)
 	}
 	return nil
@@ -95,11 +98,13 @@ func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, w
 		}
 	}
 	dashboard, err := w.call(ctx, claim, ws)
+	failpoint.Hit(failpoint.Answered)
 	ws.gate.leave(turn, err)
 	if err != nil {
 		return w.failed(ctx, e, claim, err, "")
 	}
-	recorded, err := w.record(ctx, claim, dashboard.ID)
+	recorded, err := w.record(ctx, claim, dashboard)
+	failpoint.Hit(failpoint.Recorded)
 	switch {
 	case errors.Is(err, repo.ErrTaken):
 		w.log.Error("Papermap answered with a dashboard that belongs to another tenant", "tenant_id", m.TenantID, "dashboard_id", dashboard.ID)
@@ -109,9 +114,12 @@ func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, w
 	case !recorded:
 		w.log.Warn("a dashboard was made after its claim had passed to another; recorded as orphaned",
 			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "attempt", claim.Attempt.ID)
+		w.metrics.attempts.WithLabelValues(string(repo.Orphaned)).Inc()
 		return &events.Retry{After: busyWait, Err: errors.New("the claim passed to another worker")}
 	}
 	ring(w.outbox)
+	w.metrics.attempts.WithLabelValues(string(repo.Made)).Inc()
+	w.changed(m.TenantID)
 	w.log.Info("created a dashboard", "tenant_id", m.TenantID, "workspace_id", ws.ID, "dashboard_id", dashboard.ID, "event_id", e.ID)
 	return nil
 }
@@ -124,6 +132,7 @@ func (w *Worker) call(ctx context.Context, claim repo.Claim, ws *workspace) (pap
 	if !time.Now().Before(deadline) { // we slept; ctx may not know yet
 		return papermap.Dashboard{}, &papermap.Error{Class: papermap.Retryable, Message: "the lease ended before the request was sent"}
 	}
+	failpoint.Hit(failpoint.Send)
 	m := claim.Mapping
 	return ws.api.CreateDashboard(ctx, papermap.NewDashboard{
 		TenantID: m.TenantID, Title: m.Title, Description: strings.TrimSpace(m.Description + "\n\n" + claim.Attempt.Mark),
@@ -132,17 +141,16 @@ func (w *Worker) call(ctx context.Context, claim repo.Claim, ws *workspace) (pap
 
 // record writes the dashboard. A known outcome must not be lost because the database is busy, so it is tried again
 // for a while, also when the worker is asked to stop.
-func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboardID string) (recorded bool, err error) {
+func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboard papermap.Dashboard) (recorded bool, err error) {
 	m := claim.Mapping
-	n, err := notice(events.TypeDashboardCreated, events.DashboardCreated{
-		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, DashboardID: dashboardID, Title: m.Title,
-	})
+	m.DashboardID = dashboard.ID
+	n, err := DashboardCreated(m)
 	if err != nil {
 		return false, err
 	}
 	tries := backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(recordFor))
 	err = backoff.Retry(func() error {
-		recorded, err = w.db.Finish(context.WithoutCancel(ctx), claim, dashboardID, n)
+		recorded, err = w.db.Finish(context.WithoutCancel(ctx), claim, dashboard.ID, dashboard.Status, n)
 		if errors.Is(err, repo.ErrTaken) {
 			return backoff.Permanent(err)
 		}
@@ -161,6 +169,7 @@ func (w *Worker) failed(ctx context.Context, e events.Event, claim repo.Claim, c
 	if err != nil {
 		return err
 	}
+	w.metrics.attempts.WithLabelValues(string(failure.Result.Outcome)).Inc()
 	w.log.Debug("creating a dashboard failed", "tenant_id", m.TenantID, "error", cause, "stage", m.Stage)
 	switch m.Stage {
 	case repo.Failed:
@@ -208,6 +217,9 @@ func (w *Worker) failure(ctx context.Context, e events.Event, claim repo.Claim, 
 	if err != nil {
 		return f, err
 	}
+	if f.AgainNotice, err = CreatedAgain(m); err != nil {
+		return f, err
+	}
 	f.HeldNotice, err = notice(events.TypeDashboardHeld, events.DashboardHeld{
 		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Attempt: claim.Attempt.ID,
 	})
@@ -238,6 +250,22 @@ func sideEffect(attempts []repo.Attempt, generation int) string {
 		}
 	}
 	return effect
+}
+
+// DashboardCreated is the event that tells of the mapping's dashboard.
+func DashboardCreated(m repo.Mapping) (repo.Notice, error) {
+	return notice(events.TypeDashboardCreated, events.DashboardCreated{
+		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, DashboardID: m.DashboardID, Title: m.Title,
+	})
+}
+
+// CreatedAgain is the mapping's own tenant.created once more, as far as it is recorded: the name is gone into the title.
+func CreatedAgain(m repo.Mapping) (repo.Notice, error) {
+	n, err := notice(events.TypeTenantCreated, map[string]string{
+		"tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "name": m.Title, "title": m.Title, "description": m.Description, "created_by": m.CreatedBy,
+	})
+	n.OriginalID, n.OriginalTime = m.CreatedEventID, m.CreatedEvent
+	return n, err
 }
 
 // notice makes the event that tells of a state change.

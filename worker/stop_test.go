@@ -31,8 +31,8 @@ func (w *world) sent(n int) func() error {
 	}
 }
 
+// Not parallel: beside other tests, two hundred requests may not get in hand before the first of them times out.
 func TestADrainFinishesWhatIsInHandAndTheNextWorkerTheRest(t *testing.T) {
-	t.Parallel()
 	w := start(t, options{config: func(c *worker.Config) { c.Concurrency, c.Timeout = 200, worker.MaxTimeout }})
 	release := w.holdAnswers()
 	tenants := names("t", 300)
@@ -110,7 +110,10 @@ func TestIdleWorkersStopWithoutWaiting(t *testing.T) {
 
 // A worker is killed with a request on its way: the dashboard is made, and nobody knows.
 func TestWhatAKilledWorkerHadInHandIsTakenUpAgain(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testWhatAKilledWorkerHadInHandIsTakenUpAgain)
+}
+
+func testWhatAKilledWorkerHadInHandIsTakenUpAgain(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		hold      bool
@@ -124,13 +127,19 @@ func TestWhatAKilledWorkerHadInHandIsTakenUpAgain(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			w := start(t, options{
-				config: func(cfg *worker.Config) { cfg.Hold, cfg.Grace = c.hold, 100*time.Millisecond },
-				faults: []string{"on=create delay=1m"},
+				config:   func(cfg *worker.Config) { cfg.Hold, cfg.Grace = c.hold, 100*time.Millisecond },
+				faults:   []string{"on=create delay=1m"},
+				noWorker: true,
 			})
+			inHand := w.startWorker()
 			tenants := names("t", 5)
 			w.create(tenants...)
 			eventually(t, soon, w.sent(len(tenants)))
-			w.workers[0].kill()
+			w.config.Grace = 20 * time.Second
+			if w.shared {
+				w.startWorker() // the replica that survives
+			}
+			inHand.kill()
 			killed := time.Now()
 			for _, tenant := range tenants {
 				if w.outcomes(tenant) != "sent" || w.status(tenant) != repo.Creating {
@@ -138,8 +147,9 @@ func TestWhatAKilledWorkerHadInHandIsTakenUpAgain(t *testing.T) {
 				}
 			}
 			w.setFaults()
-			w.config.Grace = 20 * time.Second
-			w.startWorker()
+			if !w.shared {
+				w.startWorker()
+			}
 			eventually(t, soon, w.are(c.status, tenants...))
 			eventually(t, soon, w.settled)
 			eventually(t, soon, w.relayed)
@@ -161,19 +171,28 @@ func TestWhatAKilledWorkerHadInHandIsTakenUpAgain(t *testing.T) {
 // A worker is cut off from NATS while Papermap refuses: the tenant is failed, the dead letter not stored. The same
 // message comes again, to another worker, and ends the same way without another request.
 func TestARedeliveredRefusalBecomesItsDeadLetterWithoutAnotherRequest(t *testing.T) {
-	t.Parallel()
-	w := start(t, options{faults: []string{"on=create status=400"}})
+	onBoth(t, testARedeliveredRefusalBecomesItsDeadLetterWithoutAnotherRequest)
+}
+
+func testARedeliveredRefusalBecomesItsDeadLetterWithoutAnotherRequest(t *testing.T) {
+	w := start(t, options{faults: []string{"on=create status=400"}, noWorker: true})
+	inHand := w.startWorker()
 	release := w.holdAnswers()
 	sequence := w.publish(events.TypeTenantCreated, object("tenant_id", "t", "name", "N"))
 	eventually(t, soon, w.sent(1))
-	w.workers[0].bus.Close(canceled())
+	if w.shared {
+		w.startWorker() // the replica that gets the message next
+	}
+	inHand.bus.Close(canceled())
 	release()
 	eventually(t, soon, w.are(repo.Failed, "t"))
-	w.workers[0].stop()
+	inHand.stop()
 	if n := len(w.dead()); n != 0 || w.settled() == nil {
 		t.Fatalf("%d dead letters, settled: %v: the worker was not cut off", n, w.settled())
 	}
-	w.startWorker()
+	if !w.shared {
+		w.startWorker()
+	}
 	eventually(t, takeUp, w.settled)
 	if letters := w.dead(); len(letters) != 1 || letters[0].Header.Get("Papermap-Side-Effect") != "none" ||
 		letters[0].Header.Get("Papermap-Error-Code") != "API_REFUSED" || letters[0].Header.Get("Papermap-Stream-Sequence") != strconv.FormatUint(sequence, 10) {
@@ -200,7 +219,10 @@ func (w *world) restartNATS() {
 }
 
 func TestAnEventOutThatAStopKeptBackIsPublishedByTheNextWorker(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testAnEventOutThatAStopKeptBackIsPublishedByTheNextWorker)
+}
+
+func testAnEventOutThatAStopKeptBackIsPublishedByTheNextWorker(t *testing.T) {
 	w := start(t, options{})
 	release := w.holdAnswers()
 	w.create("t")
@@ -208,10 +230,12 @@ func TestAnEventOutThatAStopKeptBackIsPublishedByTheNextWorker(t *testing.T) {
 	w.nats.Close()
 	release()
 	eventually(t, soon, w.are(repo.Active, "t")) // committed, and cannot be told
-	if s := w.workers[0].State(t.Context()); s.Ready || s.Consuming != "no" {
-		t.Errorf("without NATS the state is %+v", s)
+	for _, i := range w.workers {
+		if s := i.State(t.Context()); s.Ready || s.Consuming != "no" {
+			t.Errorf("without NATS the state is %+v", s)
+		}
+		i.stop()
 	}
-	w.workers[0].stop()
 	if err := w.relayed(); err == nil {
 		t.Fatal("the event was published without a server")
 	}
@@ -225,15 +249,20 @@ func TestAnEventOutThatAStopKeptBackIsPublishedByTheNextWorker(t *testing.T) {
 }
 
 func TestTheWorkerGoesOnWhenNATSComesBack(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testTheWorkerGoesOnWhenNATSComesBack)
+}
+
+func testTheWorkerGoesOnWhenNATSComesBack(t *testing.T) {
 	w := start(t, options{faults: []string{"on=create delay=300ms"}})
-	tenants := names("t", 100)
+	tenants := names("t", 100*len(w.workers))
 	w.create(tenants...)
-	eventually(t, soon, w.sent(70)) // some are done, some in hand, some wait
+	eventually(t, soon, w.sent(70*len(w.workers))) // some are done, some in hand, some wait
 	w.nats.Close()
 	eventually(t, soon, func() error {
-		if s := w.workers[0].State(t.Context()); s.Ready {
-			return fmt.Errorf("state without NATS is %+v", s)
+		for _, i := range w.workers {
+			if s := i.State(t.Context()); s.Ready {
+				return fmt.Errorf("state without NATS is %+v", s)
+			}
 		}
 		return nil
 	})
@@ -247,13 +276,19 @@ func TestTheWorkerGoesOnWhenNATSComesBack(t *testing.T) {
 	if n := len(w.sim.Dashboards()); n != len(tenants)+1 {
 		t.Errorf("%d dashboards for %d tenants", n, len(tenants)+1)
 	}
-	if s := w.workers[0].State(t.Context()); !s.Ready || s.Consuming != "yes" {
-		t.Errorf("state %+v", s)
-	}
+	eventually(t, soon, func() error { // the other consumer may still wait for its next try
+		if n := w.consuming(); n < len(w.workers) {
+			return fmt.Errorf("%d of %d workers consume", n, len(w.workers))
+		}
+		return nil
+	})
 }
 
 func TestTheWorkerMakesStreamsAndConsumersAgain(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testTheWorkerMakesStreamsAndConsumersAgain)
+}
+
+func testTheWorkerMakesStreamsAndConsumersAgain(t *testing.T) {
 	w := start(t, options{})
 	ctx := t.Context()
 	w.create("first")

@@ -2,11 +2,20 @@ package worker
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math"
+	"strconv"
+	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/time/rate"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -37,41 +46,167 @@ type Dashboard struct {
 
 func (w *Worker) endpoints() []events.Endpoint {
 	return []events.Endpoint{
-		{Name: "embed-token", Handle: w.embedToken},
+		{Name: "embed-token", Handle: w.embedToken, Quick: w.quickToken},
+		{Name: "embed-token", PerToken: true, Handle: w.embedToken, Quick: w.quickToken},
 		{Name: "dashboard", Handle: w.dashboard},
+		{Name: "usage", Handle: w.usage},
 	}
 }
 
-func (w *Worker) embedToken(ctx context.Context, request []byte) ([]byte, error) {
+// tokenRequest is what a request for a token asks for.
+type tokenRequest struct {
+	tenantID, workspaceID []byte
+	ttl                   int64 // seconds; 0 when none is asked for
+}
+
+// quickToken answers from memory. Whatever is not plain is left to embedToken, which says what is wrong.
+func (w *Worker) quickToken(dst []byte, r events.Request) (reply []byte, ok bool, err error) {
+	q := tokenRequest{tenantID: []byte(r.Token)}
+	if len(r.Data) > 0 {
+		if q, ok = parsePlain(r.Data); !ok {
+			return nil, false, nil
+		}
+	}
+	if r.Token != "" && (!plainToken(r.Token) || r.Token != string(q.tenantID)) {
+		return nil, false, nil
+	}
+	began := time.Now()
+	known := w.tenants.peek(q.tenantID, began)
+	if known == nil {
+		return nil, false, nil
+	}
+	w.metrics.memory.Inc()
+	reply, err = w.answerToken(dst, known, q, w.mintTime(began))
+	w.metrics.answered(err, time.Since(began))
+	return reply, true, err
+}
+
+// plainToken says whether a subject's token is surely the tenant id itself, with nothing that is or must be encoded.
+func plainToken(token string) bool {
+	for i := range len(token) {
+		if c := token[i]; c <= ' ' || c >= 0x7f || c == '%' || c == '*' || c == '>' {
+			return false
+		}
+	}
+	return true
+}
+
+// embedToken reads the request as strictly as an event, and the tenant from the database when it is not in memory.
+func (w *Worker) embedToken(ctx context.Context, r events.Request) (reply []byte, err error) {
+	began := time.Now()
+	defer func() { w.metrics.answered(err, time.Since(began)) }()
 	var tenantID, workspaceID string
 	var ttl *int64
-	if err := events.DecodeObject(request, map[string]any{"tenant_id": &tenantID, "workspace_id": &workspaceID, "ttl_seconds": &ttl}); err != nil {
-		return nil, invalid(err)
+	if len(r.Data) > 0 || r.Token == "" {
+		if err := events.DecodeObject(r.Data, map[string]any{"tenant_id": &tenantID, "workspace_id": &workspaceID, "ttl_seconds": &ttl}); err != nil {
+			return nil, invalid(err)
+		}
 	}
-	life := w.cfg.TokenTTL
+	if r.Token != "" {
+		ofSubject, err := events.DecodeTenant(r.Token)
+		if err != nil {
+			return nil, invalid(err)
+		}
+		if tenantID != "" && tenantID != ofSubject {
+			return nil, &events.ServiceError{Status: 403, Code: "TENANT_MISMATCH", Message: `"tenant_id" is not the tenant of the subject`}
+		}
+		tenantID = ofSubject
+	}
+	q := tokenRequest{tenantID: []byte(tenantID), workspaceID: []byte(workspaceID)}
 	if ttl != nil {
-		if *ttl < 1 {
+		if q.ttl = *ttl; q.ttl < 1 {
 			return nil, invalid(errors.New(`"ttl_seconds" must be at least 1`))
 		}
-		life = time.Duration(min(*ttl, int64(w.cfg.TokenMaxTTL/time.Second))) * time.Second
 	}
-	m, err := w.mapping(ctx, tenantID, workspaceID)
+	if err := events.ValidateTenantID(tenantID); err != nil {
+		return nil, invalid(err)
+	}
+	known, err := w.tenants.get(ctx, tenantID)
 	if err != nil {
 		return nil, err
 	}
-	if err := tokenAllowed(m); err != nil {
+	return w.answerToken(nil, known, q, w.mintTime(time.Now()))
+}
+
+// mintTime is now, which was just read, unless the worker has a clock of its own.
+func (w *Worker) mintTime(now time.Time) time.Time {
+	if w.cfg.Clock != nil {
+		return w.cfg.Clock()
+	}
+	return now
+}
+
+// answerToken appends the answer for a tenant: a token for the mapping's own workspace and dashboard, or why there is none.
+func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Time) ([]byte, error) {
+	if len(q.workspaceID) > 0 && string(q.workspaceID) != t.workspaceID {
+		return nil, invalid(errors.New(`"workspace_id" is not the tenant's`))
+	}
+	if err := tokenAllowed(t.status); err != nil {
 		return nil, err
 	}
-	token, err := w.mint(m, life, time.Now())
+	if t.ws == nil {
+		return nil, fmt.Errorf("workspace %q of tenant %q is not configured", t.workspaceID, t.id)
+	}
+	if err := t.ws.clockAllows(); err != nil {
+		return nil, err
+	}
+	if t.limiter != nil {
+		if r := t.limiter.ReserveN(now, 1); r.DelayFrom(now) > 0 {
+			wait := r.DelayFrom(now)
+			r.CancelAt(now)
+			return nil, &events.ServiceError{
+				Status: 429, Code: "RATE_LIMITED", Message: "too many tokens for this tenant; keep a token until refresh_after",
+				RetryAfter: int(math.Ceil(wait.Seconds())),
+			}
+		}
+	}
+	life := w.cfg.TokenTTL
+	if q.ttl > 0 {
+		life = time.Duration(min(q.ttl, int64(w.cfg.TokenMaxTTL/time.Second))) * time.Second
+	}
+	from := now.Truncate(time.Second)
+	expires := from.Add(life)
+
+	dst = append(dst, `{"token":"`...)
+	begin := len(dst)
+	dst, err := t.ws.minter.AppendToken(dst, t.id, t.dashboardID, expires)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("tenant %q: %w", t.id, err)
 	}
-	return json.Marshal(token)
+	end := len(dst)
+	dst = append(dst, '"')
+	for _, f := range [...]struct{ name, value string }{
+		{`,"tenant_id":`, t.id}, {`,"workspace_id":`, t.workspaceID}, {`,"dashboard_id":`, t.dashboardID},
+	} {
+		dst = append(dst, f.name...)
+		if dst, err = jsontext.AppendQuote(dst, f.value); err != nil {
+			return nil, fmt.Errorf("tenant %q: %w", t.id, err)
+		}
+	}
+	dst = append(dst, `,"expires_at":`...)
+	dst = strconv.AppendInt(dst, expires.Unix(), 10)
+	dst = append(dst, `,"refresh_after":`...)
+	dst = strconv.AppendInt(dst, from.Add(life*8/10).Unix(), 10)
+	dst = append(dst, `,"embed_url":`...)
+	dst = append(dst, w.embedPage...)
+	padding := end
+	for dst[padding-1] == '=' {
+		padding--
+	}
+	dst = append(dst, dst[begin:padding]...)
+	for range end - padding { // all that needs encoding in a query
+		dst = append(dst, "%3D"...)
+	}
+	dst = papermap.AppendEmbedQuery(dst, t.workspaceID, t.dashboardID)
+	dst = append(dst, `"}`...)
+	w.minted.add(t.workspaceID, t.id, now)
+	w.audit.minted(w.log, t, expires, dst[begin:end])
+	return dst, nil
 }
 
 // tokenAllowed returns the documented error unless the mapping is active.
-func tokenAllowed(m repo.Mapping) error {
-	switch m.Status {
+func tokenAllowed(status repo.Status) error {
+	switch status {
 	case repo.Active:
 		return nil
 	case repo.Suspended:
@@ -79,65 +214,150 @@ func tokenAllowed(m repo.Mapping) error {
 	case repo.Deleted:
 		return &events.ServiceError{Status: 410, Code: "TENANT_DELETED", Message: "the tenant was deleted"}
 	}
-	retry := map[repo.Status]int{repo.Pending: 2, repo.Creating: 2, repo.Held: 60, repo.Failed: 60}[m.Status]
+	retry := map[repo.Status]int{repo.Pending: 2, repo.Creating: 2, repo.Held: 60, repo.Failed: 60}[status]
 	return &events.ServiceError{
-		Status: 409, Code: "DASHBOARD_NOT_READY", Message: fmt.Sprintf("the tenant has no dashboard yet: it is %s", m.Status), RetryAfter: retry,
+		Status: 409, Code: "DASHBOARD_NOT_READY", Message: fmt.Sprintf("the tenant has no dashboard yet: it is %s", status), RetryAfter: retry,
 	}
 }
 
-// mint signs a token for the mapping's own workspace and dashboard.
-func (w *Worker) mint(m repo.Mapping, life time.Duration, now time.Time) (EmbedToken, error) {
-	ws, ok := w.workspaces[m.WorkspaceID]
-	if !ok {
-		return EmbedToken{}, fmt.Errorf("workspace %q of tenant %q is not configured", m.WorkspaceID, m.TenantID)
-	}
-	now = now.Truncate(time.Second)
-	expires := now.Add(life)
-	token, err := papermap.MintToken(ws.EmbedKey, m.WorkspaceID, m.TenantID, m.DashboardID, expires)
-	if err != nil {
-		return EmbedToken{}, fmt.Errorf("tenant %q: %w", m.TenantID, err)
-	}
-	return EmbedToken{
-		Token: token, TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, DashboardID: m.DashboardID,
-		ExpiresAt: expires.Unix(), RefreshAfter: now.Add(life * 8 / 10).Unix(),
-		EmbedURL: papermap.EmbedURL(w.cfg.EmbedURL, token, m.WorkspaceID, m.DashboardID),
-	}, nil
-}
-
-func (w *Worker) dashboard(ctx context.Context, request []byte) ([]byte, error) {
-	var tenantID, workspaceID string
-	if err := events.DecodeObject(request, map[string]any{"tenant_id": &tenantID, "workspace_id": &workspaceID}); err != nil {
-		return nil, invalid(err)
-	}
-	m, err := w.mapping(ctx, tenantID, workspaceID)
+// loadTenant reads a mapping and prepares it for minting. Texts that many tenants share are kept once.
+func (w *Worker) loadTenant(ctx context.Context, tenantID string) (*tenant, error) {
+	w.metrics.database.Inc()
+	m, err := w.db.Mapping(ctx, tenantID)
 	if err != nil {
 		return nil, err
 	}
-	d := Dashboard{TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Title: m.Title, Status: m.Status, CreatedAt: m.CreatedAt, UpdatedAt: m.UpdatedAt}
-	if m.DashboardID != "" {
-		d.DashboardID = &m.DashboardID
+	t := &tenant{id: m.TenantID, workspaceID: m.WorkspaceID, dashboardID: m.DashboardID, status: m.Status, ws: w.workspaces[m.WorkspaceID]}
+	if t.ws != nil {
+		t.workspaceID = t.ws.ID
 	}
-	return json.Marshal(d)
+	if m.Status == repo.Active {
+		t.status = repo.Active
+	}
+	if w.cfg.TokenRate > 0 {
+		t.limiter = rate.NewLimiter(rate.Limit(w.cfg.TokenRate), w.cfg.TokenBurst)
+	}
+	return t, nil
 }
 
-// mapping reads the tenant's mapping for a request; a workspace in the request is only checked.
-func (w *Worker) mapping(ctx context.Context, tenantID, workspaceID string) (repo.Mapping, error) {
+// audit writes down who got tokens, at most so many lines a second: each token is worth a line, a flood is not.
+type audit struct {
+	limiter *rate.Limiter
+	leftOut atomic.Int64
+}
+
+// minted logs a token without it: its fingerprint is the first 16 hex digits of its SHA-256.
+func (a *audit) minted(log *slog.Logger, t *tenant, expires time.Time, token []byte) {
+	if !a.limiter.Allow() {
+		a.leftOut.Add(1)
+		return
+	}
+	sum := sha256.Sum256(token)
+	log.Info("minted an embed token", "tenant_id", t.id, "workspace_id", t.workspaceID, "dashboard_id", t.dashboardID,
+		"expires", expires.UTC(), "fingerprint", hex.EncodeToString(sum[:8]), "left_out", a.leftOut.Swap(0))
+}
+
+func (w *Worker) dashboard(ctx context.Context, r events.Request) ([]byte, error) {
+	var tenantID, workspaceID string
+	if err := events.DecodeObject(r.Data, map[string]any{"tenant_id": &tenantID, "workspace_id": &workspaceID}); err != nil {
+		return nil, invalid(err)
+	}
 	if err := events.ValidateTenantID(tenantID); err != nil {
-		return repo.Mapping{}, invalid(err)
+		return nil, invalid(err)
 	}
 	m, err := w.db.Mapping(ctx, tenantID)
 	if errors.Is(err, repo.ErrNotFound) {
-		return m, &events.ServiceError{Status: 404, Code: "TENANT_NOT_FOUND", Message: "the tenant is unknown: was tenant.created published for it?"}
+		return nil, errUnknownTenant
 	}
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	if workspaceID != "" && workspaceID != m.WorkspaceID {
-		return m, invalid(errors.New(`"workspace_id" is not the tenant's`))
+		return nil, invalid(errors.New(`"workspace_id" is not the tenant's`))
 	}
-	return m, nil
+	return json.Marshal(dashboardOf(m))
 }
 
 func invalid(err error) *events.ServiceError {
 	return &events.ServiceError{Status: 400, Code: "INVALID_REQUEST", Message: err.Error()}
+}
+
+// parsePlain reads a request that is written plainly: the known names, once each, texts without escapes, a whole number.
+func parsePlain(data []byte) (q tokenRequest, ok bool) {
+	if !utf8.Valid(data) {
+		return q, false
+	}
+	p := plain{data}
+	for open := byte('{'); !p.is('}'); open = ',' {
+		if !p.is(open) {
+			return q, false
+		}
+		name, ok := p.text()
+		if !ok || !p.is(':') {
+			return q, false
+		}
+		switch {
+		case string(name) == "tenant_id" && q.tenantID == nil:
+			q.tenantID, ok = p.text()
+		case string(name) == "workspace_id" && q.workspaceID == nil:
+			q.workspaceID, ok = p.text()
+		case string(name) == "ttl_seconds" && q.ttl == 0:
+			q.ttl, ok = p.number()
+		default:
+			ok = false
+		}
+		if !ok {
+			return q, false
+		}
+	}
+	p.space()
+	return q, len(p.rest) == 0 && len(q.tenantID) > 0
+}
+
+// plain is JSON that is still to be read, as far as it is plain.
+type plain struct{ rest []byte }
+
+func (p *plain) space() {
+	for len(p.rest) > 0 && (p.rest[0] == ' ' || p.rest[0] == '\n' || p.rest[0] == '\t' || p.rest[0] == '\r') {
+		p.rest = p.rest[1:]
+	}
+}
+
+func (p *plain) is(c byte) bool {
+	p.space()
+	if len(p.rest) == 0 || p.rest[0] != c {
+		return false
+	}
+	p.rest = p.rest[1:]
+	return true
+}
+
+// text reads a string that is not empty and has no escapes.
+func (p *plain) text() ([]byte, bool) {
+	if !p.is('"') {
+		return nil, false
+	}
+	for i, c := range p.rest {
+		switch {
+		case c == '"':
+			text := p.rest[:i]
+			p.rest = p.rest[i+1:]
+			return text, i > 0
+		case c < ' ' || c == '\\':
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// number reads a whole number from 1 to 999,999,999.
+func (p *plain) number() (n int64, ok bool) {
+	p.space()
+	for len(p.rest) > 0 && p.rest[0] >= '0' && p.rest[0] <= '9' && n < 100_000_000 {
+		n = n*10 + int64(p.rest[0]-'0')
+		if p.rest = p.rest[1:]; n == 0 {
+			return 0, false
+		}
+	}
+	return n, n > 0
 }

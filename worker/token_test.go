@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -68,7 +69,10 @@ func (w *world) opens(token worker.EmbedToken, title string) {
 }
 
 func TestATokenOpensTheTenantsDashboardAndNothingElse(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testATokenOpensTheTenantsDashboardAndNothingElse)
+}
+
+func testATokenOpensTheTenantsDashboardAndNothingElse(t *testing.T) {
 	w := start(t, options{})
 	w.publish(events.TypeTenantCreated, `{"tenant_id":"in a","name":"A"}`)
 	w.publish(events.TypeTenantCreated, `{"tenant_id":"in b/ü.*>","name":"B","workspace_id":"ws-b"}`)
@@ -103,7 +107,10 @@ func TestATokenOpensTheTenantsDashboardAndNothingElse(t *testing.T) {
 }
 
 func TestATokensLifeIsAsAskedAndNeverBeyondTheLongest(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testATokensLifeIsAsAskedAndNeverBeyondTheLongest)
+}
+
+func testATokensLifeIsAsAskedAndNeverBeyondTheLongest(t *testing.T) {
 	w := start(t, options{})
 	w.create("t")
 	eventually(t, soon, w.are(repo.Active, "t"))
@@ -120,7 +127,10 @@ func TestATokensLifeIsAsAskedAndNeverBeyondTheLongest(t *testing.T) {
 }
 
 func TestEveryRequestThatGetsNoTokenIsToldWhy(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testEveryRequestThatGetsNoTokenIsToldWhy)
+}
+
+func testEveryRequestThatGetsNoTokenIsToldWhy(t *testing.T) {
 	w := start(t, options{
 		config: func(c *worker.Config) { c.Hold, c.Grace = true, 100*time.Millisecond },
 		faults: []string{
@@ -181,12 +191,25 @@ func TestEveryRequestThatGetsNoTokenIsToldWhy(t *testing.T) {
 	}
 	w.token(object("tenant_id", "active"))
 
-	w.must(w.workers[0].db.Close()) // and without a database
+	for _, i := range w.workers { // and without a database, once what is in memory is no longer believed
+		w.must(i.db.Close())
+	}
+	eventually(t, soon, func() error {
+		for range 10 { // whichever worker answers
+			if reply := w.request("embed-token", object("tenant_id", "active")); reply.Header.Get("Nats-Service-Error-Code") == "" {
+				return errors.New("a token all the same")
+			}
+		}
+		return nil
+	})
 	w.refused("embed-token", object("tenant_id", "active"), 503, "UNAVAILABLE")
 }
 
 func TestOnlyInboxesAreAnswered(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testOnlyInboxesAreAnswered)
+}
+
+func testOnlyInboxesAreAnswered(t *testing.T) {
 	w := start(t, options{config: func(c *worker.Config) { c.ReplyPrefixes = []string{"answers.here"} }})
 	w.create("t")
 	eventually(t, soon, w.are(repo.Active, "t"))
@@ -241,9 +264,12 @@ func TestOnlyInboxesAreAnswered(t *testing.T) {
 }
 
 func TestASuspendedTenantGetsNoTokenFromAnyReplica(t *testing.T) {
-	t.Parallel()
+	onBoth(t, testASuspendedTenantGetsNoTokenFromAnyReplica)
+}
+
+func testASuspendedTenantGetsNoTokenFromAnyReplica(t *testing.T) {
 	w := start(t, options{})
-	for range 2 {
+	for len(w.workers) < 3 {
 		w.startWorker()
 	}
 	w.create("t")
@@ -251,11 +277,23 @@ func TestASuspendedTenantGetsNoTokenFromAnyReplica(t *testing.T) {
 	for range 3 {
 		w.publish(events.TypeTenantSuspended, object("tenant_id", "t"))
 		eventually(t, soon, w.are(repo.Suspended, "t"))
-		for range 20 { // any of the three answers
+		answers := func(refused bool) func() error {
+			return func() error {
+				for range 20 { // any of the three answers
+					reply := w.request("embed-token", object("tenant_id", "t"))
+					if got := reply.Header.Get("Nats-Service-Error-Code"); (got != "") != refused {
+						return fmt.Errorf("answer %q %s", got, reply.Data)
+					}
+				}
+				return nil
+			}
+		}
+		eventually(t, 5*time.Second, answers(true)) // promise 6
+		for range 20 {
 			w.refused("embed-token", object("tenant_id", "t"), 403, "TENANT_SUSPENDED")
 		}
 		w.publish(events.TypeTenantResumed, object("tenant_id", "t"))
 		eventually(t, soon, w.are(repo.Active, "t"))
-		w.token(object("tenant_id", "t"))
+		eventually(t, 5*time.Second, answers(false))
 	}
 }

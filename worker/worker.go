@@ -7,13 +7,12 @@
 // event; package events settles it. Being killed between any two of these steps, run twice, or run by two replicas
 // at once loses nothing and records no second dashboard.
 //
-// The way of a token request: embedToken reads the tenant's mapping, and only if it is active signs a token for that
-// row's workspace and dashboard. No API is called.
+// The way of a token request: quickToken looks into memory; what is not there, or not plain, embedToken reads from the
+// database. Only if the mapping is active a token is signed, for that row's workspace and dashboard. No API is called.
 package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -21,12 +20,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
 	"papermap-worker/repo"
+	"papermap-worker/worker/failpoint"
 )
 
 // Config is how the worker works.
@@ -38,11 +39,19 @@ type Config struct {
 	Hold          bool          // hold a tenant whose create has an unknown outcome, instead of creating again
 	TokenTTL      time.Duration
 	TokenMaxTTL   time.Duration
+	TokenRate     float64 // per second and tenant; 0 for no limit
+	TokenBurst    int
+	TokenAudit    int // most log lines per second that tell of minted tokens
 	Concurrency   int // events in hand at once
 	MaxAttempts   int
 	Grace         time.Duration // for what is in hand at a stop
 	ReplyPrefixes []string
 	Version       string
+
+	Schedule         *Schedule        // of usage; nil: off
+	UsageConcurrency int              // pages of usage on their way at once
+	HistoryPath      string           // of one tenant's usage; empty: the client's default
+	Clock            func() time.Time // for the schedule, months and tokens; nil: time.Now
 }
 
 // Worker composes events, Papermap and the database.
@@ -58,13 +67,57 @@ type Worker struct {
 	main       *events.Consumer
 	access     *events.Consumer
 	draining   atomic.Bool
+	now        func() time.Time
+
+	metrics   *metrics
+	tenants   *tenants
+	minted    tokenCounts
+	audit     audit
+	embedPage []byte // begin of the iframe's address as JSON text, up to the token
 }
 
 // workspace is a configured workspace with what is needed to work with it.
 type workspace struct {
 	papermap.Workspace
-	api  *papermap.Client
-	gate *gate
+	api    *papermap.Client
+	gate   *gate
+	minter *papermap.Minter
+}
+
+// MostSkew is how far the host's clock may be from Papermap's for tokens to be minted: they live by it. From WarnSkew on
+// operators are told.
+const (
+	MostSkew  = 300 * time.Second
+	WarnSkew  = 60 * time.Second
+	skewProbe = 30 * time.Second // so often a clock that is off is looked at again
+)
+
+// clockAllows returns an error when the host's clock is so far off that tokens would live much longer or shorter than they
+// say.
+func (ws *workspace) clockAllows() error {
+	if skew, known := ws.api.ClockSkew(); known && skew.Abs() > MostSkew {
+		return &events.ServiceError{Status: 503, Code: "UNAVAILABLE", Message: "the worker's clock is wrong, so no tokens are minted", RetryAfter: 60}
+	}
+	return nil
+}
+
+// watchClock asks for Papermap's time again while the clock is off, so that putting it right is noticed.
+func (ws *workspace) watchClock(ctx context.Context, log *slog.Logger) {
+	said := false
+	for sleep(ctx, skewProbe) {
+		skew, known := ws.api.ClockSkew()
+		if off := known && skew.Abs() > WarnSkew; !off {
+			said = false
+			continue
+		}
+		if !said {
+			log.Error("the host's clock is off: set it; beyond 5 minutes no tokens are minted", "workspace_id", ws.ID, "skew", skew.Round(time.Second).String())
+			said = true
+		}
+		if err := ws.api.Probe(ctx); err != nil {
+			log.Debug("cannot ask Papermap for its time", "workspace_id", ws.ID, "error", err)
+		}
+	}
 }
 
 // New makes a worker that has not begun.
@@ -73,6 +126,16 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 		cfg: cfg, db: db, bus: bus, log: log, workspaces: map[string]*workspace{},
 		admission: make(chan struct{}, 1), outbox: make(chan struct{}, 1), id: uuid.NewString(),
 	}
+	if w.now = cfg.Clock; w.now == nil {
+		w.now = time.Now
+	}
+	w.cfg.UsageConcurrency = max(1, cfg.UsageConcurrency)
+	w.metrics = newMetrics(cfg.Version)
+	w.metrics.registry.MustRegister(readings{w})
+	w.tenants = newTenants(w.loadTenant)
+	w.audit.limiter = rate.NewLimiter(rate.Limit(cfg.TokenAudit), cfg.TokenAudit)
+	w.embedPage, _ = jsontext.AppendQuote(nil, cfg.EmbedURL+"?embedded-token=") // an error only for text that is not UTF-8
+	w.embedPage = w.embedPage[:len(w.embedPage)-1]
 	limit := rate.Inf
 	if cfg.MaxRPS > 0 {
 		limit = rate.Limit(cfg.MaxRPS)
@@ -81,15 +144,16 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	}
 	options := papermap.ClientOptions{
 		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))), UserAgent: "papermap-worker/" + cfg.Version,
+		HistoryPath: cfg.HistoryPath, Observe: w.metrics.requested,
 	}
 	for _, ws := range cfg.Workspaces {
 		api := papermap.NewClient(ws, options)
-		w.workspaces[ws.ID] = &workspace{ws, api, newGate(api.Probe, w.admission, log.With("workspace_id", ws.ID))}
+		w.workspaces[ws.ID] = &workspace{ws, api, newGate(api.Probe, w.admission, log.With("workspace_id", ws.ID)), papermap.NewMinter(ws.EmbedKey, ws.ID)}
 	}
 	w.main = bus.MainConsumer(w.cfg.Concurrency, cfg.Grace)
-	w.main.Admit, w.main.Handle = w.admit, w.handle
+	w.main.Admit, w.main.Handle, w.main.Settled = w.admit, w.handle, w.metrics.settled
 	w.access = bus.AccessConsumer(accessSlots, cfg.Grace)
-	w.access.Handle = w.handle
+	w.access.Handle, w.access.Settled = w.handle, w.metrics.settled
 	return w
 }
 
@@ -103,7 +167,15 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { w.draining.Store(true) })
+	unsubscribe, err := w.bus.OnChanged(w.tenants.drop)
+	if err != nil {
+		return err
+	}
+	defer unsubscribe()
+	stop := context.AfterFunc(ctx, func() {
+		w.draining.Store(true)
+		failpoint.Hit(failpoint.Draining)
+	})
 	defer stop()
 
 	// The gates and the relay serve the consumers, so they stop after them.
@@ -112,10 +184,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	var supporters sync.WaitGroup
 	for _, ws := range w.workspaces {
 		supporters.Go(func() { ws.gate.run(support) })
+		supporters.Go(func() { ws.watchClock(support, w.log) })
 	}
 	supporters.Go(func() { w.relay(support) })
+	supporters.Go(func() { w.keepTokenCounts(support) })
 
 	var consumers sync.WaitGroup
+	consumers.Go(func() { w.schedule(ctx) })
 	consumers.Go(func() { w.main.Run(ctx) })
 	consumers.Go(func() { w.access.Run(ctx) })
 	consumers.Wait()
@@ -137,7 +212,7 @@ func (w *Worker) handle(ctx context.Context, e events.Event) error {
 	case events.TenantChange:
 		return w.change(ctx, e, data)
 	case events.UsageSync:
-		return &events.Permanent{Code: "NOT_SUPPORTED", Err: errors.New("this version of the worker does not sync usage: replay the event with one that does")}
+		return w.syncUsage(ctx, e, data)
 	}
 	return &events.Permanent{Code: "UNKNOWN_TYPE", Err: fmt.Errorf("no handler for events of type %s", e.Type)}
 }
@@ -214,5 +289,10 @@ func (w *Worker) State(ctx context.Context) State {
 		s.Consuming = "paused"
 	}
 	s.Reasons = append(s.Reasons, pauses...)
+	for id, ws := range w.workspaces {
+		if skew, known := ws.api.ClockSkew(); known && skew.Abs() > WarnSkew {
+			s.Reasons = append(s.Reasons, fmt.Sprintf("the host's clock is %v off Papermap's (workspace %s): set it; beyond %v no tokens are minted", skew.Abs().Round(time.Second), id, MostSkew))
+		}
+	}
 	return s
 }

@@ -3,11 +3,14 @@ package worker_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -252,8 +255,28 @@ func (w *world) checkBooks() {
 	}
 }
 
-// checkSecrets looks for secrets, signatures and tokens in the logs and in every file of the database and JetStream,
-// where dead letters and events out are. The workers have stopped.
+// formsOf are the ways in which a secret could be written somewhere: as it is, in hex, in both kinds of base64 wherever it
+// begins within a longer text, and percent-encoded.
+func formsOf(secret string) [][]byte {
+	set := map[string]bool{
+		secret: true, url.QueryEscape(secret): true, url.PathEscape(secret): true,
+		hex.EncodeToString([]byte(secret)): true, strings.ToUpper(hex.EncodeToString([]byte(secret))): true,
+	}
+	for _, encoding := range []*base64.Encoding{base64.StdEncoding, base64.URLEncoding} {
+		for before := range 3 { // what its neighbours have a part in is left out
+			text := encoding.EncodeToString([]byte(strings.Repeat("x", before) + secret + "xx"))
+			set[text[(8*before+5)/6:(8*(before+len(secret)))/6]] = true
+		}
+	}
+	var list [][]byte
+	for form := range set {
+		list = append(list, []byte(form))
+	}
+	return list
+}
+
+// checkSecrets looks for secrets, signatures and tokens, in every form, in the logs, in the database (SQLite's files,
+// PostgreSQL's rows) and in every file of JetStream, where dead letters and events out are. The workers have stopped.
 func (w *world) checkSecrets() {
 	w.t.Helper()
 	canaries := map[string]string{"a secret": "sk_canary"}
@@ -265,14 +288,27 @@ func (w *world) checkSecrets() {
 	for s := range w.front.signatures {
 		canaries["the signature "+s[:8]] = s
 	}
+	forms := map[string][][]byte{}
+	for what, canary := range canaries {
+		forms[what] = formsOf(canary)
+	}
 	look := func(where string, text []byte) {
-		for what, canary := range canaries {
-			if bytes.Contains(text, []byte(canary)) {
+		for what, list := range forms {
+			if slices.ContainsFunc(list, func(form []byte) bool { return bytes.Contains(text, form) }) {
 				w.t.Errorf("%s is in %s", what, where)
 			}
 		}
 	}
 	look("the log", []byte(w.logs.String()))
+	if w.shared {
+		var tables []string
+		w.must(w.sql.Select(&tables, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"))
+		for _, table := range tables {
+			var rows []string
+			w.must(w.sql.Select(&rows, "SELECT r::text FROM "+table+" r"))
+			look("table "+table, []byte(strings.Join(rows, "\n")))
+		}
+	}
 	w.must(filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

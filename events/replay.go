@@ -1,0 +1,221 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// DeadLetter is an event that could not be handled, as it is kept.
+type DeadLetter struct {
+	Sequence       uint64      `json:"sequence"` // in the stream of dead letters
+	Type           string      `json:"type"`
+	TenantID       string      `json:"tenant_id,omitempty"` // as far as the data can be read
+	EventID        string      `json:"event_id"`
+	EventTime      string      `json:"event_time"`
+	Time           time.Time   `json:"time"` // when it became a dead letter
+	Code           string      `json:"code"`
+	Error          string      `json:"error"`
+	Attempts       int         `json:"attempts"`
+	SideEffect     string      `json:"side_effect"`
+	StreamSequence uint64      `json:"stream_sequence"`     // of the event
+	Truncated      string      `json:"truncated,omitempty"` // length and SHA-256 of data that did not fit
+	Header         nats.Header `json:"header"`
+	Data           []byte      `json:"data"`
+}
+
+// DeadFilter selects dead letters. A field that is empty selects all.
+type DeadFilter struct {
+	Sequences            []uint64
+	Type, Code, TenantID string
+	Since, Before        time.Time // when they became dead letters
+}
+
+func (f DeadFilter) selects(d DeadLetter) bool {
+	is := func(want, have string) bool { return want == "" || want == have }
+	return (len(f.Sequences) == 0 || slices.Contains(f.Sequences, d.Sequence)) && is(f.Type, d.Type) && is(f.Code, d.Code) &&
+		is(f.TenantID, d.TenantID) && !d.Time.Before(f.Since) && (f.Before.IsZero() || d.Time.Before(f.Before))
+}
+
+// DeadLetters reads the dead letters that the filter selects, oldest first, at most limit.
+func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) ([]DeadLetter, error) {
+	var list []DeadLetter
+	err := b.scan(ctx, b.deadStream(), nil, time.Time{}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		if d := b.deadLetterOf(msg, meta); f.selects(d) {
+			list = append(list, d)
+		}
+		return len(list) < limit
+	})
+	return list, err
+}
+
+func (b *Bus) deadLetterOf(msg jetstream.Msg, meta *jetstream.MsgMetadata) DeadLetter {
+	h := msg.Headers()
+	d := DeadLetter{
+		Sequence: meta.Sequence.Stream, Type: strings.TrimPrefix(msg.Subject(), b.o.Subjects.Dead("")), TenantID: tenantOf(msg.Data()),
+		EventID: h.Get(headerEventID), EventTime: h.Get(headerEventTime), Time: meta.Timestamp, Code: h.Get(headerCode), Error: h.Get(headerError),
+		SideEffect: h.Get(headerSideEffect), Truncated: h.Get(headerTruncated), Header: h, Data: msg.Data(),
+	}
+	d.Attempts, _ = strconv.Atoi(h.Get(headerAttempts)) // ours; 0 if somebody else wrote it
+	d.StreamSequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)
+	return d
+}
+
+// tenantOf finds the tenant in data that may be anything; empty when it cannot be told.
+func tenantOf(data []byte) string {
+	var tenantID struct {
+		ID   jsontext.Value `json:"tenant_id"`
+		Data struct {
+			ID jsontext.Value `json:"tenant_id"`
+		} `json:"data"`
+	}
+	_ = json.Unmarshal(data, &tenantID, jsontext.AllowDuplicateNames(true)) // it is a dead letter because it cannot be read, perhaps
+	var id string
+	for _, v := range []jsontext.Value{tenantID.Data.ID, tenantID.ID} {
+		if id == "" {
+			_ = json.Unmarshal(v, &id)
+		}
+	}
+	return id
+}
+
+// ErrTruncated means that a dead letter does not hold all of its event.
+var ErrTruncated = errors.New("its data was too large to be kept whole: publish the event again from its source")
+
+// Replay publishes a dead letter's event again, with the identity and the time that it had, and takes the dead letter
+// away once the stream has stored it. Being stopped between the two leaves the dead letter: to replay it twice changes
+// nothing.
+func (b *Bus) Replay(ctx context.Context, d DeadLetter) error {
+	if d.Truncated != "" {
+		return fmt.Errorf("replaying dead letter %d: %w", d.Sequence, ErrTruncated)
+	}
+	e := Outgoing{ID: fmt.Sprintf("replay-%d-%s", d.Sequence, uuid.NewString()), Type: d.Type, Header: original(d.Header), Data: d.Data}
+	e.Header[headerEventID], e.Header[headerEventTime] = []string{d.EventID}, []string{d.EventTime}
+	if err := b.again(ctx, e); err != nil {
+		return fmt.Errorf("replaying dead letter %d: %w", d.Sequence, err)
+	}
+	return b.Discard(ctx, d.Sequence)
+}
+
+// again publishes an event that was in the stream before, and makes sure that it is stored.
+func (b *Bus) again(ctx context.Context, e Outgoing) error {
+	duplicate, err := b.Publish(ctx, e)
+	if err == nil && duplicate {
+		err = fmt.Errorf("the stream took message id %s for a duplicate and dropped it", e.ID)
+	}
+	return err
+}
+
+// Discard deletes a dead letter for good.
+func (b *Bus) Discard(ctx context.Context, sequence uint64) error {
+	stream, err := b.js.Stream(ctx, b.deadStream())
+	if err == nil {
+		err = stream.DeleteMsg(ctx, sequence)
+	}
+	if err != nil {
+		return fmt.Errorf("deleting dead letter %d: %w", sequence, b.explain(err))
+	}
+	return nil
+}
+
+// Past is an event that the stream still keeps.
+type Past struct {
+	Event                       // as it was decoded; Data is nil for an event out
+	Raw       Raw               // as it was stored
+	Dashboard *DashboardCreated // of dashboard.created
+}
+
+// Since reads what the stream stored since a time, in its order: the tenants' events that could be decoded, and
+// dashboard.created. each returns an error to end it.
+func (b *Bus) Since(ctx context.Context, since time.Time, each func(Past) error) error {
+	var failed error
+	subjects := b.o.Subjects.events(append([]string{TypeTenantCreated, TypeDashboardCreated}, accessTypes...))
+	err := b.scan(ctx, b.o.Stream, subjects, since, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		p := Past{Raw: Raw{
+			Type: strings.TrimPrefix(msg.Subject(), b.o.Subjects.Event("")), Header: msg.Headers(), Data: msg.Data(),
+			Sequence: meta.Sequence.Stream, Time: meta.Timestamp,
+		}}
+		if p.Raw.Type == TypeDashboardCreated {
+			var body envelope
+			p.Dashboard = &DashboardCreated{}
+			if json.Unmarshal(p.Raw.Data, &body) != nil || json.Unmarshal(body.Data, p.Dashboard) != nil {
+				return true // not ours
+			}
+		} else {
+			var err error
+			if p.Event, err = Decode(p.Raw); err != nil {
+				return true // a dead letter, then and now
+			}
+		}
+		failed = each(p)
+		return failed == nil
+	})
+	return errors.Join(err, failed)
+}
+
+// PublishAgain publishes an event of the past again, with the identity and the time that it had.
+func (b *Bus) PublishAgain(ctx context.Context, p Past) error {
+	e := Outgoing{ID: fmt.Sprintf("again-%s-%s", p.Message, uuid.NewString()), Type: p.Raw.Type, Header: original(p.Raw.Header), Data: p.Raw.Data}
+	return b.again(ctx, e.As(p.ID, p.Time))
+}
+
+// original is a message's headers without those that the server would obey and those that we set.
+func original(h nats.Header) nats.Header {
+	kept := nats.Header{}
+	for name, values := range h {
+		if lower := strings.ToLower(name); !strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "papermap-") {
+			kept[name] = values
+		}
+	}
+	return kept
+}
+
+// scan hands out the messages of a stream in their order, those stored since a time on the subjects (all if none), up to
+// the last one that there is when it begins, or until each returns false.
+func (b *Bus) scan(ctx context.Context, name string, subjects []string, since time.Time, each func(jetstream.Msg, *jetstream.MsgMetadata) bool) error {
+	fail := func(err error) error { return fmt.Errorf("reading stream %s: %w", name, b.explain(err)) }
+	stream, err := b.js.Stream(ctx, name)
+	if err != nil {
+		return fail(err)
+	}
+	config := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
+	if !since.IsZero() {
+		config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
+	}
+	consumer, err := stream.OrderedConsumer(ctx, config)
+	if err != nil {
+		return fail(err)
+	}
+	if consumer.CachedInfo().NumPending == 0 {
+		return nil
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return fail(err)
+	}
+	defer messages.Stop()
+	last := stream.CachedInfo().State.LastSeq
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return fail(err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return fail(err)
+		}
+		if meta.Sequence.Stream > last || !each(msg, meta) || meta.Sequence.Stream == last || meta.NumPending == 0 {
+			return nil
+		}
+	}
+}

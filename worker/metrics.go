@@ -1,0 +1,199 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+)
+
+// metrics are the worker's own, named as Prometheus has it. No label is a tenant: there may be a million.
+type metrics struct {
+	registry *prometheus.Registry
+
+	events      *prometheus.CounterVec   // by type and outcome
+	eventTime   *prometheus.HistogramVec // by type
+	attempts    *prometheus.CounterVec   // by outcome
+	requests    *prometheus.CounterVec   // by route and status
+	requestTime *prometheus.HistogramVec // by route
+	tokens      *prometheus.CounterVec   // by outcome
+	tokenTime   prometheus.Histogram
+	memory      prometheus.Counter // tenants that were looked up for a token, and found there
+	database    prometheus.Counter
+	usageRuns   *prometheus.CounterVec // by status
+	usageRows   *prometheus.CounterVec // by what became of them
+}
+
+func newMetrics(version string) *metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "papermap", Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "papermap", Name: name, Help: help, Buckets: buckets}, labels)
+	}
+	slow := []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20}
+	quick := []float64{5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2, 5e-2, 0.25, 1}
+	m := &metrics{
+		registry:    prometheus.NewRegistry(),
+		events:      counter("events_total", "Events that were settled, by type and what became of them: acknowledged, dead, retried or failed.", "type", "outcome"),
+		eventTime:   histogram("event_seconds", "Time in hand of an event, until it is settled.", slow, "type"),
+		attempts:    counter("attempts_total", "Create requests by outcome: created, refused, unknown or orphaned.", "outcome"),
+		requests:    counter("api_requests_total", "Requests to Papermap's API, by route and HTTP status; 0 when no answer came.", "route", "status"),
+		requestTime: histogram("api_request_seconds", "Time of one request to Papermap's API.", slow, "route"),
+		tokens:      counter("token_requests_total", "Requests for an embed token, by the answer's code; ok for a token.", "outcome"),
+		tokenTime:   prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "papermap", Name: "token_seconds", Help: "Time to answer a request for an embed token.", Buckets: quick}),
+		usageRuns:   counter("usage_runs_total", "Usage runs that ended, by status.", "status"),
+		usageRows:   counter("usage_rows_total", "Rows of usage, by what became of them: read, written, rejected or went_down.", "outcome"),
+	}
+	lookups := counter("token_lookups_total", "Tenants that were looked up for a token, by where: memory or database.", "in")
+	m.memory, m.database = lookups.WithLabelValues("memory"), lookups.WithLabelValues("database")
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "papermap", Name: "build_info", Help: "1, with the program's and Go's version.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.events, m.eventTime, m.attempts, m.requests, m.requestTime, m.tokens, m.tokenTime, lookups, m.usageRuns, m.usageRows, info,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// settled counts an event.
+func (m *metrics) settled(eventType, outcome string, took time.Duration) {
+	m.events.WithLabelValues(eventType, outcome).Inc()
+	m.eventTime.WithLabelValues(eventType).Observe(took.Seconds())
+}
+
+// requested counts a request to the API.
+func (m *metrics) requested(route string, status int, took time.Duration) {
+	m.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
+	m.requestTime.WithLabelValues(route).Observe(took.Seconds())
+}
+
+// answered counts a request for a token.
+func (m *metrics) answered(err error, took time.Duration) {
+	m.tokenTime.Observe(took.Seconds())
+	outcome := "ok"
+	var known *events.ServiceError
+	switch {
+	case errors.As(err, &known):
+		outcome = known.Code
+	case err != nil:
+		outcome = "UNAVAILABLE"
+	}
+	m.tokens.WithLabelValues(outcome).Inc()
+}
+
+// ended counts a usage run.
+func (m *metrics) ended(r repo.Run) {
+	m.usageRuns.WithLabelValues(string(r.Status)).Inc()
+	for outcome, n := range map[string]int64{"read": r.Read, "written": r.Written, "rejected": r.Rejected, "went_down": r.Changed} {
+		m.usageRows.WithLabelValues(outcome).Add(float64(n))
+	}
+}
+
+// Metrics are what the worker counts, and what it reads from NATS and the database whenever they are gathered.
+func (w *Worker) Metrics() prometheus.Gatherer { return w.metrics.registry }
+
+// readings are the metrics that are read when they are asked for.
+type readings struct{ w *Worker }
+
+const readingTime = 5 * time.Second
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("papermap_"+name, help, labels, nil)
+}
+
+var (
+	descPaused       = describe("paused", "1 while creating dashboards is paused in a workspace, by reason.", "workspace_id", "reason")
+	descSkew         = describe("clock_skew_seconds", "Papermap's clock minus the host's, as its last answer showed.", "workspace_id")
+	descPending      = describe("jetstream_pending", "Events in the stream that no worker has been given yet.", "consumer")
+	descAckPending   = describe("jetstream_ack_pending", "Events that were given out and are not settled, those that wait for a retry included.", "consumer")
+	descRedelivered  = describe("jetstream_redelivered", "Events that are given out not for the first time.", "consumer")
+	descOldest       = describe("jetstream_oldest_pending_seconds", "Age of the oldest event that is not settled; 0 when there is none. Alarm before NATS_STREAM_MAX_AGE.", "consumer")
+	descDead         = describe("dead_letters", "Dead letters that are kept.")
+	descTenants      = describe("tenants", "Tenants by status.", "status")
+	descUncertain    = describe("uncertain_attempts", "Create requests that may have left a dashboard behind, and nobody has settled.")
+	descUncertainAge = describe("uncertain_attempt_oldest_seconds", "Age of the oldest of them; 0 when there is none.")
+	descOutbox       = describe("outbox_unsent", "Events out that wait to be published.")
+	descOutboxAge    = describe("outbox_oldest_seconds", "Age of the oldest of them; 0 when there is none.")
+	descUsageAge     = describe("usage_synced_seconds", "Time since usage was last synced whole; absent before the first time.", "workspace_id")
+	descCached       = describe("token_cached_tenants", "Tenants in memory.")
+	descConns        = describe("database_connections", "Connections to the database, by pool and state.", "pool", "state")
+	descConnWait     = describe("database_wait_seconds_total", "Time that was waited for a connection, by pool.", "pool")
+	descUp           = describe("up", "1 while the part can be used: nats, database.", "part")
+)
+
+// Describe implements prometheus.Collector.
+func (r readings) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descPaused, descSkew, descPending, descAckPending, descRedelivered, descOldest, descDead, descTenants, descUncertain, descUncertainAge,
+		descOutbox, descOutboxAge, descUsageAge, descCached, descConns, descConnWait, descUp,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector. What cannot be read is absent.
+func (r readings) Collect(ch chan<- prometheus.Metric) {
+	w := r.w
+	ctx, cancel := context.WithTimeout(context.Background(), readingTime)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	up := func(part string, err error) {
+		value := 1.0
+		if err != nil {
+			value = 0
+		}
+		gauge(descUp, value, part)
+	}
+	for id, ws := range w.workspaces {
+		if kind := ws.gate.pausedKind(); kind != "" {
+			gauge(descPaused, 1, id, kind)
+		}
+		if skew, known := ws.api.ClockSkew(); known {
+			gauge(descSkew, skew.Seconds(), id)
+		}
+	}
+	gauge(descCached, float64(w.tenants.size()))
+
+	list, dead, err := w.bus.Backlog(ctx)
+	up("nats", err)
+	if err == nil {
+		for _, b := range list {
+			gauge(descPending, float64(b.Pending), b.Consumer)
+			gauge(descAckPending, float64(b.AckPending), b.Consumer)
+			gauge(descRedelivered, float64(b.Redelivered), b.Consumer)
+			gauge(descOldest, b.Oldest.Seconds(), b.Consumer)
+		}
+		gauge(descDead, float64(dead))
+	}
+
+	s, err := w.db.Stats(ctx)
+	up("database", err)
+	if err == nil {
+		for _, status := range repo.Statuses() {
+			gauge(descTenants, float64(s.Tenants[status]), string(status))
+		}
+		gauge(descUncertain, float64(s.Uncertain))
+		gauge(descUncertainAge, s.UncertainAge.Seconds())
+		gauge(descOutbox, float64(s.Unsent))
+		gauge(descOutboxAge, s.UnsentAge.Seconds())
+		for id, age := range s.UsageAge {
+			gauge(descUsageAge, age.Seconds(), id)
+		}
+	}
+	for pool, p := range w.db.Pools() {
+		gauge(descConns, float64(p.InUse), pool, "in_use")
+		gauge(descConns, float64(p.Idle), pool, "idle")
+		ch <- prometheus.MustNewConstMetric(descConnWait, prometheus.CounterValue, p.WaitDuration.Seconds(), pool)
+	}
+}

@@ -1,0 +1,291 @@
+package ops
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// openAPI documents the REST API. A test holds the routes to it.
+//
+//go:embed openapi.json
+var openAPI []byte
+
+const (
+	maxBody    = 64 << 10 // bytes
+	createWait = 10 * time.Second
+	mostListed = 1000
+)
+
+// problem is an answer of RFC 9457 that is an error.
+type problem struct {
+	status int
+	detail string
+}
+
+func (p *problem) Error() string { return p.detail }
+
+// rest is the REST API.
+type rest struct {
+	w       *worker.Worker
+	auth    *verifier
+	origins []string // that browsers may call from
+	log     *slog.Logger
+}
+
+// route is a way into the API. tenant says that a tenant's own claim is enough, for the tenant of the path.
+type route struct {
+	method, path string
+	tenant       bool
+	handle       func(*rest, http.ResponseWriter, *http.Request, claims) error
+}
+
+var routes = []route{
+	{"POST", "/api/v1/dashboards", false, (*rest).create},
+	{"GET", "/api/v1/dashboards", false, (*rest).list},
+	{"GET", "/api/v1/dashboards/{tenant_id}", true, (*rest).show},
+	{"DELETE", "/api/v1/dashboards/{tenant_id}", false, change(events.TypeTenantDeleted)},
+	{"POST", "/api/v1/dashboards/{tenant_id}/embed-token", true, (*rest).embedToken},
+	{"POST", "/api/v1/dashboards/{tenant_id}/suspend", false, change(events.TypeTenantSuspended)},
+	{"POST", "/api/v1/dashboards/{tenant_id}/resume", false, change(events.TypeTenantResumed)},
+	{"GET", "/api/v1/usage", false, (*rest).usage},
+}
+
+func (a *rest) register(mux *http.ServeMux) {
+	mux.HandleFunc("GET /api/v1/openapi.json", func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = rw.Write(openAPI)
+	})
+	for _, r := range routes {
+		mux.HandleFunc(r.method+" "+r.path, func(rw http.ResponseWriter, req *http.Request) {
+			a.allowOrigin(rw, req)
+			rw.Header().Set("Cache-Control", "no-store")
+			if err := a.serve(r, rw, req); err != nil {
+				a.refuse(rw, req, err)
+			}
+		})
+	}
+	mux.HandleFunc("OPTIONS /api/v1/", func(rw http.ResponseWriter, req *http.Request) {
+		if a.allowOrigin(rw, req) {
+			rw.Header().Set("Access-Control-Allow-Methods", "GET, POST, DELETE")
+			rw.Header().Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+			rw.Header().Set("Access-Control-Max-Age", "600")
+		}
+		rw.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("/api/", func(rw http.ResponseWriter, req *http.Request) {
+		a.refuse(rw, req, &problem{http.StatusNotFound, "No such resource: see /api/v1/openapi.json"})
+	})
+}
+
+// allowOrigin lets a browser read the answer when its page is from an origin of the list.
+func (a *rest) allowOrigin(rw http.ResponseWriter, req *http.Request) bool {
+	rw.Header().Add("Vary", "Origin")
+	origin := req.Header.Get("Origin")
+	if origin == "" || !slices.Contains(a.origins, origin) {
+		return false
+	}
+	rw.Header().Set("Access-Control-Allow-Origin", origin)
+	return true
+}
+
+func (a *rest) serve(r route, rw http.ResponseWriter, req *http.Request) error {
+	c, err := a.auth.verify(req)
+	if err != nil {
+		return err
+	}
+	if !c.admin() && !(r.tenant && c.permits(req.PathValue("tenant_id"))) {
+		return errDenied
+	}
+	if id := req.PathValue("tenant_id"); id != "" {
+		if err := events.ValidateTenantID(id); err != nil {
+			return &problem{http.StatusBadRequest, err.Error()}
+		}
+	}
+	req.Body = http.MaxBytesReader(rw, req.Body, maxBody)
+	return r.handle(a, rw, req, c)
+}
+
+// refuse answers with a problem. What is no mistake of the caller's is told to the log alone.
+func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
+	var p *problem
+	var known *events.ServiceError
+	var tooLarge *http.MaxBytesError
+	code := ""
+	switch {
+	case errors.As(err, &p):
+	case errors.As(err, &known):
+		p, code = &problem{known.Status, known.Message}, known.Code
+		if known.RetryAfter > 0 {
+			rw.Header().Set("Retry-After", strconv.Itoa(known.RetryAfter))
+		}
+	case errors.As(err, &tooLarge):
+		p = &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("The body is larger than %d bytes", maxBody)}
+	default:
+		a.log.Error("a request failed", "method", req.Method, "path", req.URL.Path, "error", err)
+		p = &problem{http.StatusServiceUnavailable, "The worker cannot answer now; try again"}
+	}
+	if p.status == http.StatusUnauthorized {
+		rw.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	rw.Header().Set("Content-Type", "application/problem+json")
+	rw.WriteHeader(p.status)
+	_ = json.NewEncoder(rw).Encode(struct {
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+		Code   string `json:"code,omitempty"`
+	}{"about:blank", http.StatusText(p.status), p.status, p.detail, code})
+}
+
+// body reads the request's JSON object, as strictly as an event; an empty body is an empty object.
+func body(req *http.Request, fields map[string]any) error {
+	data, err := io.ReadAll(req.Body)
+	if err != nil {
+		return err
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	if err := events.DecodeObject(data, fields); err != nil {
+		return &problem{http.StatusBadRequest, err.Error()}
+	}
+	return nil
+}
+
+func (a *rest) create(rw http.ResponseWriter, req *http.Request, _ claims) error {
+	var tenantID, workspaceID, name, title, description, createdBy string
+	err := body(req, map[string]any{
+		"tenant_id": &tenantID, "workspace_id": &workspaceID, "name": &name, "title": &title, "description": &description, "created_by": &createdBy,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), createWait)
+	defer cancel()
+	d, err := a.w.Create(ctx, map[string]string{
+		"tenant_id": tenantID, "workspace_id": workspaceID, "name": name, "title": title, "description": description, "created_by": createdBy,
+	})
+	if err != nil {
+		return err
+	}
+	rw.Header().Set("Location", "/api/v1/dashboards/"+url.PathEscape(tenantID))
+	status := http.StatusAccepted
+	if d.DashboardID != nil && d.Status != repo.Deleted { // else it is the one before the deletion
+		status = http.StatusCreated
+	}
+	reply(rw, status, d)
+	return nil
+}
+
+func (a *rest) list(rw http.ResponseWriter, req *http.Request, _ claims) error {
+	q := req.URL.Query()
+	status, limit := repo.Status(q.Get("status")), 100
+	if status != "" && !slices.Contains(repo.Statuses(), status) {
+		return &problem{http.StatusBadRequest, fmt.Sprintf("status is one of %v", repo.Statuses())}
+	}
+	if text := q.Get("limit"); text != "" {
+		var err error
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > mostListed {
+			return &problem{http.StatusBadRequest, fmt.Sprintf("limit is 1 to %d", mostListed)}
+		}
+	}
+	cursor := q.Get("cursor")
+	if cursor != "" && events.ValidateTenantID(cursor) != nil {
+		return &problem{http.StatusBadRequest, "cursor is no next_cursor of a page"}
+	}
+	list, err := a.w.Tenants(req.Context(), status, cursor, limit)
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Dashboards []worker.Dashboard `json:"dashboards"`
+		Next       string             `json:"next_cursor,omitempty"`
+	}{list, ""}
+	if len(list) == limit {
+		answer.Next = list[limit-1].TenantID
+	}
+	reply(rw, http.StatusOK, answer)
+	return nil
+}
+
+func (a *rest) show(rw http.ResponseWriter, req *http.Request, _ claims) error {
+	return a.pass(rw, req, "dashboard", map[string]any{"tenant_id": req.PathValue("tenant_id")})
+}
+
+func (a *rest) embedToken(rw http.ResponseWriter, req *http.Request, _ claims) error {
+	var ttl *int64
+	if err := body(req, map[string]any{"ttl_seconds": &ttl}); err != nil {
+		return err
+	}
+	request := map[string]any{"tenant_id": req.PathValue("tenant_id")}
+	if ttl != nil {
+		request["ttl_seconds"] = *ttl
+	}
+	return a.pass(rw, req, "embed-token", request)
+}
+
+func (a *rest) usage(rw http.ResponseWriter, req *http.Request, _ claims) error {
+	q, request := req.URL.Query(), map[string]any{}
+	for _, name := range []string{"tenant_id", "workspace_id", "from_period", "to_period"} {
+		if q.Has(name) {
+			request[name] = q.Get(name)
+		}
+	}
+	for _, name := range []string{"page", "per_page"} {
+		if !q.Has(name) {
+			continue
+		}
+		n, err := strconv.ParseInt(q.Get(name), 10, 64)
+		if err != nil {
+			return &problem{http.StatusBadRequest, name + " is a whole number"}
+		}
+		request[name] = n
+	}
+	return a.pass(rw, req, "usage", request)
+}
+
+// pass answers as the worker answers the same request over NATS.
+func (a *rest) pass(rw http.ResponseWriter, req *http.Request, endpoint string, request map[string]any) error {
+	data, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	answer, err := a.w.Answer(req.Context(), endpoint, data)
+	if err != nil {
+		return err
+	}
+	rw.Header().Set("Content-Type", "application/json")
+	_, _ = rw.Write(answer)
+	return nil
+}
+
+// change publishes a tenant's suspension, resumption or deletion.
+func change(eventType string) func(*rest, http.ResponseWriter, *http.Request, claims) error {
+	return func(a *rest, rw http.ResponseWriter, req *http.Request, _ claims) error {
+		var reason string
+		if err := body(req, map[string]any{"reason": &reason}); err != nil {
+			return err
+		}
+		id, err := a.w.Publish(req.Context(), eventType, map[string]string{"tenant_id": req.PathValue("tenant_id"), "reason": reason})
+		if err != nil {
+			return err
+		}
+		reply(rw, http.StatusAccepted, map[string]string{"event_id": id})
+		return nil
+	}
+}

@@ -1,0 +1,170 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/events/embedded"
+	"papermap-worker/papermap"
+	"papermap-worker/papermap/simulator"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// BenchmarkPipeline is the way of a tenant.created, from the stream to its acknowledgement, with a Papermap that takes 5 ms:
+// by the worker, with SQLite at full durability, and by the same loop without a database. The ratio is what the
+// database costs.
+func BenchmarkPipeline(b *testing.B) {
+	for _, concurrency := range []int{64, 256} {
+		b.Run(fmt.Sprint(concurrency), func(b *testing.B) {
+			const tenants = 4000
+			var with, without time.Duration
+			for b.Loop() {
+				without += pipeline(b, tenants, concurrency, bareLoop)
+				with += pipeline(b, tenants, concurrency, wholeWorker)
+			}
+			b.ReportMetric(float64(tenants)*float64(b.N)/with.Seconds(), "events/s")
+			b.ReportMetric(float64(tenants)*float64(b.N)/without.Seconds(), "bare_events/s")
+			b.ReportMetric(without.Seconds()/with.Seconds(), "of_bare")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// pipelineParts are what a loop works with.
+type pipelineParts struct {
+	dir         string
+	workspace   papermap.Workspace
+	bus         *events.Bus
+	concurrency int
+	log         *slog.Logger
+}
+
+// pipeline returns how long a loop takes for so many tenants that wait in the stream.
+func pipeline(b *testing.B, tenants, concurrency int, loop func(*testing.B, pipelineParts) (stop func())) time.Duration {
+	b.Helper()
+	p, sim, stopParts := startPipeline(b, concurrency)
+	defer stopParts()
+	var batch []events.Outgoing
+	for i := range tenants {
+		batch = append(batch, events.Outgoing{Type: events.TypeTenantCreated, Data: fmt.Appendf(nil, `{"tenant_id":"t-%d","name":"Tenant %d"}`, i, i)})
+	}
+	for _, err := range p.bus.PublishAll(context.Background(), batch) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	from := time.Now()
+	stop := loop(b, p)
+	for len(sim.Dashboards()) < tenants {
+		time.Sleep(time.Millisecond)
+	}
+	took := time.Since(from)
+	stop()
+	return took
+}
+
+// startPipeline starts a NATS server with the streams and a simulator that takes 5 ms.
+func startPipeline(b *testing.B, concurrency int) (p pipelineParts, sim *simulator.Simulator, stop func()) {
+	b.Helper()
+	check := func(err error) {
+		if err != nil {
+			b.Helper()
+			b.Fatal(err)
+		}
+	}
+	dir := b.TempDir()
+	sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspaceA}, Faults: []simulator.Fault{{On: "create", Delay: 5 * time.Millisecond}}})
+	api, err := simulator.Serve(sim, "127.0.0.1:0")
+	check(err)
+	server, err := embedded.Start(filepath.Join(dir, "jetstream"), 0)
+	check(err)
+	p = pipelineParts{dir: dir, workspace: workspaceA, concurrency: concurrency, log: slog.New(slog.DiscardHandler)}
+	p.workspace.APIURL = api.URL
+	p.bus, err = events.Connect(events.Options{
+		URL: server.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1, MaxAge: time.Hour,
+	}, p.log)
+	check(err)
+	check(p.bus.EnsureStreams(context.Background()))
+	return p, sim, func() {
+		p.bus.Close(context.Background())
+		server.Close()
+		api.Close()
+	}
+}
+
+// pipelineLoad runs a worker under the load that publishes, and hands out how long each tenant waited.
+func pipelineLoad(b *testing.B, load func(publish func(eventType, data string) time.Time) map[string]time.Time, each func(time.Duration)) {
+	b.Helper()
+	p, sim, stopParts := startPipeline(b, 64)
+	defer stopParts()
+	stop := wholeWorker(b, p)
+	defer stop()
+	published := load(func(eventType, data string) time.Time {
+		now := time.Now()
+		if _, err := p.bus.Publish(context.Background(), events.Outgoing{Type: eventType, Data: []byte(data)}); err != nil {
+			b.Fatal(err)
+		}
+		return now
+	})
+	for len(sim.Dashboards()) < len(published) {
+		time.Sleep(time.Millisecond)
+	}
+	for _, d := range sim.Dashboards() {
+		each(d.CreatedAt.Sub(published[d.TenantID]))
+	}
+}
+
+func wholeWorker(b *testing.B, p pipelineParts) (stop func()) {
+	db, err := repo.Open(context.Background(), "sqlite:"+filepath.Join(p.dir, "papermap.db"))
+	if err == nil {
+		_, err = db.Migrate(context.Background())
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := worker.New(worker.Config{
+		Workspaces: []papermap.Workspace{p.workspace}, EmbedURL: "https://papermap.ai/x", Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
+		Concurrency: p.concurrency, MaxAttempts: 10, Grace: 20 * time.Second, Version: "0.0.0-test",
+	}, db, p.bus, p.log)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+		_ = db.Close()
+	}
+}
+
+func bareLoop(_ *testing.B, p pipelineParts) (stop func()) {
+	client := papermap.NewClient(p.workspace, papermap.ClientOptions{})
+	consumer := p.bus.MainConsumer(p.concurrency, 20*time.Second)
+	var number atomic.Int64
+	consumer.Handle = func(ctx context.Context, e events.Event) error {
+		data := e.Data.(events.TenantCreated)
+		_, err := client.CreateDashboard(ctx, papermap.NewDashboard{
+			TenantID: data.TenantID, Title: data.Name, Description: fmt.Sprintf("pmw:%d", number.Add(1)),
+		})
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		consumer.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+		client.Close()
+	}
+}

@@ -1,0 +1,94 @@
+package worker
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"testing"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"papermap-worker/events"
+	"papermap-worker/papermap"
+	"papermap-worker/repo"
+)
+
+// BenchmarkToken compares the handler with the straightforward version of it, both for a tenant in memory.
+func BenchmarkToken(b *testing.B) {
+	const secret = "sk_0123456789abcdef0123456789abcdef"
+	ws := papermap.Workspace{
+		ID: "7b0c6a52-6a3f-4f4b-9a0c-0d6f3f1f8a11", APIURL: "http://127.0.0.1:1",
+		Key: papermap.KeyPair{ID: "ak_1", Secret: "sk_1"}, EmbedKey: papermap.KeyPair{ID: "ak_embed_0123456789", Secret: secret},
+	}
+	m := repo.Mapping{TenantID: "org-0000123", WorkspaceID: ws.ID, DashboardID: "b4a7a2f8-1c55-4a6e-8f0e-0f5a4d1b2c3d", Status: repo.Active}
+	request := []byte(`{"tenant_id":"org-0000123"}`)
+
+	b.Run("handler", func(b *testing.B) {
+		w := &Worker{
+			cfg: Config{TokenTTL: time.Hour, TokenMaxTTL: time.Hour}, now: time.Now, log: slog.New(slog.DiscardHandler), tenants: newTenants(nil),
+			audit: audit{limiter: rate.NewLimiter(100, 100)}, metrics: newMetrics("0.0.0"), embedPage: []byte(`"https://papermap.ai/embedded/dashboard?embedded-token=`),
+		}
+		w.tenants.known.put(m.TenantID, &tenant{
+			id: m.TenantID, workspaceID: m.WorkspaceID, dashboardID: m.DashboardID, status: m.Status, until: time.Now().Add(time.Hour),
+			ws: &workspace{Workspace: ws, api: papermap.NewClient(ws, papermap.ClientOptions{}), minter: papermap.NewMinter(ws.EmbedKey, ws.ID)},
+		})
+		var buffer []byte
+		b.ReportAllocs()
+		for b.Loop() {
+			reply, ok, err := w.quickToken(buffer[:0], events.Request{Data: request})
+			if !ok || err != nil {
+				b.Fatal(ok, err)
+			}
+			buffer = reply
+		}
+	})
+	b.Run("straightforward", func(b *testing.B) {
+		mappings := map[string]repo.Mapping{m.TenantID: m}
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := straightforward(context.Background(), mappings, ws, request); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// straightforward is how one would write it at first.
+func straightforward(_ context.Context, mappings map[string]repo.Mapping, ws papermap.Workspace, data []byte) ([]byte, error) {
+	var q struct {
+		TenantID string `json:"tenant_id"`
+		TTL      *int64 `json:"ttl_seconds"`
+	}
+	if err := json.Unmarshal(data, &q); err != nil {
+		return nil, err
+	}
+	m, ok := mappings[q.TenantID]
+	if !ok {
+		return nil, fmt.Errorf("tenant %q is unknown", q.TenantID)
+	}
+	now := time.Now()
+	expires := now.Add(time.Hour).Unix()
+	mac := hmac.New(sha256.New, []byte(ws.EmbedKey.Secret))
+	fmt.Fprintf(mac, "%s%d", m.WorkspaceID, expires)
+	text, err := json.Marshal(map[string]any{
+		"api_key_id": ws.EmbedKey.ID, "workspace_id": m.WorkspaceID, "tenant_id": m.TenantID, "dashboard_id": m.DashboardID,
+		"valid_until": expires, "signature": hex.EncodeToString(mac.Sum(nil)),
+	})
+	if err != nil {
+		return nil, err
+	}
+	token := base64.URLEncoding.EncodeToString(text)
+	return json.Marshal(map[string]any{
+		"token": token, "tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "dashboard_id": m.DashboardID, "expires_at": expires,
+		"refresh_after": now.Add(48 * time.Minute).Unix(),
+		"embed_url": fmt.Sprintf("https://papermap.ai/embedded/dashboard?embedded-token=%s&workspace-id=%s&dashboard-id=%s",
+			url.QueryEscape(token), url.QueryEscape(m.WorkspaceID), url.QueryEscape(m.DashboardID)),
+	})
+}
