@@ -24,17 +24,21 @@ import (
 // here may import none, but for package main, which may import all. Tests are not asked.
 var mayImport = map[string][]string{
 	"papermap-worker/worker/ops":         {"papermap-worker/events", "papermap-worker/repo", "papermap-worker/worker"},
+	"papermap-worker/worker/proof/bench": {"papermap-worker/papermap"},
 	"papermap-worker/worker":             {"papermap-worker/events", "papermap-worker/papermap", "papermap-worker/repo"},
 	"papermap-worker/repo":               {"papermap-worker/schema"},
 	"papermap-worker/papermap/simulator": {"papermap-worker/papermap"},
 	"papermap-worker/schema/schematest":  {"papermap-worker/schema"},
+	"papermap-worker/worker/proof": {
+		"papermap-worker/events", "papermap-worker/papermap", "papermap-worker/papermap/simulator", "papermap-worker/repo",
+	},
 }
 
 // everybodys is empty in a release build, and so may be imported by all.
 const everybodys = "papermap-worker/worker/failpoint"
 
 // testHelpers are for tests alone.
-var testHelpers = []string{"papermap-worker/schema/schematest"}
+var testHelpers = []string{"papermap-worker/schema/schematest", "papermap-worker/worker/proof"}
 
 func TestPackagesImportOnlyWhatTheyMay(t *testing.T) {
 	const program = "papermap-worker"

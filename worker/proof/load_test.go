@@ -1,0 +1,230 @@
+package proof_test
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"papermap-worker/repo"
+	"papermap-worker/worker/proof"
+)
+
+// load publishes events about tenants, the worst that publishers do: late, out of order, in copies, and some that nobody
+// can read.
+type load struct {
+	s      *system
+	random *rand.Rand
+	begun  time.Time // of the events' own times
+	queue  []event
+	sent   []event
+	ids    int
+
+	mu        sync.Mutex
+	tenants   []*tenant
+	published []proof.Published
+}
+
+// event is a message to be published and what the history says of it.
+type event struct {
+	msg *nats.Msg
+	is  proof.Published
+}
+
+type tenant struct {
+	id    string
+	clock int // seconds of its newest event
+}
+
+// tenantForms are ids that are unusual and in order.
+var tenantForms = []string{"org-%d", "org-%d", "org-%d", "Org-%d", "org.%d/ä*>", "../%d;'", "org %d 🏢"}
+
+// lives are what happens to a tenant, in the order of its events' times; they arrive in any order.
+var lives = [][]string{
+	{"created"}, {"created"}, {"created"}, {"created"}, {"created", "suspended"}, {"created", "suspended", "resumed"}, {"suspended", "created"},
+	{"created", "deleted"}, {"created", "deleted", "created"}, {"created", "suspended", "deleted", "created"}, {"deleted", "created"}, {"deleted"},
+}
+
+// poisons are events that must become dead letters, on any subject of a tenant. %q is a tenant that there may be.
+var poisons = []string{
+	``, `null`, `[]`, `"x"`, `{}`, `{`, `{"tenant_id":%q}{}`, `{"tenant_id":%q,"tenant_id":"b","name":"n"}`, `{"TENANT_ID":"a","tenant_id":%q,"name":"n"}`,
+	`{"tenant_id":7,"name":"n"}`, `{"tenant_id":"","name":"n"}`, `{"tenant_id":" a","name":"n"}`, "{\"tenant_id\":\"\xff\",\"name\":\"n\"}",
+	`{"tenant_id":"a\u0000","name":"n"}`, `{"tenant_id":%q,"name":"n","workspace_id":"ws-nobody's"}`, "\ufeff{}", `{"specversion":"1.0","data":{"tenant_id":%q}}`,
+	`{"specversion":"1.0","id":"x","type":"tenant.other","data":{"tenant_id":%q,"name":"n"}}`,
+}
+
+// run publishes rate events a second until ctx ends, then what is left.
+func (l *load) run(ctx context.Context, rate int) error {
+	l.begun = time.Now().Add(-time.Hour).Truncate(time.Second)
+	for sleep(ctx, time.Duration(float64(time.Second)/float64(rate)*(0.5+l.random.Float64()))) {
+		l.next()
+		i := l.random.IntN(min(len(l.queue), 12))
+		e := l.queue[i]
+		l.queue = append(l.queue[:i], l.queue[i+1:]...)
+		if err := l.publish(ctx, e); err != nil {
+			return err
+		}
+	}
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	for _, e := range l.queue {
+		if err := l.publish(after, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// next queues the next events.
+func (l *load) next() {
+	switch n := l.random.IntN(100); {
+	case n < 10 || len(l.queue) == 0 && n < 12:
+		l.poisoned()
+	case n < 22 && len(l.sent) > 0: // a copy, with or without what the stream knows copies by
+		e := l.sent[l.random.IntN(len(l.sent))]
+		if e.is.EventID != e.msg.Header.Get(nats.MsgIdHdr) && l.random.IntN(2) == 0 {
+			header := maps.Clone(e.msg.Header)
+			header.Del(nats.MsgIdHdr)
+			e.msg = &nats.Msg{Subject: e.msg.Subject, Header: header, Data: e.msg.Data}
+		}
+		l.queue = append(l.queue, e)
+	case n < 50 && len(l.tenants) > 3:
+		l.about(l.tenants[l.random.IntN(len(l.tenants))], []string{"created", "suspended", "resumed", "deleted", "created"}[l.random.IntN(5)])
+	case len(l.queue) > 20:
+	default:
+		t := &tenant{id: fmt.Sprintf(tenantForms[l.random.IntN(len(tenantForms))], len(l.tenants))}
+		l.mu.Lock()
+		l.tenants = append(l.tenants, t)
+		l.mu.Unlock()
+		for _, kind := range lives[l.random.IntN(len(lives))] {
+			l.about(t, kind)
+		}
+	}
+	if len(l.queue) == 0 {
+		l.poisoned()
+	}
+}
+
+// about queues an event about a tenant, as one of the three forms and with a time that may be that of the one before.
+func (l *load) about(t *tenant, kind string) {
+	t.clock += l.random.IntN(4)
+	l.ids++
+	id := fmt.Sprintf("%s-%d", l.s.name, l.ids)
+	when := l.begun.Add(time.Duration(t.clock) * time.Second)
+	is := proof.Published{Type: "tenant." + kind, Tenant: t.id}
+	data := fmt.Sprintf(`{"tenant_id":%s,"name":"Name of %d"}`, text(t.id), l.ids)
+	msg := &nats.Msg{Subject: "papermap.events.tenant." + kind, Header: nats.Header{}, Data: []byte(data)}
+	switch n := l.random.IntN(10); {
+	case n < 6:
+		for name, value := range map[string]string{"ce-specversion": "1.0", "ce-id": id, "ce-source": "/proof", "ce-type": "tenant." + kind, "ce-time": when.Format(time.RFC3339Nano)} {
+			msg.Header.Set(name, value)
+		}
+		is.EventID, is.Time = id, when
+	case n < 9:
+		msg.Header.Set("content-type", "application/cloudevents+json")
+		msg.Data = fmt.Appendf(nil, `{"specversion":"1.0","id":%q,"source":"/proof","type":"tenant.%s","time":%q,"data":%s}`, id, kind, when.Format(time.RFC3339Nano), data)
+		is.EventID, is.Time = id, when
+	}
+	if l.random.IntN(2) == 0 {
+		msg.Header.Set(nats.MsgIdHdr, "message-"+id)
+		is.EventID = cmp.Or(is.EventID, "message-"+id)
+	}
+	is.Data = msg.Data
+	l.queue = append(l.queue, event{msg, is})
+}
+
+func (l *load) poisoned() {
+	form := poisons[l.random.IntN(len(poisons))]
+	tenant := "org-0"
+	if len(l.tenants) > 0 {
+		tenant = l.tenants[l.random.IntN(len(l.tenants))].id
+	}
+	data := strings.ReplaceAll(form, "%q", string(text(tenant)))
+	kind := "tenant." + []string{"created", "created", "suspended", "resumed", "deleted"}[l.random.IntN(5)]
+	l.queue = append(l.queue, event{
+		&nats.Msg{Subject: "papermap.events." + kind, Header: nats.Header{}, Data: []byte(data)}, proof.Published{Type: kind, Data: []byte(data), Poison: true},
+	})
+}
+
+// publish publishes until the stream has acknowledged it, as publishers are told to do. Without a Nats-Msg-Id each try may
+// store a copy.
+func (l *load) publish(ctx context.Context, e event) error {
+	var err error
+	for range 300 {
+		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		ack, publishErr := l.s.js.PublishMsg(try, e.msg)
+		cancel()
+		if err = publishErr; err == nil {
+			e.is.Sequence = ack.Sequence
+		}
+		l.mu.Lock()
+		l.published = append(l.published, e.is)
+		l.mu.Unlock()
+		if err == nil {
+			e.is.Sequence = 0
+			l.sent = append(l.sent, e)
+			return nil
+		}
+		sleep(context.WithoutCancel(ctx), 100*time.Millisecond)
+	}
+	return fmt.Errorf("publishing %s: %w", e.msg.Subject, err)
+}
+
+func text(s string) []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string can be encoded
+	}
+	return b
+}
+
+// tokens requests tokens of known tenants until ctx ends. A request without an answer is none.
+func (l *load) tokens(ctx context.Context, random *rand.Rand) (tokens []proof.Token) {
+	for sleep(ctx, 30*time.Millisecond) {
+		l.mu.Lock()
+		id := "nobody"
+		if n := len(l.tenants); n > 0 {
+			id = l.tenants[random.IntN(n)].id
+		}
+		l.mu.Unlock()
+		asking, cancel := context.WithTimeout(ctx, time.Second)
+		if t, err := proof.Ask(asking, l.s.nc, subjects, id); err == nil {
+			tokens = append(tokens, t)
+		}
+		cancel()
+	}
+	return tokens
+}
+
+// commits looks at the database for tenants that are suspended or deleted, until ctx ends.
+func (l *load) commits(ctx context.Context) (commits []proof.Commit) {
+	type key struct {
+		tenant string
+		status repo.Status
+		event  int64
+	}
+	known := map[key]bool{}
+	for sleep(ctx, 500*time.Millisecond) {
+		for _, status := range []repo.Status{repo.Suspended, repo.Deleted} {
+			list, err := l.s.db.Mappings(ctx, status, "", 1e6)
+			if err != nil {
+				continue // it is away
+			}
+			now := time.Now()
+			for _, m := range list {
+				if c, ok := proof.Seen(m, now); ok && !known[key{c.Tenant, c.Status, c.Event}] {
+					known[key{c.Tenant, c.Status, c.Event}] = true
+					commits = append(commits, c)
+				}
+			}
+		}
+	}
+	return commits
+}
