@@ -35,10 +35,12 @@ var (
 	chaosKills = flag.Int64("chaos.kills", 0, "stop after so many SIGKILLs, each place hit 5 times; 0 for no such end")
 )
 
-// places are the failpoints that can be hit again and again. failpoint.Migrated is hit by the first worker of each system.
+// places are the failpoints that can be hit again and again. failpoint.Migrated is hit by the first worker of each system, and in
+// TestAMigrationThatIsKilledGoesOnWhereItStopped.
 var places = []string{
 	failpoint.Begin, failpoint.Claimed, failpoint.Send, failpoint.Sent, failpoint.Answered, failpoint.Commit, failpoint.Committed, failpoint.Recorded,
 	failpoint.Acked, failpoint.DeadStored, failpoint.ChangeBegin, failpoint.ChangeDone, failpoint.OutboxRead, failpoint.OutboxSent, failpoint.Draining,
+	failpoint.UsagePage, failpoint.UsageRecord, failpoint.UsageRecorded,
 }
 
 // bouts are what the API does for some seconds: the faults of the first that hits a request.
@@ -163,6 +165,7 @@ func newChaos(t *testing.T, p programs, seed uint64, total *tally, replicas int)
 	}
 	t.Logf("%s, %v", name, env)
 	c.system = newSystem(t, name, p, []*natsServer{newNATS(t, p, dir, "nats")}, dir, database, seed, env...)
+	c.sim.SetUsage(workspace.ID, simulator.Usage{Tenants: usageTenants, Seed: seed})
 	c.load = &load{s: c.system, random: c.random("load")}
 	return c
 }
@@ -222,6 +225,10 @@ func (c *chaos) run() {
 		c.expectExit(p, "after SIGTERM at the end")
 	}
 	history.Published = c.load.published
+	var err error
+	if history.Reported, err = c.load.reported(); err != nil {
+		t.Error(err)
+	}
 	c.report(c.check(history))
 }
 
@@ -450,12 +457,15 @@ func (c *chaos) databases(ctx context.Context, random *rand.Rand) {
 func (c *chaos) report(h proof.History) {
 	for what, n := range map[string]int{
 		"events published": len(h.Published), "tenants": len(h.Mappings), "dashboards": len(h.Dashboards), "requests to the API": len(h.Requests),
-		"requests for tokens": len(h.Tokens), "dead letters": len(h.Dead), "events out": len(h.Out), "suspensions and deletions seen": len(h.Commits),
+		"requests for tokens": len(h.Tokens), "dead letters": len(h.Dead), "events out": len(h.Out), "usage rows": len(h.Usage), "suspensions and deletions seen": len(h.Commits),
 	} {
 		c.total.add(c.name+": "+what, n)
 	}
 	for _, a := range h.Attempts {
 		c.count("attempts " + string(a.Outcome))
+	}
+	for _, r := range h.Runs {
+		c.count("usage runs " + string(r.Status))
 	}
 	for _, t := range h.Tokens {
 		if t.Text != "" {

@@ -57,6 +57,8 @@ const (
 	TokenRevoked = "token-revoked" // none 5 s after a suspension or deletion
 
 	UsageValid = "usage-valid" // one row for a tenant and month, in the documented form
+	UsageTrue  = "usage-true"  // it is what the API reports; after a run that is done all of it is there
+	UsageRun   = "usage-run"   // one for each event, which ends, and is told of once when it is done
 	NoSecret   = "no-secret"   // in any text
 )
 
@@ -69,7 +71,7 @@ func Check(h History) []Violation {
 		c.oneDashboard, c.dashboardsExist, c.dashboardsRecorded, c.dashboardBound, c.generationCause,
 		c.createsMarked, c.marksSentOnce, c.knownOutcomes, c.createdProven, c.refusedProven,
 		c.poisonHarmless, c.deadLettersTrue, c.deadLettersDue, c.outageSpares,
-		c.outbox, c.outTrue, c.tokens, c.usage, c.secrets,
+		c.outbox, c.outTrue, c.tokens, c.usageValid, c.usageTrue, c.usageRuns, c.secrets,
 	} {
 		check()
 	}

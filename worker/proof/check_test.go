@@ -42,6 +42,13 @@ func (s *story) event(ms int, eventType, tenant string) *Published {
 	return &s.Published[n-1]
 }
 
+// run is what became of a usage.sync.
+func (s *story) run(p Published, status repo.RunStatus) {
+	s.Runs = append(s.Runs, repo.Run{
+		ID: "run-" + p.EventID, WorkspaceID: workspace.ID, EventID: p.EventID, FromPeriod: "2026-04", ToPeriod: "2026-04", Status: status,
+	})
+}
+
 // attempt begins, and ends half a second later.
 func (s *story) attempt(ms int, tenant string, generation int, outcome repo.Outcome) *repo.Attempt {
 	id := fmt.Sprintf("%s-%d", tenant, len(s.Attempts))
@@ -273,9 +280,13 @@ func honest() *story {
 
 	u := s.event(70_000, events.TypeUsageSync, "") // in the outage, which has nothing to do with it
 	s.buried(70_100, u, "NOT_SUPPORTED")
-	s.event(200_000, events.TypeUsageSync, "")
+	sync := s.event(200_000, events.TypeUsageSync, "")
+	s.run(*sync, repo.RunDone)
 	s.announce(events.TypeUsageSynced, "", `"from_period":"2026-04"`)
+	tick := s.event(200_100, events.TypeUsageSync, "")
+	s.run(*tick, repo.Skipped)
 	s.Usage = append(s.Usage, UsageRow{WorkspaceID: workspace.ID, TenantID: "acme", Period: "2026-04", Credits: "12.50", Requests: 3})
+	s.Reported = slices.Clone(s.Usage)
 
 	// The first event out of one tenant was published again later.
 	copied := s.Out[slices.IndexFunc(s.Out, func(o Out) bool { return o.Tenant == "again" })]
@@ -344,7 +355,7 @@ func TestEachLieIsCaughtByItsInvariantAlone(t *testing.T) {
 		{EventEnded, "a suspension is newer than what the row knows", func(s *story) { s.mapping("hush").SuspendedEvent-- }},
 		{EventEnded, "the stream has lost an acknowledged event", func(s *story) { s.event(21_000, events.TypeTenantDeleted, "gone").StoredAt = time.Time{} }},
 		{EventEnded, "a usage.sync came to nothing", func(s *story) {
-			s.event(26_000, events.TypeUsageSync, "").Sequence = 9_999 // after the only usage.synced
+			s.event(26_000, events.TypeUsageSync, "")
 		}},
 		{NothingWaits, "one is in hand", func(s *story) { s.Waiting[1].InHand = 1 }},
 		{FinalStatus, "suspended and resumed at the same time means suspended", func(s *story) { s.mapping("hush").Status = repo.Active }},
@@ -539,7 +550,18 @@ func TestEachLieIsCaughtByItsInvariantAlone(t *testing.T) {
 			s.mapping("back").ResumedEvent = at(25_000).UnixNano()
 		}},
 		{UsageValid, "twice the same month", func(s *story) { s.Usage = append(s.Usage, s.Usage[0]) }},
-		{UsageValid, "a float", func(s *story) { s.Usage[0].Credits = "1.25e1" }},
+		{UsageValid, "a float", func(s *story) { s.Usage[0].Credits, s.Reported[0].Credits = "1.25e1", "1.25e1" }},
+		{UsageTrue, "a credit too many", func(s *story) { s.Usage[0].Credits = "13.50" }},
+		{UsageTrue, "a request too few", func(s *story) { s.Usage[0].Requests-- }},
+		{UsageTrue, "a row that the API does not report", func(s *story) { s.Reported = s.Reported[:0] }},
+		{UsageTrue, "a row that a whole run has left out", func(s *story) {
+			s.Reported = append(s.Reported, UsageRow{WorkspaceID: workspace.ID, TenantID: "lost", Period: "2026-04", Credits: "1"})
+		}},
+		{UsageRun, "a run that never ended", func(s *story) { s.Runs[1].Status = repo.Running }},
+		{UsageRun, "a second run of one event", func(s *story) {
+			s.Runs[1].EventID, s.Published[len(s.Published)-2].EventID = s.Runs[0].EventID, s.Runs[0].EventID
+		}},
+		{UsageRun, "a run that is done and nobody was told of", func(s *story) { s.Runs[1].Status = repo.RunDone }},
 		{NoSecret, "a planted secret in the log", func(s *story) { s.Texts["log"] += " a planted/secret" }},
 		{NoSecret, "a workspace's secret in hex in an error", func(s *story) {
 			s.lastAttempt("bad").Error = "status 422: " + hex.EncodeToString([]byte(workspace.Key.Secret))

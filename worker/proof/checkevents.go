@@ -28,8 +28,8 @@ func (c *checker) eventsEnded() {
 		case p.Poison || len(c.dead[p.Sequence]) > 0:
 			continue
 		case p.Type == events.TypeUsageSync:
-			if !slices.ContainsFunc(c.Out, func(o Out) bool { return o.Type == events.TypeUsageSynced && o.Sequence > p.Sequence }) {
-				c.report(EventEnded, p.Tenant, "%s was acknowledged, and there is neither a later usage.synced nor a dead letter of it", what)
+			if !slices.ContainsFunc(c.Runs, func(r repo.Run) bool { return r.EventID == cmp.Or(p.EventID, p.message()) }) {
+				c.report(EventEnded, p.Tenant, "%s was acknowledged, and there is neither a usage run nor a dead letter of it", what)
 			}
 			continue
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
-	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -113,24 +112,6 @@ func (c *checker) undone(commit Commit, by time.Time) bool {
 	return slices.ContainsFunc(list, func(p Published) bool { // deleted, and made anew
 		return later(events.TypeTenantDeleted, commit.Event, true)(p) && slices.ContainsFunc(list, later(events.TypeTenantCreated, p.when().UnixNano(), false))
 	})
-}
-
-var (
-	periodForm  = regexp.MustCompile(`^2\d{3}-(0[1-9]|1[0-2])$`)
-	creditsForm = regexp.MustCompile(`^\d{1,20}(\.\d+)?$`)
-)
-
-func (c *checker) usage() {
-	type key struct{ workspace, tenant, period string }
-	seen := map[key]bool{}
-	for _, u := range c.Usage {
-		k := key{u.WorkspaceID, u.TenantID, u.Period}
-		if seen[k] || !periodForm.MatchString(u.Period) || !creditsForm.MatchString(u.Credits) || u.Requests < 0 {
-			c.report(UsageValid, u.TenantID, "the usage in workspace %s and period %q (%q credits, %d requests) stands there twice or has a wrong form",
-				u.WorkspaceID, u.Period, u.Credits, u.Requests)
-		}
-		seen[k] = true
-	}
 }
 
 // secrets looks for planted secrets, the workspaces' own, and tokens and their signatures, in every text but the

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"papermap-worker/papermap/simulator"
 	"papermap-worker/worker/proof"
 )
 
@@ -61,6 +62,7 @@ func TestAClusterThatLosesItsLeaderLosesNoEvent(t *testing.T) {
 		return nil
 	})
 
+	s.sim.SetUsage(workspace.ID, simulator.Usage{Tenants: usageTenants})
 	l := &load{s: s, random: rand.New(rand.NewPCG(1, 1))}
 	ctx, end := context.WithTimeout(t.Context(), 9*time.Second)
 	defer end()
@@ -122,6 +124,9 @@ func TestAClusterThatLosesItsLeaderLosesNoEvent(t *testing.T) {
 		t.Error("still running after SIGTERM")
 	}
 	history.Published = l.published
+	if history.Reported, err = l.reported(); err != nil {
+		t.Fatal(err)
+	}
 	s.check(history)
 }
 

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -49,6 +50,7 @@ type History struct {
 	LongestLife time.Duration        // of a token
 	Clocks      time.Duration        // how far the clocks of test, database and simulator may be apart; 0 on one machine
 	Canaries    []string             // planted secrets; those of Workspaces need not be named
+	Reported    []UsageRow           // what the API reports of every month that was asked for; nil: it is not compared
 	Texts       map[string]string    // what else no secret may be in, by name: logs, metrics, traces
 
 	// What Collect reads.
@@ -58,6 +60,7 @@ type History struct {
 	Attempts   []repo.Attempt
 	Outbox     []OutboxRow
 	Usage      []UsageRow
+	Runs       []repo.Run
 	Out        []Out
 	Dead       []Dead
 	Waiting    []Waiting
@@ -232,7 +235,9 @@ func (s System) readDatabase(ctx context.Context, h *History) error {
 			return fmt.Errorf("reading the worker's tables: %w", err)
 		}
 	}
-	return nil
+	var err error
+	h.Runs, err = s.Repo.Runs(ctx, "", math.MaxInt32)
+	return err
 }
 
 func (s System) readSimulator(ctx context.Context, h *History) error {

@@ -87,7 +87,9 @@ func (l *load) next() {
 	switch n := l.random.IntN(100); {
 	case n < 10 || len(l.queue) == 0 && n < 12:
 		l.poisoned()
-	case n < 22 && len(l.sent) > 0: // a copy, with or without what the stream knows copies by
+	case n < 14:
+		l.sync()
+	case n < 24 && len(l.sent) > 0: // a copy, with or without what the stream knows copies by
 		e := l.sent[l.random.IntN(len(l.sent))]
 		if e.is.EventID != e.msg.Header.Get(nats.MsgIdHdr) && l.random.IntN(2) == 0 {
 			header := maps.Clone(e.msg.Header)
@@ -138,6 +140,37 @@ func (l *load) about(t *tenant, kind string) {
 	}
 	is.Data = msg.Data
 	l.queue = append(l.queue, event{msg, is})
+}
+
+// The months that are synced, of so many tenants: enough pages for a run to be killed between two.
+const (
+	usageFrom, usageTo = "2026-02", "2026-03"
+	usageTenants       = 3000
+)
+
+// sync queues an event that asks for usage.
+func (l *load) sync() {
+	l.ids++
+	id := fmt.Sprintf("%s-%d", l.s.name, l.ids)
+	msg := &nats.Msg{
+		Subject: "papermap.events.usage.sync", Header: nats.Header{}, Data: fmt.Appendf(nil, `{"from_period":%q,"to_period":%q}`, usageFrom, usageTo),
+	}
+	is := proof.Published{Type: "usage.sync", Data: msg.Data}
+	if l.random.IntN(2) == 0 {
+		msg.Header.Set(nats.MsgIdHdr, "message-"+id)
+		is.EventID = "message-" + id
+	}
+	l.queue = append(l.queue, event{msg, is})
+}
+
+// reported is what the API reports of those months.
+func (l *load) reported() ([]proof.UsageRow, error) {
+	rows, err := l.s.sim.UsageTotals(workspace.ID, usageFrom, usageTo)
+	list := make([]proof.UsageRow, len(rows))
+	for i, r := range rows {
+		list[i] = proof.UsageRow{WorkspaceID: workspace.ID, TenantID: r.TenantID, Period: r.Period, Credits: r.Credits, Requests: r.Requests}
+	}
+	return list, err
 }
 
 func (l *load) poisoned() {
