@@ -41,6 +41,7 @@ func BenchmarkPipeline(b *testing.B) {
 type pipelineParts struct {
 	dir         string
 	workspace   papermap.Workspace
+	paused      []papermap.Workspace // more of them, whose keys the API does not know
 	bus         *events.Bus
 	concurrency int
 	log         *slog.Logger
@@ -121,6 +122,68 @@ func pipelineLoad(b *testing.B, load func(publish func(eventType, data string) t
 	}
 }
 
+// BenchmarkDeferred is how long a tenant waits, from publishing to its dashboard at Papermap, first alone and then while a
+// thousand events of a paused workspace are deferred again and again.
+func BenchmarkDeferred(b *testing.B) {
+	const deferred, tenants = 1000, 300
+	ctx := context.Background()
+	var alone, beside time.Duration // the longest waits
+	for n := range b.N {
+		p, sim, stopParts := startPipeline(b, 64)
+		paused := workspaceB
+		paused.APIURL = p.workspace.APIURL
+		p.paused = []papermap.Workspace{paused}
+		stop := wholeWorker(b, p)
+		longest := func(prefix string) (wait time.Duration) {
+			published := map[string]time.Time{}
+			for i := range tenants {
+				tenant := fmt.Sprintf("%s-%d", prefix, i)
+				published[tenant] = time.Now()
+				if _, err := p.bus.Publish(ctx, events.Outgoing{Type: events.TypeTenantCreated, Data: []byte(object("tenant_id", tenant, "name", tenant))}); err != nil {
+					b.Fatal(err)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			for {
+				made := 0
+				for _, d := range sim.Dashboards() {
+					if at, ok := published[d.TenantID]; ok {
+						made++
+						wait = max(wait, d.CreatedAt.Sub(at))
+					}
+				}
+				if made == tenants {
+					return wait
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		alone += longest(fmt.Sprint("alone-", n))
+		for i := range deferred {
+			data := object("tenant_id", fmt.Sprintf("deferred-%d", i), "name", "N", "workspace_id", paused.ID)
+			if _, err := p.bus.Publish(ctx, events.Outgoing{Type: events.TypeTenantCreated, Data: []byte(data)}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for {
+			list, _, err := p.bus.Backlog(ctx)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if list[0].Pending == 0 && list[0].AckPending == deferred {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		beside += longest(fmt.Sprint("beside-", n))
+		stop()
+		stopParts()
+	}
+	b.ReportMetric(alone.Seconds()*1000/float64(b.N), "alone_ms")
+	b.ReportMetric(beside.Seconds()*1000/float64(b.N), "beside_ms")
+	b.ReportMetric(0, "ns/op")
+}
+
 func wholeWorker(b *testing.B, p pipelineParts) (stop func()) {
 	db, err := repo.Open(context.Background(), "sqlite:"+filepath.Join(p.dir, "papermap.db"))
 	if err == nil {
@@ -130,7 +193,7 @@ func wholeWorker(b *testing.B, p pipelineParts) (stop func()) {
 		b.Fatal(err)
 	}
 	w := worker.New(worker.Config{
-		Workspaces: []papermap.Workspace{p.workspace}, EmbedURL: "https://papermap.ai/x", Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
+		Workspaces: append([]papermap.Workspace{p.workspace}, p.paused...), EmbedURL: "https://papermap.ai/x", Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
 		Concurrency: p.concurrency, MaxAttempts: 10, Grace: 20 * time.Second, Version: "0.0.0-test",
 	}, db, p.bus, p.log)
 	ctx, cancel := context.WithCancel(context.Background())
