@@ -210,13 +210,9 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 			p.add("%s is required: Papermap shows it in the workspace's settings", name)
 		}
 	}
-	for name, id := range map[string]string{
+	p.ids(map[string]string{
 		"PAPERMAP_WORKSPACE_ID": first.ID, "PAPERMAP_API_KEY_ID": first.Key.ID, "PAPERMAP_EMBED_API_KEY_ID": s.EmbedKeyID,
-	} {
-		if strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			p.add("%s has white space or control characters in it", name)
-		}
-	}
+	})
 	c.Workspaces = append([]papermap.Workspace{first}, p.workspaces(s.WorkspacesFile, first.APIURL, allowHTTP)...)
 	seen := map[string]bool{}
 	for _, ws := range c.Workspaces {
@@ -226,6 +222,15 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 		seen[ws.ID] = true
 	}
 	return c
+}
+
+// ids checks ids, by the names of their settings: each becomes a header.
+func (p *problems) ids(list map[string]string) {
+	for name, id := range list {
+		if strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+			p.add("%s has white space or control characters in it", name)
+		}
+	}
 }
 
 // apiURL checks an address of the API and strips its trailing slash.
@@ -286,6 +291,7 @@ func (p *problems) workspaces(path, defaultURL string, allowHTTP bool) []paperma
 			p.add("%s: workspace_id, api_key_id and secret_key_file are required", name)
 			continue
 		}
+		p.ids(map[string]string{name + ", workspace_id": row.ID, name + ", api_key_id": row.KeyID, name + ", embed_api_key_id": row.EmbedKeyID})
 		apiURL := defaultURL
 		if row.APIURL != "" {
 			apiURL = p.apiURL(name+", api_url", row.APIURL, allowHTTP)

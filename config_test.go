@@ -260,6 +260,8 @@ func TestWorkspacesFile(t *testing.T) {
 		"missing secret file":    {`[{"workspace_id":"ws-2","api_key_id":"ak_2","secret_key_file":"none"}]`, nil, []string{"entry 1, secret_key_file: open " + dir + "/none"}},
 		"missing embed file":     {`[` + row + `,"embed_api_key_id":"ak_3","embed_secret_key_file":"none"}]`, nil, []string{"entry 1, embed_secret_key_file: open "}},
 		"half an embed pair":     {`[` + row + `,"embed_api_key_id":"ak_3"}]`, nil, []string{"entry 1, embed_api_key_id and embed_secret_key_file go together"}},
+		"white space in an id":   {`[{"workspace_id":"ws 2","api_key_id":"ak_2","secret_key_file":"sk_2"}]`, nil, []string{"entry 1, workspace_id has white space"}},
+		"a line break in one":    {`[{"workspace_id":"ws-2","api_key_id":"ak\n2","secret_key_file":"sk_2"}]`, nil, []string{"entry 1, api_key_id has white space"}},
 		"an address without TLS": {`[` + row + `,"api_url":"http://h"}]`, nil, []string{"entry 1, api_url: use https"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"papermap-worker/events"
+	"papermap-worker/papermap"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 	"papermap-worker/worker/ops"
@@ -94,7 +95,15 @@ func (c *serveCmd) warn(log *slog.Logger, cfg serveConfig) {
 	if allowed, _ := strconv.ParseBool(c.AllowHTTP); allowed {
 		log.Warn("PAPERMAP_ALLOW_HTTP is set: signatures can be read on the way; use it for tests only")
 	}
+	if cfg.worker.TokenAudit > 0 && !log.Enabled(context.Background(), slog.LevelInfo) {
+		log.Warn("LOG_LEVEL leaves out the lines that tell of minted tokens: set it to info, or EMBED_TOKEN_AUDIT to 0")
+	}
+	secrets := map[papermap.Secret]string{}
 	for _, ws := range cfg.worker.Workspaces {
+		if other, ok := secrets[ws.Key.Secret]; ok {
+			log.Warn("two workspaces have the same secret: a signature for one could fit the other", "workspace_id", ws.ID, "other_workspace_id", other)
+		}
+		secrets[ws.Key.Secret] = ws.ID
 		if ambiguousID(ws.ID) {
 			log.Warn("the workspace id ends in a digit: Papermap signs id and time without a separator, so a signature could fit another id", "workspace_id", ws.ID)
 		}

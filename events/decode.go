@@ -416,7 +416,7 @@ func assign(dest any, name string, value jsontext.Value) error {
 		}
 	case **int64:
 		n, err := strconv.ParseInt(string(value), 10, 64)
-		if err != nil {
+		if err != nil && !errors.Is(err, strconv.ErrRange) { // beyond the range n is its end
 			return valueError(fmt.Sprintf("%q must be a whole number, written without fraction, exponent or quotes", name))
 		}
 		*dest = &n

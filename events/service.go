@@ -54,8 +54,10 @@ type errorBody struct {
 	RetryAfter int    `json:"retry_after,omitzero"`
 }
 
+// ServiceWorkers is how many requests that may wait are answered at once.
+const ServiceWorkers = 32
+
 const (
-	serviceWorkers = 32   // requests answered at once
 	serviceQueue   = 1024 // requests that wait; more are refused with UNAVAILABLE
 	requestTimeout = 5 * time.Second
 
@@ -99,7 +101,7 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 	for _, p := range replyPrefixes {
 		s.replies = append(s.replies, strings.TrimSuffix(p, ".")+".")
 	}
-	for range serviceWorkers {
+	for range ServiceWorkers {
 		s.workers.Go(func() {
 			for r := range s.queue {
 				s.answer(r)

@@ -130,7 +130,7 @@ func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
 		<-release
 		return data, nil
 	})
-	const flood = serviceWorkers + serviceQueue + 500
+	const flood = ServiceWorkers + serviceQueue + 500
 	sub, err := nc.SubscribeSync("_INBOX.flood")
 	if err != nil {
 		t.Fatal(err)

@@ -56,8 +56,7 @@ type Client struct {
 	firstWait time.Duration // about this long before the first retry inside a call
 
 	mu         sync.Mutex
-	skew       time.Duration // the server's clock minus ours, by its latest Date
-	skewKnown  bool
+	clock      clock
 	correcting bool // sign with skew applied: the server has called a signature of our own clock expired
 }
 
@@ -104,13 +103,6 @@ func (c *Client) Probe(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// ClockSkew returns the server's clock minus ours, to about a second, from the last answer that had a Date.
-func (c *Client) ClockSkew() (skew time.Duration, known bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.skew, c.skewKnown
 }
 
 // request is one call of the API.
@@ -217,38 +209,15 @@ func (c *Client) waitTurn(ctx context.Context, startBy time.Time) *Error {
 func (c *Client) correctClock(err *Error, again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.correcting = c.skewKnown
+	c.correcting = !c.clock.latest.at.IsZero()
 	switch {
 	case !again:
 		err.Class = Retryable
-	case c.skewKnown:
-		err.Message = fmt.Sprintf("expired also when signed by the server's clock, which is %v from ours: set the host's clock", c.skew.Round(time.Second))
+	case c.correcting:
+		err.Message = fmt.Sprintf("expired also when signed by the server's clock, which is %v from ours: set the host's clock", c.clock.latest.skew().Round(time.Second))
 	default:
 		err.Message = "expired as soon as it was signed, and the server does not tell its time: set the host's clock"
 	}
-}
-
-// noteDate keeps the skew that an answer shows and returns the server's time, ours if the answer has none.
-func (c *Client) noteDate(header http.Header) time.Time {
-	now := c.o.Now()
-	date, err := http.ParseTime(header.Get("Date"))
-	if err != nil {
-		return now
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.skew, c.skewKnown = date.Sub(now), true
-	return date
-}
-
-// signingTime is the server's clock as far as we know better than the host.
-func (c *Client) signingTime() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.correcting {
-		return c.o.Now().Add(min(max(c.skew, -maxCorrection), maxCorrection))
-	}
-	return c.o.Now()
 }
 
 // do sends r once, freshly signed, and says how that ended: nil, or the class of the failure by what is known of it.

@@ -49,16 +49,15 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 			config.RuntimeParams[name] = value
 		}
 	}
+	if config.ValidateConnect == nil { // else target_session_attrs says what is wanted
+		config.ValidateConnect = refuseStandby
+	}
 	pool := sqlx.NewDb(stdlib.OpenDB(*config), "pgx")
 	pool.SetMaxOpenConns(postgresConns)
 	pool.SetMaxIdleConns(postgresConns)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
-	var readOnly bool
-	if err := pool.GetContext(ctx, &readOnly, "SELECT pg_is_in_recovery()"); err != nil {
+	if err := pool.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), pool.Close())
-	}
-	if readOnly {
-		return nil, errors.Join(errReadOnly, pool.Close())
 	}
 	return &DB{dialect: goose.DialectPostgres, read: pool, write: pool}, nil
 }
@@ -82,6 +81,19 @@ func parsePostgres(address string) (*pgx.ConnConfig, error) {
 }
 
 var errReadOnly = errors.New("the PostgreSQL server is a read-only standby: let DATABASE_URL name the primary (several hosts with target_session_attrs=read-write find it)")
+
+// refuseStandby keeps every connection of the pool, not only the first, from a server that may be behind: a suspended tenant
+// would look active there.
+func refuseStandby(ctx context.Context, conn *pgconn.PgConn) error {
+	result := conn.ExecParams(ctx, "SELECT pg_is_in_recovery()", nil, nil, nil, nil).Read()
+	if result.Err != nil {
+		return result.Err
+	}
+	if string(result.Rows[0][0]) == "t" {
+		return errReadOnly
+	}
+	return nil
+}
 
 // transact runs do in a transaction of its own. One that the server gave up for another's sake is run again.
 func (db *DB) transact(ctx context.Context, do work) error {

@@ -25,6 +25,9 @@ const (
 
 	// lookups per second that unknown tenants may cause at the database, all together.
 	lookups = 2000
+	// coldLookups is how many tenants that are not in memory are looked up at once: the other workers are for those that
+	// are, and whose mapping is to be read anew.
+	coldLookups = events.ServiceWorkers * 3 / 4
 )
 
 // tenant is what minting needs of a mapping, small because there may be very many in memory.
@@ -36,12 +39,19 @@ type tenant struct {
 	until                        time.Time     // believed so long
 }
 
+// believed says whether the mapping may still be used: by the clock that cannot be set, and by the one that goes on while
+// the host sleeps.
+func (t *tenant) believed(now time.Time) bool {
+	return now.Before(t.until) && now.UnixNano() < t.until.UnixNano()
+}
+
 // tenants keeps mappings in memory: filled on demand, bounded, and never believed for long. A change that this or another
 // replica makes drops its tenant at once.
 type tenants struct {
 	load    func(ctx context.Context, tenantID string) (*tenant, error)
 	flights singleflight.Group
-	lookups *rate.Limiter
+	lookups *rate.Limiter // of tenants that turned out to be unknown
+	cold    chan struct{} // held by lookups of tenants that are not in memory
 
 	mu      sync.Mutex
 	known   generations[*tenant]
@@ -50,20 +60,35 @@ type tenants struct {
 
 func newTenants(load func(context.Context, string) (*tenant, error)) *tenants {
 	return &tenants{
-		load: load, lookups: rate.NewLimiter(lookups, lookups),
+		load: load, lookups: rate.NewLimiter(lookups, lookups), cold: make(chan struct{}, coldLookups),
 		known: generations[*tenant]{most: mostTenants / 2}, unknown: generations[time.Time]{most: mostUnknown / 2},
 	}
 }
 
-// peek returns a tenant from memory, or nil.
-func (t *tenants) peek(tenantID []byte, now time.Time) *tenant {
+// peek returns a tenant from memory, or an error for one that is known to be unknown or must not be looked up now, or
+// neither.
+func (t *tenants) peek(tenantID []byte, now time.Time) (*tenant, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known, _ := t.known.get(tenantID)
-	if known == nil || now.After(known.until) {
-		return nil
+	switch {
+	case known != nil && known.believed(now):
+		return known, nil
+	case known == nil:
+		return nil, t.refusal(tenantID, now)
 	}
-	return known
+	return nil, nil
+}
+
+// refusal is why a tenant that is not in memory is not looked up, or nil. t.mu is held.
+func (t *tenants) refusal(tenantID []byte, now time.Time) error {
+	if until, ok := t.unknown.get(tenantID); ok && now.Before(until) {
+		return errUnknownTenant
+	}
+	if t.lookups.TokensAt(now) < 1 {
+		return errTooManyLookups
+	}
+	return nil
 }
 
 var (
@@ -77,17 +102,23 @@ func (t *tenants) get(ctx context.Context, tenantID string) (*tenant, error) {
 	t.mu.Lock()
 	now := time.Now() // behind the lock: a limiter whose clock goes back allows too much
 	known, _ := t.known.get([]byte(tenantID))
-	unknownUntil, _ := t.unknown.get([]byte(tenantID))
-	isUnknown := now.Before(unknownUntil)
-	tooMany := known == nil && !isUnknown && !t.lookups.AllowN(now, 1)
+	var refusal error
+	if known == nil {
+		refusal = t.refusal([]byte(tenantID), now)
+	}
 	t.mu.Unlock()
 	switch {
-	case known != nil && now.Before(known.until):
+	case refusal != nil:
+		return nil, refusal
+	case known != nil && known.believed(now):
 		return known, nil
-	case isUnknown:
-		return nil, errUnknownTenant
-	case tooMany:
-		return nil, errTooManyLookups
+	case known == nil:
+		select {
+		case t.cold <- struct{}{}:
+			defer func() { <-t.cold }()
+		default:
+			return nil, errTooManyLookups
+		}
 	}
 	loaded, err, _ := t.flights.Do(tenantID, func() (any, error) {
 		asked := time.Now()
@@ -97,6 +128,7 @@ func (t *tenants) get(ctx context.Context, tenantID string) (*tenant, error) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if errors.Is(err, repo.ErrNotFound) {
+			t.lookups.ReserveN(time.Now(), 1) // into debt, too: several may have been let in for one token
 			t.unknown.put(tenantID, asked.Add(unknownLife))
 			return nil, errUnknownTenant
 		}
@@ -116,7 +148,7 @@ func (t *tenants) get(ctx context.Context, tenantID string) (*tenant, error) {
 	if err != nil {
 		return nil, err
 	}
-	if read := loaded.(*tenant); time.Now().Before(read.until) {
+	if read := loaded.(*tenant); read.believed(time.Now()) {
 		return read, nil
 	}
 	return nil, errLateReading

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,7 +26,7 @@ func TestAReadingThatTookTooLongMintsNothing(t *testing.T) {
 		if !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
 			t.Errorf("a reading that began 5 s ago was believed: %v", err)
 		}
-		if late.peek([]byte("t"), time.Now()) != nil {
+		if known, _ := late.peek([]byte("t"), time.Now()); known != nil {
 			t.Error("it is believed from memory")
 		}
 	})
@@ -77,4 +78,72 @@ func TestMemoryIsBoundedAndKeepsWhatIsUsed(t *testing.T) {
 			t.Fatalf("%d in memory, want at most 200", n)
 		}
 	}
+}
+
+// After a restart nothing is in memory. Tenants that exist are no flood of unknown ones, which a second's budget ends.
+func TestTenantsThatExistDoNotUseUpTheLookupsOfUnknownOnes(t *testing.T) {
+	t.Parallel()
+	const known, unknown = 3 * lookups, 3 * lookups
+	synctest.Test(t, func(t *testing.T) {
+		tenants := newTenants(func(_ context.Context, id string) (*tenant, error) {
+			if id[0] == '?' {
+				return nil, repo.ErrNotFound
+			}
+			return &tenant{id: id, status: repo.Active}, nil
+		})
+		for n := range known {
+			if _, err := tenants.get(t.Context(), fmt.Sprint(n)); err != nil {
+				t.Fatalf("active tenant no. %d after a restart: %v", n+1, err)
+			}
+		}
+		looked := 0
+		for n := range unknown {
+			if _, err := tenants.get(t.Context(), fmt.Sprint("?", n)); err == errUnknownTenant {
+				looked++
+			}
+		}
+		if looked != lookups {
+			t.Errorf("%d unknown tenants were looked up at once, want %d", looked, lookups)
+		}
+		if _, err := tenants.peek([]byte("?0"), time.Now()); err != errUnknownTenant {
+			t.Errorf("a tenant that is remembered as unknown: %v", err)
+		}
+		if _, err := tenants.peek([]byte("?later"), time.Now()); err != errTooManyLookups {
+			t.Errorf("a tenant beyond the budget: %v", err)
+		}
+	})
+}
+
+// Lookups of tenants that are not in memory leave workers for those whose mapping is only to be read anew.
+func TestAReadingAnewDoesNotWaitBehindTenantsThatNobodyKnows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		slow := make(chan struct{})
+		tenants := newTenants(func(_ context.Context, id string) (*tenant, error) {
+			if id != "known" {
+				<-slow
+				return nil, repo.ErrNotFound
+			}
+			return &tenant{id: id, status: repo.Active}, nil
+		})
+		read := func(id string) error {
+			_, err := tenants.get(t.Context(), id)
+			return err
+		}
+		if err := read("known"); err != nil {
+			t.Fatal(err)
+		}
+		tenants.drop("known")
+		for n := range coldLookups {
+			go func() { _ = read(fmt.Sprint("cold-", n)) }()
+		}
+		synctest.Wait()
+		if err := read("one more"); err != errTooManyLookups {
+			t.Errorf("lookup no. %d at once: %v", coldLookups+1, err)
+		}
+		if err := read("known"); err != nil {
+			t.Errorf("a tenant in memory: %v", err)
+		}
+		close(slow)
+	})
 }

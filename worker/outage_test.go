@@ -24,7 +24,8 @@ func testAnOutageOfTheAPIKillsNoEventAndRepeatsNoCreate(t *testing.T) {
 	eventually(t, soon, w.are(repo.Active, "before", "suspended"))
 	for _, status := range []int{401, 500} {
 		w.setFaults(fmt.Sprintf("status=%d", status))
-		var tenants []string
+		tenants := names(fmt.Sprint("first-", status), 10) // so many at once that the gate shuts before any is tried again
+		w.create(tenants...)
 		load := time.NewTicker(50 * time.Millisecond)
 		defer load.Stop()
 		for end := time.Now().Add(*outage); time.Now().Before(end); <-load.C {

@@ -71,12 +71,14 @@ func (w *Worker) quickToken(dst []byte, r events.Request) (reply []byte, ok bool
 		return nil, false, nil
 	}
 	began := time.Now()
-	known := w.tenants.peek(q.tenantID, began)
-	if known == nil {
+	known, err := w.tenants.peek(q.tenantID, began)
+	if known == nil && err == nil {
 		return nil, false, nil
 	}
 	w.metrics.memory.Inc()
-	reply, err = w.answerToken(dst, known, q, w.mintTime(began))
+	if err == nil {
+		reply, err = w.answerToken(dst, known, q, w.mintTime(began))
+	}
 	w.metrics.answered(err, time.Since(began))
 	return reply, true, err
 }
@@ -200,7 +202,7 @@ func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Tim
 	dst = papermap.AppendEmbedQuery(dst, t.workspaceID, t.dashboardID)
 	dst = append(dst, `"}`...)
 	w.minted.add(t.workspaceID, t.id, now)
-	w.audit.minted(w.log, t, expires, dst[begin:end])
+	w.audit.minted(t, expires, dst[begin:end])
 	return dst, nil
 }
 
@@ -240,21 +242,53 @@ func (w *Worker) loadTenant(ctx context.Context, tenantID string) (*tenant, erro
 	return t, nil
 }
 
-// audit writes down who got tokens, at most so many lines a second: each token is worth a line, a flood is not.
+// audit writes down who got tokens, at most so many lines a second: each token is worth a line, a flood is not. A log that
+// is slow to take them delays no token.
 type audit struct {
 	limiter *rate.Limiter
+	lines   chan auditLine // to write; what does not fit is left out
 	leftOut atomic.Int64
 }
 
-// minted logs a token without it: its fingerprint is the first 16 hex digits of its SHA-256.
-func (a *audit) minted(log *slog.Logger, t *tenant, expires time.Time, token []byte) {
-	if !a.limiter.Allow() {
-		a.leftOut.Add(1)
-		return
+// auditLine is a token without it: its fingerprint is the first 16 hex digits of its SHA-256.
+type auditLine struct {
+	tenant      *tenant
+	expires     time.Time
+	fingerprint [8]byte
+}
+
+func newAudit(perSecond int) *audit {
+	return &audit{limiter: rate.NewLimiter(rate.Limit(perSecond), perSecond), lines: make(chan auditLine, 1024)}
+}
+
+func (a *audit) minted(t *tenant, expires time.Time, token []byte) {
+	if a.limiter.Allow() {
+		sum := sha256.Sum256(token)
+		select {
+		case a.lines <- auditLine{t, expires, [8]byte(sum[:8])}:
+			return
+		default:
+		}
 	}
-	sum := sha256.Sum256(token)
-	log.Info("minted an embed token", "tenant_id", t.id, "workspace_id", t.workspaceID, "dashboard_id", t.dashboardID,
-		"expires", expires.UTC(), "fingerprint", hex.EncodeToString(sum[:8]), "left_out", a.leftOut.Swap(0))
+	a.leftOut.Add(1)
+}
+
+// write writes the lines until ctx ends, then those that are left.
+func (a *audit) write(ctx context.Context, log *slog.Logger) {
+	write := func(l auditLine) {
+		log.Info("minted an embed token", "tenant_id", l.tenant.id, "workspace_id", l.tenant.workspaceID, "dashboard_id", l.tenant.dashboardID,
+			"expires", l.expires.UTC(), "fingerprint", hex.EncodeToString(l.fingerprint[:]), "left_out", a.leftOut.Swap(0))
+	}
+	for ctx.Err() == nil {
+		select {
+		case l := <-a.lines:
+			write(l)
+		case <-ctx.Done():
+		}
+	}
+	for len(a.lines) > 0 {
+		write(<-a.lines)
+	}
 }
 
 func (w *Worker) dashboard(ctx context.Context, r events.Request) ([]byte, error) {

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"papermap-worker/events"
 	"papermap-worker/papermap"
 	"papermap-worker/repo"
@@ -33,7 +31,7 @@ func BenchmarkToken(b *testing.B) {
 	b.Run("handler", func(b *testing.B) {
 		w := &Worker{
 			cfg: Config{TokenTTL: time.Hour, TokenMaxTTL: time.Hour}, now: time.Now, log: slog.New(slog.DiscardHandler), tenants: newTenants(nil),
-			audit: audit{limiter: rate.NewLimiter(100, 100)}, metrics: newMetrics("0.0.0"), embedPage: []byte(`"https://papermap.ai/embedded/dashboard?embedded-token=`),
+			audit: newAudit(100), metrics: newMetrics("0.0.0"), embedPage: []byte(`"https://papermap.ai/embedded/dashboard?embedded-token=`),
 		}
 		w.tenants.known.put(m.TenantID, &tenant{
 			id: m.TenantID, workspaceID: m.WorkspaceID, dashboardID: m.DashboardID, status: m.Status, until: time.Now().Add(time.Hour),

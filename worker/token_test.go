@@ -157,7 +157,7 @@ func testEveryRequestThatGetsNoTokenIsToldWhy(t *testing.T) {
 		`{"tenant_id":"a\u0007"}`, `{"tenant_id":"` + strings.Repeat("x", 256) + `"}`, "{\"tenant_id\":\"active\xff\"}", `{"Tenant_ID":"active"}`,
 		`{"tenant_id":"active","tenant_id":"active"}`, `{"tenant_id":"active"}{}`, `{"tenant_id":"active","ttl_seconds":0}`,
 		`{"tenant_id":"active","ttl_seconds":-1}`, `{"tenant_id":"active","ttl_seconds":1.5}`, `{"tenant_id":"active","ttl_seconds":"60"}`,
-		`{"tenant_id":"active","ttl_seconds":99999999999999999999}`, `{"tenant_id":"active","workspace_id":"ws-b"}`, `{"tenant_id":"active","workspace_id":7}`,
+		`{"tenant_id":"active","ttl_seconds":-99999999999999999999}`, `{"tenant_id":"active","workspace_id":"ws-b"}`, `{"tenant_id":"active","workspace_id":7}`,
 	} {
 		w.refused("embed-token", body, 400, "INVALID_REQUEST")
 		if !strings.Contains(body, "ttl_seconds") {

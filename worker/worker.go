@@ -72,7 +72,7 @@ type Worker struct {
 	metrics   *metrics
 	tenants   *tenants
 	minted    tokenCounts
-	audit     audit
+	audit     *audit
 	embedPage []byte // begin of the iframe's address as JSON text, up to the token
 }
 
@@ -87,9 +87,16 @@ type workspace struct {
 // MostSkew is how far the host's clock may be from Papermap's for tokens to be minted: they live by it. From WarnSkew on
 // operators are told.
 const (
-	MostSkew  = 300 * time.Second
-	WarnSkew  = 60 * time.Second
-	skewProbe = 30 * time.Second // so often a clock that is off is looked at again
+	MostSkew = 300 * time.Second
+	WarnSkew = 60 * time.Second
+)
+
+// So old may the newest reading of Papermap's clock be: where the clock is fine, and where it is off or not known, so that
+// putting it right is noticed. A worker that has nothing to ask asks for the first one after clockFirst.
+const (
+	clockFine  = 5 * time.Minute
+	clockOff   = 30 * time.Second
+	clockFirst = 5 * time.Second
 )
 
 // clockAllows returns an error when the host's clock is so far off that tokens would live much longer or shorter than they
@@ -101,19 +108,26 @@ func (ws *workspace) clockAllows() error {
 	return nil
 }
 
-// watchClock asks for Papermap's time again while the clock is off, so that putting it right is noticed.
+// watchClock asks for Papermap's time when no other request has shown it for long, or one contradicts what is believed.
 func (ws *workspace) watchClock(ctx context.Context, log *slog.Logger) {
 	said := false
-	for sleep(ctx, skewProbe) {
+	asked := time.Now().Add(clockFirst - clockOff)
+	for sleep(ctx, time.Second) {
 		skew, known := ws.api.ClockSkew()
-		if off := known && skew.Abs() > WarnSkew; !off {
-			said = false
+		off := known && skew.Abs() > WarnSkew
+		if off && !said {
+			log.Error("the host's clock is off: set it; beyond 5 minutes no tokens are minted", "workspace_id", ws.ID, "skew", skew.Round(time.Second).String())
+		}
+		said = off
+		old := clockFine
+		if off || !known {
+			old = clockOff
+		}
+		read, doubtful := ws.api.ClockReading()
+		if !doubtful && (time.Since(read) < old || time.Since(asked) < old) {
 			continue
 		}
-		if !said {
-			log.Error("the host's clock is off: set it; beyond 5 minutes no tokens are minted", "workspace_id", ws.ID, "skew", skew.Round(time.Second).String())
-			said = true
-		}
+		asked = time.Now()
 		if err := ws.api.Probe(ctx); err != nil {
 			log.Debug("cannot ask Papermap for its time", "workspace_id", ws.ID, "error", err)
 		}
@@ -133,7 +147,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	w.metrics = newMetrics(cfg.Version)
 	w.metrics.registry.MustRegister(readings{w})
 	w.tenants = newTenants(w.loadTenant)
-	w.audit.limiter = rate.NewLimiter(rate.Limit(cfg.TokenAudit), cfg.TokenAudit)
+	w.audit = newAudit(cfg.TokenAudit)
 	w.embedPage, _ = jsontext.AppendQuote(nil, cfg.EmbedURL+"?embedded-token=") // an error only for text that is not UTF-8
 	w.embedPage = w.embedPage[:len(w.embedPage)-1]
 	limit := rate.Inf
@@ -188,6 +202,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	supporters.Go(func() { w.relay(support) })
 	supporters.Go(func() { w.keepTokenCounts(support) })
+	supporters.Go(func() { w.audit.write(support, w.log) })
 
 	var consumers sync.WaitGroup
 	consumers.Go(func() { w.schedule(ctx) })
