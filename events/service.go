@@ -31,10 +31,19 @@ type Endpoint struct {
 	// Handle answers. It may wait, for at most the time that ctx gives it.
 	Handle func(ctx context.Context, r Request) (reply []byte, err error)
 
-	// Quick, if there is one, is asked first: it appends the answer to dst, at once, or says that it cannot. It must not
-	// keep r.Data or dst.
-	Quick func(dst []byte, r Request) (reply []byte, ok bool, err error)
+	// Quick, if there is one, is asked first: it appends the answer to dst, at once, or says that Handle is to answer. It must
+	// not keep r.Data or dst.
+	Quick func(dst []byte, r Request) (reply []byte, v Verdict, err error)
 }
+
+// Verdict is what Quick made of a request.
+type Verdict int
+
+const (
+	Answered  Verdict = iota // the reply, or the error, is the answer
+	Wait                     // Handle is to answer
+	WaitAhead                // Handle is to answer, ahead of the others, who may be many and strangers
+)
 
 // ServiceError is a request that is answered with an error. Any other error of a handler is answered with
 // UNAVAILABLE, without its text.
@@ -54,11 +63,10 @@ type errorBody struct {
 	RetryAfter int    `json:"retry_after,omitzero"`
 }
 
-// ServiceWorkers is how many requests that may wait are answered at once.
-const ServiceWorkers = 32
-
 const (
-	serviceQueue   = 1024 // requests that wait; more are refused with UNAVAILABLE
+	serviceWorkers = 32   // requests answered at once
+	aheadWorkers   = 8    // and of those who go ahead
+	serviceQueue   = 1024 // requests that wait, of each kind; more are refused with UNAVAILABLE
 	requestTimeout = 5 * time.Second
 
 	// What the client library keeps of requests that come faster than they can even be refused; it drops more.
@@ -74,6 +82,7 @@ type Service struct {
 	replies []string // prefixes of the reply subjects that are answered
 	log     *slog.Logger
 	queue   chan request
+	ahead   chan request
 	mu      sync.RWMutex // held for reading while a request is put into the queue
 	stopped bool
 	workers sync.WaitGroup
@@ -96,17 +105,19 @@ func (r request) event() Request {
 // Serve starts the micro service named papermap-worker. replyPrefixes are more reply subjects that may be answered,
 // beside _INBOX. and _R_. (a server's own, for imported services).
 func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoint) (*Service, error) {
-	s := &Service{bus: b, replies: []string{"_INBOX.", "_R_."}, log: b.log, queue: make(chan request, serviceQueue)}
+	s := &Service{bus: b, replies: []string{"_INBOX.", "_R_."}, log: b.log, queue: make(chan request, serviceQueue), ahead: make(chan request, serviceQueue)}
 	s.buffers.New = func() any { return new([]byte) }
 	for _, p := range replyPrefixes {
 		s.replies = append(s.replies, strings.TrimSuffix(p, ".")+".")
 	}
-	for range ServiceWorkers {
-		s.workers.Go(func() {
-			for r := range s.queue {
-				s.answer(r)
-			}
-		})
+	for queue, workers := range map[chan request]int{s.queue: serviceWorkers, s.ahead: aheadWorkers} {
+		for range workers {
+			s.workers.Go(func() {
+				for r := range queue {
+					s.answer(r)
+				}
+			})
+		}
 	}
 	var err error
 	s.micro, err = micro.AddService(b.nc, micro.Config{Name: "papermap-worker", Version: version, Description: "Papermap dashboards and embed tokens of tenants"})
@@ -135,20 +146,28 @@ func (s *Service) Stop() {
 	s.mu.Lock()
 	s.stopped = true
 	close(s.queue)
+	close(s.ahead)
 	s.mu.Unlock()
 	s.workers.Wait()
 }
 
 // accept queues a request, or refuses it at once when too many wait.
 func (s *Service) accept(r request) {
-	if !s.answerable(r.Reply()) || s.quick(r) {
+	if !s.answerable(r.Reply()) {
 		return
+	}
+	queue := s.queue
+	switch s.quick(r) {
+	case Answered:
+		return
+	case WaitAhead:
+		queue = s.ahead
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if !s.stopped {
 		select {
-		case s.queue <- r:
+		case queue <- r:
 			return
 		default:
 		}
@@ -157,31 +176,34 @@ func (s *Service) accept(r request) {
 }
 
 // quick answers a request that needs no waiting, in the library's own goroutine: no hand-over, no copy.
-func (s *Service) quick(r request) (answered bool) {
+func (s *Service) quick(r request) (v Verdict) {
 	if r.endpoint.Quick == nil {
-		return false
+		return Wait
 	}
 	defer func() {
 		if p := recover(); p != nil { // the handler that may wait has the next try
 			s.log.Error("a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
+			v = Wait
 		}
 	}()
 	buffer := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buffer)
-	reply, ok, err := r.endpoint.Quick((*buffer)[:0], r.event())
+	reply, v, err := r.endpoint.Quick((*buffer)[:0], r.event())
 	var known *ServiceError
-	if !ok || err != nil && !errors.As(err, &known) { // the handler that may wait tells the log
-		return false
-	}
-	if err != nil {
+	switch {
+	case v != Answered:
+		return v
+	case errors.As(err, &known):
 		s.refuse(r, known)
-		return true
+		return Answered
+	case err != nil: // the handler that may wait tells the log
+		return Wait
 	}
 	*buffer = reply
 	if err := s.bus.nc.Publish(r.Reply(), reply); err != nil { // which copies it
 		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
 	}
-	return true
+	return Answered
 }
 
 func (s *Service) answerable(reply string) bool {

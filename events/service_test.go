@@ -130,7 +130,7 @@ func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
 		<-release
 		return data, nil
 	})
-	const flood = ServiceWorkers + serviceQueue + 500
+	const flood = serviceWorkers + serviceQueue + 500
 	sub, err := nc.SubscribeSync("_INBOX.flood")
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestAQuickAnswerThatFailsIsLeftToTheHandlerThatMayWait(t *testing.T) {
 	b := startBus(t)
 	s, err := b.Serve("1.2.3", nil, Endpoint{
 		Name:   "echo",
-		Quick:  func([]byte, Request) ([]byte, bool, error) { return nil, true, errors.New("a bug") },
+		Quick:  func([]byte, Request) ([]byte, Verdict, error) { return nil, Answered, errors.New("a bug") },
 		Handle: func(context.Context, Request) ([]byte, error) { return nil, errors.New("the same bug") },
 	})
 	if err != nil {
@@ -220,6 +220,41 @@ func TestAQuickAnswerThatFailsIsLeftToTheHandlerThatMayWait(t *testing.T) {
 	t.Cleanup(s.Stop)
 	reply, err := b.nc.Request("papermap.rpc.echo", nil, 5*time.Second)
 	if err != nil || reply.Header.Get("Nats-Service-Error-Code") != "503" || len(reply.Data) == 0 {
+		t.Errorf("answer %v, %v", reply, err)
+	}
+}
+
+// However many strangers wait, whoever goes ahead is answered.
+func TestARequestThatGoesAheadDoesNotWaitBehindTheOthers(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	release := make(chan struct{})
+	s, err := b.Serve("1.2.3", nil, Endpoint{
+		Name: "echo",
+		Quick: func(_ []byte, r Request) ([]byte, Verdict, error) {
+			if string(r.Data) == "ahead" {
+				return nil, WaitAhead, nil
+			}
+			return nil, Wait, nil
+		},
+		Handle: func(_ context.Context, r Request) ([]byte, error) {
+			if string(r.Data) != "ahead" {
+				<-release
+			}
+			return r.Data, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	defer close(release)
+	for range serviceWorkers + serviceQueue {
+		if err := b.nc.PublishRequest("papermap.rpc.echo", "_INBOX.stranger", []byte("stranger")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if reply, err := b.nc.Request("papermap.rpc.echo", []byte("ahead"), 5*time.Second); err != nil || string(reply.Data) != "ahead" {
 		t.Errorf("answer %v, %v", reply, err)
 	}
 }

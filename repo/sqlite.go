@@ -33,7 +33,7 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	if err := write.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
 	}
-	read, err := sqlx.Open("sqlite3", file+common+"&_query_only=1")
+	read, err := sqlx.Open("sqlite3", file+common+"&_query_only=1&_cache_size=-512") // 512 KiB each: the system caches the file
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
 	}

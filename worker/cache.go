@@ -25,24 +25,18 @@ const (
 
 	// lookups per second that unknown tenants may cause at the database, all together.
 	lookups = 2000
-	// coldLookups is how many tenants that are not in memory are looked up at once: the other workers are for those that
-	// are, and whose mapping is to be read anew.
-	coldLookups = events.ServiceWorkers * 3 / 4
 )
 
-// tenant is what minting needs of a mapping, small because there may be very many in memory.
+// tenant is what minting needs of a mapping: 64 bytes and a text, because there may be very many in memory.
 type tenant struct {
-	id, workspaceID, dashboardID string
-	status                       repo.Status
-	ws                           *workspace    // nil when it is not configured
-	limiter                      *rate.Limiter // nil: no limit
-	until                        time.Time     // believed so long
-}
+	id, dashboardID string
+	ws              *workspace           // without a client when it is not configured
+	refused         *events.ServiceError // why there are no tokens; nil: there are
 
-// believed says whether the mapping may still be used: by the clock that cannot be set, and by the one that goes on while
-// the host sleeps.
-func (t *tenant) believed(now time.Time) bool {
-	return now.Before(t.until) && now.UnixNano() < t.until.UnixNano()
+	// Believed so long by the clock that cannot be set, from when the worker began, and by the one that goes on while the
+	// host sleeps, in Unix nanoseconds.
+	until time.Duration
+	wall  int64
 }
 
 // tenants keeps mappings in memory: filled on demand, bounded, and never believed for long. A change that this or another
@@ -51,33 +45,56 @@ type tenants struct {
 	load    func(ctx context.Context, tenantID string) (*tenant, error)
 	flights singleflight.Group
 	lookups *rate.Limiter // of tenants that turned out to be unknown
-	cold    chan struct{} // held by lookups of tenants that are not in memory
+	began   time.Time
 
 	mu      sync.Mutex
 	known   generations[*tenant]
 	unknown generations[time.Time] // until when
+	rates   generations[*rate.Limiter]
 }
 
 func newTenants(load func(context.Context, string) (*tenant, error)) *tenants {
 	return &tenants{
-		load: load, lookups: rate.NewLimiter(lookups, lookups), cold: make(chan struct{}, coldLookups),
+		load: load, lookups: rate.NewLimiter(lookups, lookups), began: time.Now(),
 		known: generations[*tenant]{most: mostTenants / 2}, unknown: generations[time.Time]{most: mostUnknown / 2},
+		rates: generations[*rate.Limiter]{most: mostTenants / 2},
 	}
 }
 
+// believe sets how long a mapping is believed that was asked for at a time.
+func (t *tenants) believe(m *tenant, asked time.Time, life time.Duration) {
+	m.until, m.wall = asked.Sub(t.began)+life, asked.Add(life).UnixNano()
+}
+
+func (t *tenants) believed(m *tenant, now time.Time) bool {
+	return now.Sub(t.began) < m.until && now.UnixNano() < m.wall
+}
+
+// limiter is the tenant's own, which goes on however often the mapping is read anew.
+func (t *tenants) limiter(tenantID string, limit rate.Limit, burst int) *rate.Limiter {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l, ok := t.rates.get([]byte(tenantID))
+	if !ok {
+		l = rate.NewLimiter(limit, burst)
+		t.rates.put(tenantID, l)
+	}
+	return l
+}
+
 // peek returns a tenant from memory, or an error for one that is known to be unknown or must not be looked up now, or
-// neither.
-func (t *tenants) peek(tenantID []byte, now time.Time) (*tenant, error) {
+// neither. stale says that there is one in memory, which is only to be read anew.
+func (t *tenants) peek(tenantID []byte, now time.Time) (m *tenant, stale bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known, _ := t.known.get(tenantID)
 	switch {
-	case known != nil && known.believed(now):
-		return known, nil
+	case known != nil && t.believed(known, now):
+		return known, false, nil
 	case known == nil:
-		return nil, t.refusal(tenantID, now)
+		return nil, false, t.refusal(tenantID, now)
 	}
-	return nil, nil
+	return nil, true, nil
 }
 
 // refusal is why a tenant that is not in memory is not looked up, or nil. t.mu is held.
@@ -110,15 +127,8 @@ func (t *tenants) get(ctx context.Context, tenantID string) (*tenant, error) {
 	switch {
 	case refusal != nil:
 		return nil, refusal
-	case known != nil && known.believed(now):
+	case known != nil && t.believed(known, now):
 		return known, nil
-	case known == nil:
-		select {
-		case t.cold <- struct{}{}:
-			defer func() { <-t.cold }()
-		default:
-			return nil, errTooManyLookups
-		}
 	}
 	loaded, err, _ := t.flights.Do(tenantID, func() (any, error) {
 		asked := time.Now()
@@ -135,20 +145,18 @@ func (t *tenants) get(ctx context.Context, tenantID string) (*tenant, error) {
 		if err != nil {
 			return nil, err
 		}
-		m.until = asked.Add(tenantLife)
-		if m.status != repo.Active {
-			m.until = asked.Add(unknownLife)
+		life := tenantLife
+		if m.refused != nil {
+			life = unknownLife
 		}
-		if known != nil {
-			m.limiter = known.limiter
-		}
+		t.believe(m, asked, life)
 		t.known.put(m.id, m) // one copy of the id for both
 		return m, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if read := loaded.(*tenant); read.believed(time.Now()) {
+	if read := loaded.(*tenant); t.believed(read, time.Now()) {
 		return read, nil
 	}
 	return nil, errLateReading
@@ -169,8 +177,8 @@ func (t *tenants) drop(tenantID string) {
 	defer t.mu.Unlock()
 	if known, ok := t.known.get([]byte(tenantID)); ok {
 		expired := *known
-		expired.until = time.Time{}
-		t.known.put(known.id, &expired) // its rate goes on
+		expired.until = 0
+		t.known.put(known.id, &expired) // known all the same, and so read ahead of others
 	}
 	t.unknown.drop(tenantID)
 }

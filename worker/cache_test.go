@@ -19,14 +19,14 @@ func TestAReadingThatTookTooLongMintsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		late := newTenants(func(context.Context, string) (*tenant, error) {
 			time.Sleep(5 * time.Second) // the clock is the bubble's
-			return &tenant{id: "t", status: repo.Active}, nil
+			return &tenant{id: "t"}, nil
 		})
 		_, err := late.get(t.Context(), "t")
 		var refused *events.ServiceError
 		if !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
 			t.Errorf("a reading that began 5 s ago was believed: %v", err)
 		}
-		if known, _ := late.peek([]byte("t"), time.Now()); known != nil {
+		if known, _, _ := late.peek([]byte("t"), time.Now()); known != nil {
 			t.Error("it is believed from memory")
 		}
 	})
@@ -38,17 +38,17 @@ func TestAChangeDuringAReadingIsSeenByTheNextRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan repo.Status)
 		tenants := newTenants(func(context.Context, string) (*tenant, error) {
-			return &tenant{id: "t", status: <-answer}, nil
+			return &tenant{id: "t", refused: tokenRefused(<-answer)}, nil
 		})
-		read := func() <-chan repo.Status {
-			got := make(chan repo.Status, 1)
+		read := func() <-chan *events.ServiceError {
+			got := make(chan *events.ServiceError, 1)
 			go func() {
 				known, err := tenants.get(t.Context(), "t")
 				if err != nil {
 					t.Error(err)
 					known = &tenant{}
 				}
-				got <- known.status
+				got <- known.refused
 			}()
 			synctest.Wait()
 			return got
@@ -59,7 +59,7 @@ func TestAChangeDuringAReadingIsSeenByTheNextRequest(t *testing.T) {
 		answer <- repo.Active
 		answer <- repo.Suspended // nobody reads it if the second request joined the first: the bubble ends in a deadlock
 		if a, b := <-first, <-second; a == b {
-			t.Errorf("read as %s and %s", a, b)
+			t.Errorf("read as %v and %v", a, b)
 		}
 	})
 }
@@ -89,7 +89,7 @@ func TestTenantsThatExistDoNotUseUpTheLookupsOfUnknownOnes(t *testing.T) {
 			if id[0] == '?' {
 				return nil, repo.ErrNotFound
 			}
-			return &tenant{id: id, status: repo.Active}, nil
+			return &tenant{id: id}, nil
 		})
 		for n := range known {
 			if _, err := tenants.get(t.Context(), fmt.Sprint(n)); err != nil {
@@ -105,45 +105,11 @@ func TestTenantsThatExistDoNotUseUpTheLookupsOfUnknownOnes(t *testing.T) {
 		if looked != lookups {
 			t.Errorf("%d unknown tenants were looked up at once, want %d", looked, lookups)
 		}
-		if _, err := tenants.peek([]byte("?0"), time.Now()); err != errUnknownTenant {
+		if _, _, err := tenants.peek([]byte("?0"), time.Now()); err != errUnknownTenant {
 			t.Errorf("a tenant that is remembered as unknown: %v", err)
 		}
-		if _, err := tenants.peek([]byte("?later"), time.Now()); err != errTooManyLookups {
+		if _, _, err := tenants.peek([]byte("?later"), time.Now()); err != errTooManyLookups {
 			t.Errorf("a tenant beyond the budget: %v", err)
 		}
-	})
-}
-
-// Lookups of tenants that are not in memory leave workers for those whose mapping is only to be read anew.
-func TestAReadingAnewDoesNotWaitBehindTenantsThatNobodyKnows(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		slow := make(chan struct{})
-		tenants := newTenants(func(_ context.Context, id string) (*tenant, error) {
-			if id != "known" {
-				<-slow
-				return nil, repo.ErrNotFound
-			}
-			return &tenant{id: id, status: repo.Active}, nil
-		})
-		read := func(id string) error {
-			_, err := tenants.get(t.Context(), id)
-			return err
-		}
-		if err := read("known"); err != nil {
-			t.Fatal(err)
-		}
-		tenants.drop("known")
-		for n := range coldLookups {
-			go func() { _ = read(fmt.Sprint("cold-", n)) }()
-		}
-		synctest.Wait()
-		if err := read("one more"); err != errTooManyLookups {
-			t.Errorf("lookup no. %d at once: %v", coldLookups+1, err)
-		}
-		if err := read("known"); err != nil {
-			t.Errorf("a tenant in memory: %v", err)
-		}
-		close(slow)
 	})
 }

@@ -60,27 +60,30 @@ type tokenRequest struct {
 }
 
 // quickToken answers from memory. Whatever is not plain is left to embedToken, which says what is wrong.
-func (w *Worker) quickToken(dst []byte, r events.Request) (reply []byte, ok bool, err error) {
+func (w *Worker) quickToken(dst []byte, r events.Request) (reply []byte, v events.Verdict, err error) {
 	q := tokenRequest{tenantID: []byte(r.Token)}
 	if len(r.Data) > 0 {
+		var ok bool
 		if q, ok = parsePlain(r.Data); !ok {
-			return nil, false, nil
+			return nil, events.Wait, nil
 		}
 	}
 	if r.Token != "" && (!plainToken(r.Token) || r.Token != string(q.tenantID)) {
-		return nil, false, nil
+		return nil, events.Wait, nil
 	}
 	began := time.Now()
-	known, err := w.tenants.peek(q.tenantID, began)
-	if known == nil && err == nil {
-		return nil, false, nil
-	}
-	w.metrics.memory.Inc()
-	if err == nil {
+	known, stale, err := w.tenants.peek(q.tenantID, began)
+	switch {
+	case stale:
+		return nil, events.WaitAhead, nil
+	case known == nil && err == nil:
+		return nil, events.Wait, nil
+	case err == nil:
 		reply, err = w.answerToken(dst, known, q, w.mintTime(began))
 	}
+	w.metrics.memory.Inc()
 	w.metrics.answered(err, time.Since(began))
-	return reply, true, err
+	return reply, events.Answered, err
 }
 
 // plainToken says whether a subject's token is surely the tenant id itself, with nothing that is or must be encoded.
@@ -140,20 +143,19 @@ func (w *Worker) mintTime(now time.Time) time.Time {
 
 // answerToken appends the answer for a tenant: a token for the mapping's own workspace and dashboard, or why there is none.
 func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Time) ([]byte, error) {
-	if len(q.workspaceID) > 0 && string(q.workspaceID) != t.workspaceID {
+	switch {
+	case len(q.workspaceID) > 0 && string(q.workspaceID) != t.ws.ID:
 		return nil, invalid(errors.New(`"workspace_id" is not the tenant's`))
-	}
-	if err := tokenAllowed(t.status); err != nil {
-		return nil, err
-	}
-	if t.ws == nil {
-		return nil, fmt.Errorf("workspace %q of tenant %q is not configured", t.workspaceID, t.id)
+	case t.refused != nil:
+		return nil, t.refused
+	case t.ws.api == nil:
+		return nil, fmt.Errorf("workspace %q of tenant %q is not configured", t.ws.ID, t.id)
 	}
 	if err := t.ws.clockAllows(); err != nil {
 		return nil, err
 	}
-	if t.limiter != nil {
-		if r := t.limiter.ReserveN(now, 1); r.DelayFrom(now) > 0 {
+	if w.cfg.TokenRate > 0 {
+		if r := w.tenants.limiter(t.id, rate.Limit(w.cfg.TokenRate), w.cfg.TokenBurst).ReserveN(now, 1); r.DelayFrom(now) > 0 {
 			wait := r.DelayFrom(now)
 			r.CancelAt(now)
 			return nil, &events.ServiceError{
@@ -178,7 +180,7 @@ func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Tim
 	end := len(dst)
 	dst = append(dst, '"')
 	for _, f := range [...]struct{ name, value string }{
-		{`,"tenant_id":`, t.id}, {`,"workspace_id":`, t.workspaceID}, {`,"dashboard_id":`, t.dashboardID},
+		{`,"tenant_id":`, t.id}, {`,"workspace_id":`, t.ws.ID}, {`,"dashboard_id":`, t.dashboardID},
 	} {
 		dst = append(dst, f.name...)
 		if dst, err = jsontext.AppendQuote(dst, f.value); err != nil {
@@ -199,15 +201,15 @@ func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Tim
 	for range end - padding { // all that needs encoding in a query
 		dst = append(dst, "%3D"...)
 	}
-	dst = papermap.AppendEmbedQuery(dst, t.workspaceID, t.dashboardID)
+	dst = papermap.AppendEmbedQuery(dst, t.ws.ID, t.dashboardID)
 	dst = append(dst, `"}`...)
-	w.minted.add(t.workspaceID, t.id, now)
+	w.minted.add(t.ws.ID, t.id, now)
 	w.audit.minted(t, expires, dst[begin:end])
 	return dst, nil
 }
 
-// tokenAllowed returns the documented error unless the mapping is active.
-func tokenAllowed(status repo.Status) error {
+// tokenRefused returns the documented error unless the mapping is active.
+func tokenRefused(status repo.Status) *events.ServiceError {
 	switch status {
 	case repo.Active:
 		return nil
@@ -222,22 +224,17 @@ func tokenAllowed(status repo.Status) error {
 	}
 }
 
-// loadTenant reads a mapping and prepares it for minting. Texts that many tenants share are kept once.
+// loadTenant reads a mapping and prepares it for minting.
 func (w *Worker) loadTenant(ctx context.Context, tenantID string) (*tenant, error) {
 	w.metrics.database.Inc()
 	m, err := w.db.Mapping(ctx, tenantID)
 	if err != nil {
 		return nil, err
 	}
-	t := &tenant{id: m.TenantID, workspaceID: m.WorkspaceID, dashboardID: m.DashboardID, status: m.Status, ws: w.workspaces[m.WorkspaceID]}
-	if t.ws != nil {
-		t.workspaceID = t.ws.ID
-	}
-	if m.Status == repo.Active {
-		t.status = repo.Active
-	}
-	if w.cfg.TokenRate > 0 {
-		t.limiter = rate.NewLimiter(rate.Limit(w.cfg.TokenRate), w.cfg.TokenBurst)
+	both := m.TenantID + m.DashboardID // in memory as one text
+	t := &tenant{id: both[:len(m.TenantID)], dashboardID: both[len(m.TenantID):], ws: w.workspaces[m.WorkspaceID], refused: tokenRefused(m.Status)}
+	if t.ws == nil {
+		t.ws = &workspace{Workspace: papermap.Workspace{ID: m.WorkspaceID}}
 	}
 	return t, nil
 }
@@ -276,7 +273,7 @@ func (a *audit) minted(t *tenant, expires time.Time, token []byte) {
 // write writes the lines until ctx ends, then those that are left.
 func (a *audit) write(ctx context.Context, log *slog.Logger) {
 	write := func(l auditLine) {
-		log.Info("minted an embed token", "tenant_id", l.tenant.id, "workspace_id", l.tenant.workspaceID, "dashboard_id", l.tenant.dashboardID,
+		log.Info("minted an embed token", "tenant_id", l.tenant.id, "workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID,
 			"expires", l.expires.UTC(), "fingerprint", hex.EncodeToString(l.fingerprint[:]), "left_out", a.leftOut.Swap(0))
 	}
 	for ctx.Err() == nil {
