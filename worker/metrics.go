@@ -24,6 +24,7 @@ type metrics struct {
 	requests    *prometheus.CounterVec   // by route and status
 	requestTime *prometheus.HistogramVec // by route
 	tokens      *prometheus.CounterVec   // by outcome
+	minted      prometheus.Counter       // of those, ok
 	tokenTime   prometheus.Histogram
 	memory      prometheus.Counter // tenants that were looked up for a token, and found there
 	database    prometheus.Counter
@@ -52,6 +53,7 @@ func newMetrics(version string) *metrics {
 		usageRuns:   counter("usage_runs_total", "Usage runs that ended, by status.", "status"),
 		usageRows:   counter("usage_rows_total", "Rows of usage, by what became of them: read, written, rejected or went_down.", "outcome"),
 	}
+	m.minted = m.tokens.WithLabelValues("ok")
 	lookups := counter("token_lookups_total", "Tenants that were looked up for a token, by where: memory or database.", "in")
 	m.memory, m.database = lookups.WithLabelValues("memory"), lookups.WithLabelValues("database")
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -79,13 +81,13 @@ func (m *metrics) requested(route string, status int, took time.Duration) {
 // answered counts a request for a token.
 func (m *metrics) answered(err error, took time.Duration) {
 	m.tokenTime.Observe(took.Seconds())
-	outcome := "ok"
-	var known *events.ServiceError
-	switch {
-	case errors.As(err, &known):
+	if err == nil {
+		m.minted.Inc()
+		return
+	}
+	outcome := "UNAVAILABLE"
+	if known := (*events.ServiceError)(nil); errors.As(err, &known) {
 		outcome = known.Code
-	case err != nil:
-		outcome = "UNAVAILABLE"
 	}
 	m.tokens.WithLabelValues(outcome).Inc()
 }

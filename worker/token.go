@@ -204,7 +204,7 @@ func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Tim
 	dst = papermap.AppendEmbedQuery(dst, t.ws.ID, t.dashboardID)
 	dst = append(dst, `"}`...)
 	w.minted.add(t.ws.ID, t.id, now)
-	w.audit.minted(t, expires, dst[begin:end])
+	w.audit.minted(t, now, expires, dst[begin:end])
 	return dst, nil
 }
 
@@ -258,8 +258,8 @@ func newAudit(perSecond int) *audit {
 	return &audit{limiter: rate.NewLimiter(rate.Limit(perSecond), perSecond), lines: make(chan auditLine, 1024)}
 }
 
-func (a *audit) minted(t *tenant, expires time.Time, token []byte) {
-	if a.limiter.Allow() {
+func (a *audit) minted(t *tenant, now, expires time.Time, token []byte) {
+	if a.limiter.AllowN(now, 1) {
 		sum := sha256.Sum256(token)
 		select {
 		case a.lines <- auditLine{t, expires, [8]byte(sum[:8])}:
