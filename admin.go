@@ -203,7 +203,7 @@ func requestToken(ctx context.Context, bus *events.Bus, tenantID string, ttl tim
 
 type tenantsCmd struct {
 	List tenantsListCmd `cmd:"" help:"List mappings."`
-	Show tenantsShowCmd `cmd:"" help:"Show one tenant's mapping and its attempts."`
+	Show tenantsShowCmd `cmd:"" help:"Tell why a tenant has a dashboard or not: its mapping, events, attempts and dead letters, and what to do."`
 
 	Resolve tenantsResolveCmd `cmd:"" help:"Settle a held tenant: a create has an unknown outcome."`
 }
@@ -247,47 +247,70 @@ func (c *tenantsListCmd) Run(a *app) error {
 type tenantsShowCmd struct {
 	TenantID string `arg:"" name:"tenant" help:"Id of the tenant."`
 	JSON     bool   `help:"Print JSON."`
+	natsSettings
 }
 
+// Run tells a tenant's story. What NATS knows of it is left out, and said to be, when NATS cannot be reached.
 func (c *tenantsShowCmd) Run(a *app) error {
 	db, err := openMigrated(a)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	m, err := db.Mapping(a.ctx, c.TenantID)
-	if errors.Is(err, repo.ErrNotFound) {
+	bus, done, unreachable := c.connect(a)
+	if wrong := (*usageError)(nil); errors.As(unreachable, &wrong) {
+		return unreachable
+	}
+	if unreachable == nil {
+		defer done()
+	}
+	story, err := worker.TellStory(a.ctx, db, bus, c.TenantID, time.Now())
+	if unreachable != nil {
+		story.LeftOut = append(story.LeftOut, fmt.Sprintf("the stream's events and the dead letters: %v", unreachable))
+	}
+	switch {
+	case errors.Is(err, repo.ErrNotFound) && len(story.LeftOut) > 0:
+		return fmt.Errorf("%w What was left out: %s", unknownTenant(c.TenantID), strings.Join(story.LeftOut, "; "))
+	case errors.Is(err, repo.ErrNotFound):
 		return unknownTenant(c.TenantID)
+	case err != nil:
+		return err
+	case c.JSON:
+		return printJSON(a.stdout, story)
 	}
-	if err != nil {
+	return printStory(a.stdout, story)
+}
+
+func printStory(w io.Writer, s worker.Story) error {
+	fmt.Fprintln(w, printable(s.Answer))
+	for _, line := range s.Next {
+		fmt.Fprintln(w, "→", printable(line))
+	}
+	fmt.Fprintln(w)
+	if s.Known {
+		rows := table{
+			{"tenant", s.TenantID}, {"status", string(s.Status)}, {"workspace", s.WorkspaceID}, {"dashboard", s.DashboardID}, {"title", s.Title},
+			{"generation", fmt.Sprint(s.Generation)}, {"created", shortTime(s.CreatedAt)}, {"updated", shortTime(s.UpdatedAt)},
+		}
+		if s.FailedError != "" {
+			rows = append(rows, []string{"last error", s.FailedError})
+		}
+		if err := rows.print(w); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
+	}
+	rows := table{{"TIME", "KIND", "WHAT", "ID", "DETAIL"}}
+	for _, m := range s.History {
+		rows = append(rows, []string{m.Time.UTC().Format("2006-01-02 15:04:05.000"), m.Kind, m.What, m.ID, m.Detail})
+	}
+	if err := rows.print(w); err != nil {
 		return err
 	}
-	attempts, err := db.Attempts(a.ctx, c.TenantID)
-	if err != nil {
-		return err
+	for _, line := range s.LeftOut {
+		fmt.Fprintf(w, "\nLeft out: %s\n", printable(line))
 	}
-	if c.JSON {
-		return printJSON(a.stdout, struct {
-			repo.Mapping
-			Attempts []repo.Attempt `json:"attempts"`
-		}{m, attempts})
-	}
-	rows := table{
-		{"tenant", m.TenantID}, {"status", string(m.Status)}, {"workspace", m.WorkspaceID}, {"dashboard", m.DashboardID}, {"title", m.Title},
-		{"generation", fmt.Sprint(m.Generation)}, {"created", shortTime(m.CreatedAt)}, {"updated", shortTime(m.UpdatedAt)},
-	}
-	if m.FailedError != "" {
-		rows = append(rows, []string{"last error", m.FailedError})
-	}
-	if err := rows.print(a.stdout); err != nil || len(attempts) == 0 {
-		return err
-	}
-	fmt.Fprintln(a.stdout)
-	rows = table{{"ATTEMPT", "GENERATION", "OUTCOME", "DASHBOARD", "STARTED", "ERROR"}}
-	for _, t := range attempts {
-		rows = append(rows, []string{t.ID, fmt.Sprint(t.Generation), string(t.Outcome), t.DashboardID, shortTime(t.StartedAt), t.Error})
-	}
-	return rows.print(a.stdout)
+	return nil
 }
 
 type tenantsResolveCmd struct {

@@ -25,6 +25,19 @@ type Event struct {
 	Data       any       // TenantCreated, TenantChange or UsageSync
 }
 
+// TenantID is the tenant that the event tells of; empty when it is none.
+func (e Event) TenantID() string {
+	switch data := e.Data.(type) {
+	case TenantCreated:
+		return data.TenantID
+	case TenantChange:
+		return data.TenantID
+	case UsageSync:
+		return data.TenantID
+	}
+	return ""
+}
+
 // TenantCreated is the data of tenant.created.
 type TenantCreated struct {
 	TenantID, Name, Title, Description, WorkspaceID, CreatedBy string

@@ -50,7 +50,7 @@ func (f DeadFilter) selects(d DeadLetter) bool {
 // DeadLetters reads the dead letters that the filter selects, oldest first, at most limit.
 func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) ([]DeadLetter, error) {
 	var list []DeadLetter
-	err := b.scan(ctx, b.deadStream(), nil, time.Time{}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err := b.scan(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		if d := b.deadLetterOf(msg, meta); f.selects(d) {
 			list = append(list, d)
 		}
@@ -135,16 +135,19 @@ type Past struct {
 	Dashboard *DashboardCreated // of dashboard.created
 }
 
+// Again says whether it was published again, with the identity that it had.
+func (p Past) Again() bool { return p.Raw.Header.Get(headerEventID) != "" }
+
 // Since reads what the stream stored since a time, in its order: the tenants' events that could be decoded, and
 // dashboard.created. each returns an error to end it.
 func (b *Bus) Since(ctx context.Context, since time.Time, each func(Past) error) error {
 	var failed error
-	subjects := b.o.Subjects.events(append([]string{TypeTenantCreated, TypeDashboardCreated}, accessTypes...))
-	err := b.scan(ctx, b.o.Stream, subjects, since, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
-		p := Past{Raw: Raw{
-			Type: strings.TrimPrefix(msg.Subject(), b.o.Subjects.Event("")), Header: msg.Headers(), Data: msg.Data(),
-			Sequence: meta.Sequence.Stream, Time: meta.Timestamp,
-		}}
+	from := jetstream.OrderedConsumerConfig{FilterSubjects: b.o.Subjects.events(append([]string{TypeDashboardCreated}, tenantTypes...))}
+	if !since.IsZero() {
+		from.DeliverPolicy, from.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
+	}
+	err := b.scan(ctx, b.o.Stream, from, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		p := Past{Raw: b.rawOf(msg, meta)}
 		if p.Raw.Type == TypeDashboardCreated {
 			var body envelope
 			p.Dashboard = &DashboardCreated{}
@@ -180,17 +183,56 @@ func original(h nats.Header) nats.Header {
 	return kept
 }
 
-// scan hands out the messages of a stream in their order, those stored since a time on the subjects (all if none), up to
-// the last one that there is when it begins, or until each returns false.
-func (b *Bus) scan(ctx context.Context, name string, subjects []string, since time.Time, each func(jetstream.Msg, *jetstream.MsgMetadata) bool) error {
+// OfTenant reads what the stream keeps of a tenant's events in, oldest first: at most most of them, the newest, and among
+// the newest messages of the stream, as many as among. Events that cannot be decoded are there as far as they can be read.
+// When ctx ends first, it returns what it has. leftOut says what it did not look at; it is empty when the list is whole.
+func (b *Bus) OfTenant(ctx context.Context, tenantID string, most int, among uint64) (list []Past, leftOut string, err error) {
+	stream, err := b.js.Stream(ctx, b.o.Stream)
+	if err != nil {
+		return nil, "", fmt.Errorf("reading stream %s: %w", b.o.Stream, b.explain(err))
+	}
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 {
+		return nil, "", nil
+	}
+	from := jetstream.OrderedConsumerConfig{FilterSubjects: b.o.Subjects.events(tenantTypes)}
+	if state.LastSeq-state.FirstSeq >= among {
+		from.DeliverPolicy, from.OptStartSeq = jetstream.DeliverByStartSequencePolicy, state.LastSeq-among+1
+		leftOut = fmt.Sprintf("events before the newest %d messages of stream %s", among, b.o.Stream)
+	}
+	var reached time.Time
+	err = b.scan(ctx, b.o.Stream, from, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		reached = meta.Timestamp
+		p := Past{Raw: b.rawOf(msg, meta)}
+		var decodeErr error
+		if p.Event, decodeErr = Decode(p.Raw); decodeErr != nil && tenantOf(p.Raw.Data) != tenantID || decodeErr == nil && p.TenantID() != tenantID {
+			return true
+		}
+		if list = append(list, p); len(list) > most {
+			list, leftOut = list[1:], fmt.Sprintf("events before the newest %d of this tenant", most)
+		}
+		return true
+	})
+	if errors.Is(err, context.DeadlineExceeded) && !reached.IsZero() {
+		return list, fmt.Sprintf("events after %s: stream %s is too long to be read to its end in time", reached.UTC().Format(time.RFC3339), b.o.Stream), nil
+	}
+	return list, leftOut, err
+}
+
+func (b *Bus) rawOf(msg jetstream.Msg, meta *jetstream.MsgMetadata) Raw {
+	return Raw{
+		Type: strings.TrimPrefix(msg.Subject(), b.o.Subjects.Event("")), Header: msg.Headers(), Data: msg.Data(),
+		Sequence: meta.Sequence.Stream, Time: meta.Timestamp,
+	}
+}
+
+// scan hands out the messages of a stream in their order, those that config selects, up to the last one that there is when
+// it begins, or until each returns false.
+func (b *Bus) scan(ctx context.Context, name string, config jetstream.OrderedConsumerConfig, each func(jetstream.Msg, *jetstream.MsgMetadata) bool) error {
 	fail := func(err error) error { return fmt.Errorf("reading stream %s: %w", name, b.explain(err)) }
 	stream, err := b.js.Stream(ctx, name)
 	if err != nil {
 		return fail(err)
-	}
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
-	if !since.IsZero() {
-		config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
 	}
 	consumer, err := stream.OrderedConsumer(ctx, config)
 	if err != nil {

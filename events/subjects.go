@@ -24,6 +24,7 @@ const (
 var (
 	mainTypes   = []string{TypeTenantCreated, TypeUsageSync}
 	accessTypes = []string{TypeTenantSuspended, TypeTenantResumed, TypeTenantDeleted}
+	tenantTypes = append([]string{TypeTenantCreated}, accessTypes...)
 	outTypes    = []string{TypeDashboardCreated, TypeDashboardFailed, TypeDashboardHeld, TypeUsageSynced}
 )
 

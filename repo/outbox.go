@@ -3,6 +3,7 @@ package repo
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -27,10 +28,13 @@ type Outgoing struct {
 	Type      string `db:"type"`
 	Data      []byte `db:"data"`
 	CreatedAt Time   `db:"created_at"`
+	SentAt    Time   `db:"sent_at"` // zero while it waits
 
 	OriginalID   string `db:"original_id"`
 	OriginalTime int64  `db:"original_time"`
 }
+
+const outboxColumns = "id, event_id, tenant_id, type, data, original_id, original_time, created_at, sent_at"
 
 func (t *tx) notify(ctx context.Context, tenantID string, n Notice) error {
 	return t.exec(ctx, "INSERT INTO outbox (event_id, tenant_id, type, data, original_id, original_time, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -41,11 +45,22 @@ func (t *tx) notify(ctx context.Context, tenantID string, n Notice) error {
 // are found by their state and never by the last id seen: ids are given before transactions commit.
 func (db *DB) Unsent(ctx context.Context, limit int) ([]Outgoing, error) {
 	var list []Outgoing
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT id, event_id, tenant_id, type, data, original_id, original_time, created_at FROM outbox
-		WHERE sent_at IS NULL ORDER BY id LIMIT ?`), limit)
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+outboxColumns+" FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT ?"), limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}
+	return list, nil
+}
+
+// EventsOut reads a tenant's newest events out, at most limit, oldest first: those that wait, and those that were sent and are
+// still kept.
+func (db *DB) EventsOut(ctx context.Context, tenantID string, limit int) ([]Outgoing, error) {
+	var list []Outgoing
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+outboxColumns+" FROM outbox WHERE tenant_id = ? ORDER BY id DESC LIMIT ?"), tenantID, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the events out of tenant %q: %w", tenantID, err)
+	}
+	slices.Reverse(list)
 	return list, nil
 }
 
