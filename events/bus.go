@@ -258,20 +258,25 @@ func (b *Bus) Backlog(ctx context.Context) (list []Backlog, deadLetters int, err
 	if err != nil {
 		return fail(err)
 	}
-	for _, name := range []string{MainConsumer, AccessConsumer} {
-		consumer, err := stream.Consumer(ctx, name)
+	for _, c := range []struct {
+		name  string
+		types []string
+	}{{MainConsumer, mainTypes}, {AccessConsumer, accessTypes}} {
+		consumer, err := stream.Consumer(ctx, c.name)
 		if err != nil {
 			return fail(err)
 		}
 		info := consumer.CachedInfo()
-		waits := Backlog{Consumer: name, Pending: int(info.NumPending), AckPending: info.NumAckPending, Redelivered: info.NumRedelivered}
+		waits := Backlog{Consumer: c.name, Pending: int(info.NumPending), AckPending: info.NumAckPending, Redelivered: info.NumRedelivered}
 		if waits.Pending+waits.AckPending > 0 {
-			// The event behind the last that is settled is the oldest that is not, or belongs to the other consumer.
-			oldest, err := stream.GetMsg(ctx, info.AckFloor.Stream+1)
-			if err == nil {
-				waits.Oldest = info.TimeStamp.Sub(oldest.Time)
-			} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
-				return fail(err)
+			// The consumer's first event behind the last that is settled is the oldest that is not.
+			for _, subject := range b.o.Subjects.events(c.types) {
+				oldest, err := stream.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(subject))
+				if err == nil {
+					waits.Oldest = max(waits.Oldest, info.TimeStamp.Sub(oldest.Time))
+				} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
+					return fail(err)
+				}
 			}
 		}
 		list = append(list, waits)

@@ -341,3 +341,53 @@ func TestDelayGrowsAndStaysShortEnoughForRecovery(t *testing.T) {
 		}
 	}
 }
+
+func TestTheOldestEventThatWaitsIsOneThatTheConsumerTakes(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	settled := make(chan string, 10)
+	for _, c := range []*Consumer{b.MainConsumer(4, time.Second), b.AccessConsumer(4, time.Second)} {
+		c.Handle = func(_ context.Context, e Event) error {
+			if e.TenantID() == "waits" {
+				return &Retry{After: time.Hour, Err: errors.New("later")}
+			}
+			return nil
+		}
+		c.Settled = func(eventType, _ string, _ time.Duration) { settled <- eventType }
+		consume(t, c)
+	}
+	oldest := func() map[string]time.Duration {
+		t.Helper()
+		list, _, err := b.Backlog(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ages := map[string]time.Duration{}
+		for _, waits := range list {
+			ages[waits.Consumer] = waits.Oldest
+		}
+		return ages
+	}
+	publish(t, b, createdEvent("org-1"))
+	<-settled
+	out, err := Structured("out", TypeDashboardCreated, "org-1", time.Now(), []byte(`{}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, out)
+	publish(t, b, Outgoing{Type: TypeTenantDeleted, Data: []byte(`{"tenant_id":"org-1"}`)})
+	<-settled
+	const apart = 500 * time.Millisecond
+	published := time.Now()
+	eventually(t, "the event out is older than the next event in", func() bool { return time.Since(published) > apart })
+	if ages := oldest(); ages[MainConsumer] != 0 || ages[AccessConsumer] != 0 {
+		t.Errorf("when nothing waits: %v", ages)
+	}
+	publish(t, b, createdEvent("waits"))
+	<-settled
+	publish(t, b, createdEvent("org-2"))
+	<-settled
+	if ages := oldest(); ages[MainConsumer] <= 0 || ages[MainConsumer] >= apart || ages[AccessConsumer] != 0 {
+		t.Errorf("the main consumer's newest waits: %v", ages)
+	}
+}

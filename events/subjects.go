@@ -28,6 +28,9 @@ var (
 	outTypes    = []string{TypeDashboardCreated, TypeDashboardFailed, TypeDashboardHeld, TypeUsageSynced}
 )
 
+// TypesIn lists the types of the events that the worker takes.
+func TypesIn() []string { return slices.Concat(mainTypes, accessTypes) }
+
 // Names of the durable consumers.
 const (
 	MainConsumer   = "papermap-worker"

@@ -22,12 +22,13 @@ type gate struct {
 	mu       sync.Mutex
 	state    gateState
 	reason   string
-	kind     string        // of the reason, in a word
-	failures int           // calls that failed in a row
-	trial    bool          // while half open: one create is on its way
-	turn     uint64        // grows at each change of state, so that calls from before do not count
-	wait     time.Duration // before the next probe of this pause
-	halfway  time.Time     // when it was last set half open
+	kind     string         // of the reason, in a word
+	failures int            // calls that failed in a row
+	trial    bool           // while half open: one create is on its way
+	pauses   map[string]int // so far, by kind
+	turn     uint64         // grows at each change of state, so that calls from before do not count
+	wait     time.Duration  // before the next probe of this pause
+	halfway  time.Time      // when it was last set half open
 }
 
 type gateState int
@@ -58,7 +59,7 @@ const idleOpens = 15 * time.Second
 var errPaused = errors.New("the workspace is paused")
 
 func newGate(probe func(context.Context) error, changed chan<- struct{}, log *slog.Logger) *gate {
-	return &gate{probe: probe, changed: changed, closed: make(chan struct{}, 1), log: log}
+	return &gate{probe: probe, changed: changed, closed: make(chan struct{}, 1), pauses: map[string]int{}, log: log}
 }
 
 // admits returns how many events may be fetched for the workspace, at most most.
@@ -84,14 +85,14 @@ func (g *gate) paused() string {
 	return g.reason
 }
 
-// pausedKind is the reason in a word: credentials, configuration or failing; or nothing.
-func (g *gate) pausedKind() string {
+// pauseKinds are the reasons of a pause, in a word.
+var pauseKinds = []string{"credentials", "configuration", "failing"}
+
+// counts says whether the gate is closed for a kind of reason, and how often it was.
+func (g *gate) counts(kind string) (paused bool, pauses int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.state == open {
-		return ""
-	}
-	return g.kind
+	return g.state != open && g.kind == kind, g.pauses[kind]
 }
 
 // wantsUntried says whether tenants that failed before are to let others go first.
@@ -158,6 +159,7 @@ func (g *gate) shut(kind, reason string, err error) {
 	g.set(shut, fmt.Sprintf("%s (%v)", reason, err))
 	if !again { // else it is still the same pause, and said already
 		g.wait = probeFirst
+		g.pauses[kind]++
 		g.log.Error("paused creating dashboards; events wait in the stream, tokens go on", "reason", reason, "error", err)
 	}
 	ring(g.closed)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,11 +65,33 @@ func newMetrics(version string) *metrics {
 	info.Set(1)
 	m.registry.MustRegister(m.events, m.eventTime, m.attempts, m.requests, m.requestTime, m.tokens, m.tokenTime, lookups, m.usageRuns, m.usageRows, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// What has not happened yet is 0, so that the first time is seen as an increase.
+	for _, eventType := range events.TypesIn() {
+		m.eventTime.WithLabelValues(eventType)
+		for _, outcome := range []string{"acknowledged", "dead", "retried", "failed"} {
+			m.events.WithLabelValues(eventType, outcome)
+		}
+	}
+	for _, outcome := range []repo.Outcome{repo.Made, repo.NotAccepted, repo.Uncertain, repo.Orphaned} {
+		m.attempts.WithLabelValues(string(outcome))
+	}
+	for _, outcome := range []string{"ok", "UNAVAILABLE"} {
+		m.tokens.WithLabelValues(outcome)
+	}
+	for _, status := range []repo.RunStatus{repo.RunDone, repo.Incomplete, repo.RunFailed, repo.Skipped} {
+		m.usageRuns.WithLabelValues(string(status))
+	}
+	for outcome := range rowsOf(repo.Run{}) {
+		m.usageRows.WithLabelValues(outcome)
+	}
 	return m
 }
 
 // settled counts an event.
 func (m *metrics) settled(eventType, outcome string, took time.Duration) {
+	if !slices.Contains(events.TypesIn(), eventType) { // somebody has changed the consumer
+		eventType = "other"
+	}
 	m.events.WithLabelValues(eventType, outcome).Inc()
 	m.eventTime.WithLabelValues(eventType).Observe(took.Seconds())
 }
@@ -95,9 +119,13 @@ func (m *metrics) answered(err error, took time.Duration) {
 // ended counts a usage run.
 func (m *metrics) ended(r repo.Run) {
 	m.usageRuns.WithLabelValues(string(r.Status)).Inc()
-	for outcome, n := range map[string]int64{"read": r.Read, "written": r.Written, "rejected": r.Rejected, "went_down": r.Changed} {
+	for outcome, n := range rowsOf(r) {
 		m.usageRows.WithLabelValues(outcome).Add(float64(n))
 	}
+}
+
+func rowsOf(r repo.Run) map[string]int64 {
+	return map[string]int64{"read": r.Read, "written": r.Written, "rejected": r.Rejected, "went_down": r.Changed}
 }
 
 // Metrics are what the worker counts, and what it reads from NATS and the database whenever they are gathered.
@@ -106,6 +134,7 @@ func (w *Worker) Metrics() prometheus.Gatherer { return w.metrics.registry }
 // readings are the metrics that are read when they are asked for.
 type readings struct{ w *Worker }
 
+// readingTime is how long NATS and the database are waited for: half of what Prometheus waits for us, by default.
 const readingTime = 5 * time.Second
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -113,7 +142,8 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	descPaused       = describe("paused", "1 while creating dashboards is paused in a workspace, by reason.", "workspace_id", "reason")
+	descPaused       = describe("paused", "1 while creating dashboards is paused in a workspace for the reason, else 0.", "workspace_id", "reason")
+	descPauses       = describe("pauses_total", "Pauses that began, by reason.", "workspace_id", "reason")
 	descSkew         = describe("clock_skew_seconds", "Papermap's clock minus the host's, as its last answer showed.", "workspace_id")
 	descPending      = describe("jetstream_pending", "Events in the stream that no worker has been given yet.", "consumer")
 	descAckPending   = describe("jetstream_ack_pending", "Events that were given out and are not settled, those that wait for a retry included.", "consumer")
@@ -129,73 +159,101 @@ var (
 	descCached       = describe("token_cached_tenants", "Tenants in memory.")
 	descConns        = describe("database_connections", "Connections to the database, by pool and state.", "pool", "state")
 	descConnWait     = describe("database_wait_seconds_total", "Time that was waited for a connection, by pool.", "pool")
-	descUp           = describe("up", "1 while the part can be used: nats, database.", "part")
+	descUp           = describe("up", "1 while the part can be used: nats, consumers, database.", "part")
 )
 
 // Describe implements prometheus.Collector.
 func (r readings) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descPaused, descSkew, descPending, descAckPending, descRedelivered, descOldest, descDead, descTenants, descUncertain, descUncertainAge,
+		descPaused, descPauses, descSkew, descPending, descAckPending, descRedelivered, descOldest, descDead, descTenants, descUncertain, descUncertainAge,
 		descOutbox, descOutboxAge, descUsageAge, descCached, descConns, descConnWait, descUp,
 	} {
 		ch <- d
 	}
 }
 
-// Collect implements prometheus.Collector. What cannot be read is absent.
+// Collect implements prometheus.Collector. NATS and the database are read side by side, so that one that hangs takes
+// nothing from the other; what cannot be read in time is absent.
 func (r readings) Collect(ch chan<- prometheus.Metric) {
+	var reading sync.WaitGroup
+	for _, read := range []func(context.Context, chan<- prometheus.Metric){r.own, r.nats, r.database} {
+		reading.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), readingTime)
+			defer cancel()
+			read(ctx, ch)
+		})
+	}
+	reading.Wait()
+}
+
+func gauge(ch chan<- prometheus.Metric, d *prometheus.Desc, value float64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+}
+
+// truth is 1 or 0.
+func truth(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+// own are the metrics of this process.
+func (r readings) own(_ context.Context, ch chan<- prometheus.Metric) {
 	w := r.w
-	ctx, cancel := context.WithTimeout(context.Background(), readingTime)
-	defer cancel()
-	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
-	}
-	up := func(part string, err error) {
-		value := 1.0
-		if err != nil {
-			value = 0
-		}
-		gauge(descUp, value, part)
-	}
 	for id, ws := range w.workspaces {
-		if kind := ws.gate.pausedKind(); kind != "" {
-			gauge(descPaused, 1, id, kind)
+		for _, kind := range pauseKinds {
+			paused, pauses := ws.gate.counts(kind)
+			gauge(ch, descPaused, truth(paused), id, kind)
+			ch <- prometheus.MustNewConstMetric(descPauses, prometheus.CounterValue, float64(pauses), id, kind)
 		}
 		if skew, known := ws.api.ClockSkew(); known {
-			gauge(descSkew, skew.Seconds(), id)
+			gauge(ch, descSkew, skew.Seconds(), id)
 		}
 	}
-	gauge(descCached, float64(w.tenants.size()))
-
-	list, dead, err := w.bus.Backlog(ctx)
-	up("nats", err)
-	if err == nil {
-		for _, b := range list {
-			gauge(descPending, float64(b.Pending), b.Consumer)
-			gauge(descAckPending, float64(b.AckPending), b.Consumer)
-			gauge(descRedelivered, float64(b.Redelivered), b.Consumer)
-			gauge(descOldest, b.Oldest.Seconds(), b.Consumer)
-		}
-		gauge(descDead, float64(dead))
-	}
-
-	s, err := w.db.Stats(ctx)
-	up("database", err)
-	if err == nil {
-		for _, status := range repo.Statuses() {
-			gauge(descTenants, float64(s.Tenants[status]), string(status))
-		}
-		gauge(descUncertain, float64(s.Uncertain))
-		gauge(descUncertainAge, s.UncertainAge.Seconds())
-		gauge(descOutbox, float64(s.Unsent))
-		gauge(descOutboxAge, s.UnsentAge.Seconds())
-		for id, age := range s.UsageAge {
-			gauge(descUsageAge, age.Seconds(), id)
-		}
-	}
+	gauge(ch, descCached, float64(w.tenants.size()))
+	gauge(ch, descUp, truth(w.main.Healthy() && w.access.Healthy()), "consumers")
 	for pool, p := range w.db.Pools() {
-		gauge(descConns, float64(p.InUse), pool, "in_use")
-		gauge(descConns, float64(p.Idle), pool, "idle")
+		gauge(ch, descConns, float64(p.InUse), pool, "in_use")
+		gauge(ch, descConns, float64(p.Idle), pool, "idle")
 		ch <- prometheus.MustNewConstMetric(descConnWait, prometheus.CounterValue, p.WaitDuration.Seconds(), pool)
+	}
+}
+
+func (r readings) nats(ctx context.Context, ch chan<- prometheus.Metric) {
+	var list []events.Backlog
+	var dead int
+	err := r.w.bus.Connected() // else a request would wait for the connection
+	if err == nil {
+		list, dead, err = r.w.bus.Backlog(ctx)
+	}
+	gauge(ch, descUp, truth(err == nil), "nats")
+	if err != nil {
+		return
+	}
+	for _, b := range list {
+		gauge(ch, descPending, float64(b.Pending), b.Consumer)
+		gauge(ch, descAckPending, float64(b.AckPending), b.Consumer)
+		gauge(ch, descRedelivered, float64(b.Redelivered), b.Consumer)
+		gauge(ch, descOldest, b.Oldest.Seconds(), b.Consumer)
+	}
+	gauge(ch, descDead, float64(dead))
+}
+
+func (r readings) database(ctx context.Context, ch chan<- prometheus.Metric) {
+	s, err := r.w.db.Stats(ctx)
+	gauge(ch, descUp, truth(err == nil), "database")
+	if err != nil {
+		return
+	}
+	for _, status := range repo.Statuses() {
+		gauge(ch, descTenants, float64(s.Tenants[status]), string(status))
+	}
+	gauge(ch, descUncertain, float64(s.Uncertain))
+	gauge(ch, descUncertainAge, s.UncertainAge.Seconds())
+	gauge(ch, descOutbox, float64(s.Unsent))
+	gauge(ch, descOutboxAge, s.UnsentAge.Seconds())
+	for id, age := range s.UsageAge {
+		gauge(ch, descUsageAge, age.Seconds(), id)
 	}
 }
