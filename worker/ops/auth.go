@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
+	"golang.org/x/time/rate"
 )
 
 // JWT says which bearer tokens the REST API takes.
@@ -72,18 +75,17 @@ type verifier struct {
 	key    jwt.Keyfunc
 }
 
-// newVerifier reads the keys; those at an address are read again now and then, until ctx ends.
-func newVerifier(ctx context.Context, j JWT) (*verifier, error) {
+// newVerifier reads the keys. A key set is read again when it changes, until ctx ends.
+func newVerifier(ctx context.Context, j JWT, log *slog.Logger) (*verifier, error) {
 	// The algorithms are pinned to the kind of key: a token must not choose to be checked with a public key as its secret.
 	methods := []string{"HS256"}
 	v := &verifier{key: func(*jwt.Token) (any, error) { return []byte(j.Secret), nil }}
 	if j.JWKS != "" {
 		methods = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
-		set, err := keySet(ctx, j.JWKS)
-		if err != nil {
+		var err error
+		if v.key, err = keySet(ctx, j.JWKS, log); err != nil {
 			return nil, fmt.Errorf("reading the keys of HTTP_JWT_JWKS: %w", err)
 		}
-		v.key = set.Keyfunc
 	}
 	options := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(30 * time.Second)}
 	if j.Issuer != "" {
@@ -96,15 +98,81 @@ func newVerifier(ctx context.Context, j JWT) (*verifier, error) {
 	return v, nil
 }
 
-func keySet(ctx context.Context, source string) (keyfunc.Keyfunc, error) {
-	if strings.HasPrefix(source, "https://") {
-		return keyfunc.NewDefaultCtx(ctx, []string{source})
+const (
+	keysWait  = 5 * time.Second  // for a key set's address
+	keysEvery = 30 * time.Second // at most, for key ids that are not known: anybody can send one
+	keysAge   = 15 * time.Minute // at most, so that a key that was taken out is refused
+	fileEvery = time.Second      // a file is looked at again, at most
+)
+
+// keySet finds keys by the id that a token names. An address that does not answer is no error: it is asked again with the next
+// tokens, which are refused until then.
+func keySet(ctx context.Context, source string, log *slog.Logger) (jwt.Keyfunc, error) {
+	if !strings.HasPrefix(source, "https://") {
+		f := &fileKeys{path: source, log: log}
+		return f.key, f.read()
 	}
-	data, err := os.ReadFile(source)
+	set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{source}, keyfunc.Override{
+		Client: &http.Client{Timeout: keysWait}, HTTPTimeout: keysWait, RateLimitWaitMax: keysWait,
+		RefreshInterval: keysAge, RefreshUnknownKID: rate.NewLimiter(rate.Every(keysEvery), 1),
+		RefreshErrorHandlerFunc: func(string) func(context.Context, error) {
+			return func(_ context.Context, err error) {
+				log.Warn("cannot read the keys of HTTP_JWT_JWKS; those that are known stay", "error", err)
+			}
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
-	return keyfunc.NewJWKSetJSON(data)
+	return set.Keyfunc, nil
+}
+
+// fileKeys are the keys of a file, which is read again when it has changed.
+type fileKeys struct {
+	path string
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	set     jwt.Keyfunc
+	looked  time.Time
+	changed time.Time // the file, when it was read
+	missing bool      // and it was said
+}
+
+// read reads the file. Keys that are known stay when it cannot be used.
+func (f *fileKeys) read() error {
+	f.looked = time.Now()
+	info, err := os.Stat(f.path)
+	if f.missing = f.missing && err != nil; f.missing || err == nil && info.ModTime().Equal(f.changed) {
+		return nil
+	}
+	if err != nil {
+		f.missing = true
+		return err
+	}
+	f.changed = info.ModTime()
+	data, err := os.ReadFile(f.path)
+	if err != nil {
+		return err
+	}
+	set, err := keyfunc.NewJWKSetJSON(data)
+	if err != nil {
+		return err
+	}
+	f.set = set.Keyfunc
+	return nil
+}
+
+func (f *fileKeys) key(token *jwt.Token) (any, error) {
+	f.mu.Lock()
+	if time.Since(f.looked) > fileEvery {
+		if err := f.read(); err != nil {
+			f.log.Warn("cannot read the keys of HTTP_JWT_JWKS; those that are known stay", "error", err)
+		}
+	}
+	set := f.set
+	f.mu.Unlock()
+	return set(token)
 }
 
 // verify returns what the request's bearer token says.

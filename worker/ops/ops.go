@@ -49,7 +49,7 @@ func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
 		front = http.NewServeMux()
 	}
 	if c.JWT.Given() {
-		auth, err := newVerifier(ctx, c.JWT)
+		auth, err := newVerifier(ctx, c.JWT, log)
 		if err != nil {
 			stop()
 			return nil, err

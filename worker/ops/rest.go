@@ -155,8 +155,11 @@ func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
 // body reads the request's JSON object, as strictly as an event; an empty body is an empty object.
 func body(req *http.Request, fields map[string]any) error {
 	data, err := io.ReadAll(req.Body)
-	if err != nil {
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return err
+	}
+	if err != nil {
+		return &problem{http.StatusBadRequest, "The body did not come whole, or not in time"}
 	}
 	if len(data) == 0 {
 		return nil
