@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
+	"gopkg.in/yaml.v3"
 )
 
 func loadCompose(t *testing.T, environment map[string]string) *types.Project {
@@ -119,5 +121,95 @@ func TestEnvExampleNamesWhatTheComposeFileTakes(t *testing.T) {
 	taken, given := names(`\$\{([A-Z_]+)`, string(compose)), names(`(?m)^#?([A-Z_]+)=`, string(example))
 	if !slices.Equal(taken, given) {
 		t.Errorf("docker-compose.yml takes %v\n.env.example names %v", taken, given)
+	}
+}
+
+func TestComposeProfileShowsTheDashboardAndNothingMoreThanItNeeds(t *testing.T) {
+	project := loadCompose(t, nil)
+	for _, name := range []string{"prometheus", "grafana"} {
+		if _, err := project.GetService(name); err == nil {
+			t.Errorf("%s starts without the profile", name)
+		}
+	}
+	project, err := project.WithProfiles([]string{"observability"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets := map[string]map[string]string{} // where files are mounted, by service
+	for _, name := range []string{"prometheus", "grafana"} {
+		service, err := project.GetService(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !regexp.MustCompile(`:v?\d+\.\d+\.\d+$`).MatchString(service.Image) {
+			t.Errorf("%s is of no fixed version: %s", name, service.Image)
+		}
+		if len(service.Ports) != 1 || service.Ports[0].HostIP != "127.0.0.1" {
+			t.Errorf("%s is open to the network, or not at all: %v", name, service.Ports)
+		}
+		targets[name] = map[string]string{}
+		for _, v := range service.Volumes {
+			if v.Type != types.VolumeTypeBind {
+				continue
+			}
+			if info, err := os.Stat(v.Source); err != nil || !info.Mode().IsRegular() || !v.ReadOnly {
+				t.Errorf("%s mounts %s: %v, read-only %v", name, v.Source, err, v.ReadOnly)
+			}
+			targets[name][v.Target] = v.Source
+		}
+	}
+
+	// What is mounted is where it is looked for.
+	var prometheus struct {
+		Rules  []string `yaml:"rule_files"`
+		Scrape []struct {
+			Job string `yaml:"job_name"`
+			DNS []struct {
+				Names []string
+				Port  int
+			} `yaml:"dns_sd_configs"`
+		} `yaml:"scrape_configs"`
+	}
+	readYAML(t, targets["prometheus"]["/etc/prometheus/prometheus.yml"], &prometheus)
+	for _, file := range prometheus.Rules {
+		if targets["prometheus"][file] == "" {
+			t.Errorf("Prometheus reads rules from %s, where nothing is mounted", file)
+		}
+	}
+	worker, err := project.GetService("worker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scrape := prometheus.Scrape[0]
+	if scrape.Job != "papermap-worker" || scrape.DNS[0].Names[0] != "worker" || uint32(scrape.DNS[0].Port) != worker.Ports[0].Target {
+		t.Errorf("Prometheus scrapes %+v", scrape)
+	}
+	var dashboards struct {
+		Providers []struct{ Options struct{ Path string } }
+	}
+	readYAML(t, targets["grafana"]["/etc/grafana/provisioning/dashboards/papermap.yml"], &dashboards)
+	home, err := project.GetService("grafana")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := *home.Environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+	if targets["grafana"][path] == "" || filepath.Dir(path) != dashboards.Providers[0].Options.Path {
+		t.Errorf("Grafana reads dashboards from %s and begins with %s; mounted: %v", dashboards.Providers[0].Options.Path, path, targets["grafana"])
+	}
+	var sources struct{ Datasources []struct{ URL string } }
+	readYAML(t, targets["grafana"]["/etc/grafana/provisioning/datasources/papermap.yml"], &sources)
+	if len(sources.Datasources) != 1 || sources.Datasources[0].URL != "http://prometheus:9090" {
+		t.Errorf("Grafana asks %+v", sources)
+	}
+}
+
+func readYAML(t *testing.T, path string, into any) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = yaml.Unmarshal(data, into)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

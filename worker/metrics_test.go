@@ -253,4 +253,3 @@ func hangable(t *testing.T, server string, hangs *atomic.Bool) (address string) 
 	}()
 	return listener.Addr().String()
 }
-
