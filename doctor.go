@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"papermap-worker/repo"
 	"papermap-worker/schema"
 	"papermap-worker/worker"
+	"papermap-worker/worker/ops"
 )
 
 type doctorCmd struct {
@@ -72,6 +75,7 @@ func (c *doctorCmd) Run(a *app) error {
 		f.nats(ctx, cfg.bus)
 		f.database(ctx, cfg.database, cfg.migrate)
 		f.papermap(ctx, cfg.worker)
+		f.restKeys(ctx, cfg.http.JWT)
 	}
 	if err := f.print(a.stdout, c.JSON); err != nil {
 		return err
@@ -112,6 +116,12 @@ func (f *findings) nats(ctx context.Context, o events.Options) {
 func (f *findings) database(ctx context.Context, address string, migrate bool) {
 	const check = "database"
 	if err := repo.Exists(address); err != nil {
+		if path, ok := strings.CutPrefix(address, "sqlite:"); ok {
+			if _, err := os.Stat(filepath.Dir(path)); err != nil {
+				f.fail(check, fmt.Sprintf("there is none yet, and no folder %s for it", filepath.Dir(path)), "make the folder, or correct DATABASE_URL")
+				return
+			}
+		}
 		f.ok(check, "there is none yet: serve makes it")
 		return
 	}
@@ -207,6 +217,22 @@ func (f *findings) probe(ctx context.Context, check string, ws papermap.Workspac
 		f.warn("clock", found, "set it; beyond 5 minutes no tokens are minted")
 	default:
 		f.ok("clock", "it agrees with Papermap's")
+	}
+}
+
+// restKeys reads the key set that REST callers' tokens are checked with, if there is one.
+func (f *findings) restKeys(ctx context.Context, j ops.JWT) {
+	if j.JWKS == "" {
+		return
+	}
+	const check = "REST keys"
+	switch err := j.CheckKeySet(ctx); {
+	case err == nil:
+		f.ok(check, "the key set can be read")
+	case strings.HasPrefix(j.JWKS, "https://"):
+		f.warn(check, err.Error(), "until it answers, callers' tokens are refused; can this host reach HTTP_JWT_JWKS?")
+	default:
+		f.fail(check, err.Error(), "correct HTTP_JWT_JWKS")
 	}
 }
 

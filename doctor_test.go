@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"database/sql"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -82,7 +86,7 @@ func TestDoctorNamesWhatIsBrokenAndWhatToDo(t *testing.T) {
 	}{
 		{"wrong secret", func(*testing.T, *system) []string { return []string{"PAPERMAP_SECRET_KEY=sk_wrong"} }, 1,
 			[]string{"ERROR +Papermap, workspace ws-test, key ak_test +papermap \\(credentials\\)", "→ check key id, secret and workspace id"}},
-		{"wrong embed secret", func(*testing.T, *system) []string {
+		{"embed pair that was revoked", func(*testing.T, *system) []string {
 			return []string{"PAPERMAP_EMBED_API_KEY_ID=ak_embed", "PAPERMAP_EMBED_SECRET_KEY=sk_wrong"}
 		}, 1, []string{"ok +Papermap, workspace ws-test, key ak_test ", "ERROR +Papermap, workspace ws-test, key ak_embed +papermap \\(credentials\\)"}},
 		{"API elsewhere", func(_ *testing.T, s *system) []string { return []string{"PAPERMAP_API_URL=" + s.api.URL + "/nowhere"} }, 1,
@@ -99,8 +103,36 @@ func TestDoctorNamesWhatIsBrokenAndWhatToDo(t *testing.T) {
 			t.Cleanup(other.Close)
 			return []string{"PAPERMAP_API_URL=" + other.URL}
 		}, 1, []string{"ERROR +clock +the host's clock is 1(0m59|1m0)", "→ set it; no tokens are minted"}},
+		{"API that asks to wait", func(t *testing.T, s *system) []string {
+			f, err := simulator.ParseFault("status=429 retry-after=60")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.sim.SetFaults(f)
+			return nil
+		}, 0, []string{"warn +Papermap, workspace ws-test, key ak_test .*429", "→ try again later; the worker waits, too"}},
+		{"key set of REST that is not there", func(_ *testing.T, s *system) []string { return []string{"HTTP_JWT_JWKS=" + s.db + ".keys"} }, 1,
+			[]string{"ERROR +REST keys .*papermap.db.keys: no such file", "→ correct HTTP_JWT_JWKS"}},
+		{"key set of REST that does not answer", func(*testing.T, *system) []string { return []string{"HTTP_JWT_JWKS=https://127.0.0.1:1/keys"} }, 0,
+			[]string{"warn +REST keys .*connection refused", "→ until it answers, callers' tokens are refused"}},
 		{"NATS unreachable", func(*testing.T, *system) []string { return []string{"NATS_URL=nats://127.0.0.1:1"} }, 1,
 			[]string{"ERROR +NATS +connecting to NATS", "→ is the server running"}},
+		{"NATS refuses the password", func(t *testing.T, _ *system) []string {
+			s := startNATS(t, "server.conf")
+			return []string{"NATS_URL=" + s.ClientURL(), "NATS_USER=worker", "NATS_PASSWORD=" + passwordCanary}
+		}, 1, []string{"ERROR +NATS +connecting to NATS .*Authorization Violation", "→ .*are the credentials"}},
+		{"NATS too old", func(t *testing.T, s *system) []string {
+			return []string{"NATS_URL=nats://" + olderNATS(t, s.nats.URL())}
+		}, 1, []string{"ERROR +NATS server +the NATS server has version 2\\.9\\.25, and the worker needs 2\\.10 or newer", "→ upgrade it to 2\\.10 or newer"}},
+		{"streams that are missing and may not be made", func(*testing.T, *system) []string { return []string{"NATS_MANAGE_STREAMS=false"} }, 1,
+			[]string{"ERROR +stream PAPERMAP +it does not exist, and NATS_MANAGE_STREAMS is false", "→ create it, or set NATS_MANAGE_STREAMS=true"}},
+		{"consumer that somebody has changed", func(t *testing.T, s *system) []string {
+			consumer := jetstream.ConsumerConfig{Durable: "papermap-worker", FilterSubject: "papermap.events.>", AckPolicy: jetstream.AckExplicitPolicy}
+			if _, err := s.jetStream(t).CreateConsumer(t.Context(), "PAPERMAP", consumer); err != nil {
+				t.Fatal(err)
+			}
+			return nil
+		}, 0, []string{"warn +consumer papermap-worker +somebody has changed it", "→ restart the worker"}},
 		{"no JetStream", func(t *testing.T, _ *system) []string {
 			s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true})
 			if err != nil {
@@ -136,6 +168,23 @@ func TestDoctorNamesWhatIsBrokenAndWhatToDo(t *testing.T) {
 			s.stream(t, jetstream.StreamConfig{Name: "ALL", Subjects: []string{"papermap.events.tenant.*"}})
 			return nil
 		}, 1, []string{"ERROR +other streams +stream ALL takes papermap.events.tenant.created, so PAPERMAP cannot"}},
+		{"SQLite file in a folder that is not there", func(_ *testing.T, s *system) []string {
+			return []string{"DATABASE_URL=sqlite:" + filepath.Join(filepath.Dir(s.db), "nowhere", "papermap.db")}
+		}, 1, []string{"ERROR +database +there is none yet, and no folder .*/nowhere", "→ make the folder, or correct DATABASE_URL"}},
+		{"SQLite file with a damaged page", func(t *testing.T, s *system) []string {
+			if code := start(t, s.env, "migrate").wait(t, 20*time.Second); code != 0 {
+				t.Fatal("migrate failed")
+			}
+			data, err := os.ReadFile(s.db)
+			if err != nil {
+				t.Fatal(err)
+			}
+			copy(data[len(data)/2/4096*4096:], strings.Repeat("\xff", 4096))
+			if err := os.WriteFile(s.db, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return nil
+		}, 1, []string{"ERROR +database +(the database file is damaged|.*malformed)", "→ restore it from a backup, then `papermap-worker replay --since` a time before that"}},
 		{"PostgreSQL unreachable", func(*testing.T, *system) []string {
 			return []string{"DATABASE_URL=postgres://worker:" + passwordCanary + "@127.0.0.1:1/db"}
 		}, 1, []string{"ERROR +database +connecting to PostgreSQL", "→ start the server, or correct DATABASE_URL"}},
@@ -189,4 +238,40 @@ func TestDoctorNamesWhatIsBrokenAndWhatToDo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// olderNATS relays to a server and changes the version in its greeting: no older server can be had beside the one that is
+// built in.
+func olderNATS(t *testing.T, address string) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		near, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer near.Close()
+		far, err := net.Dial("tcp", strings.TrimPrefix(address, "nats://"))
+		if err != nil {
+			return
+		}
+		answers := bufio.NewReader(far)
+		greeting, err := answers.ReadString('\n')
+		if err != nil {
+			return
+		}
+		if _, err := io.WriteString(near, strings.Replace(greeting, `"version":"`+server.VERSION+`"`, `"version":"2.9.25"`, 1)); err != nil {
+			return
+		}
+		go func() {
+			_, _ = io.Copy(far, near)
+			_ = far.Close()
+		}()
+		_, _ = io.Copy(near, answers)
+	}()
+	return listener.Addr().String()
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -125,6 +126,35 @@ func keySet(ctx context.Context, source string, log *slog.Logger) (jwt.Keyfunc, 
 		return nil, err
 	}
 	return set.Keyfunc, nil
+}
+
+// CheckKeySet says whether the key set can be read now.
+func (j JWT) CheckKeySet(ctx context.Context) error {
+	if !strings.HasPrefix(j.JWKS, "https://") {
+		return (&fileKeys{path: j.JWKS}).read()
+	}
+	ctx, cancel := context.WithTimeout(ctx, keysWait)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, j.JWKS, nil)
+	if err != nil {
+		return fmt.Errorf("asking for the key set: %w", err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return fmt.Errorf("asking for the key set: %w", err)
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d", answer.StatusCode)
+	}
+	if err == nil {
+		_, err = keyfunc.NewJWKSetJSON(data)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the key set at %s: %w", j.JWKS, err)
+	}
+	return nil
 }
 
 // fileKeys are the keys of a file, which is read again when it has changed.

@@ -124,6 +124,24 @@ func TestAKeySetThatIsDownAtTheStartIsReadLater(t *testing.T) {
 	w.ok(w.ask("GET", api, key.admin(t), ""), 200)
 }
 
+func TestAKeySetIsCheckedWithoutBeingUsed(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	down := p.URL
+	for _, c := range []struct {
+		keys []byte
+		want string
+	}{{nil, "status 502"}, {[]byte("<html>"), "reading the key set at " + down}, {setOf(t, newSigner(t, "2025")), "<nil>"}} {
+		if c.keys != nil {
+			p.serve(c.keys)
+		}
+		if err := (JWT{JWKS: down}).CheckKeySet(t.Context()); !strings.Contains(fmt.Sprint(err), c.want) {
+			t.Errorf("%q: %v, want %s", c.keys, err, c.want)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
 func TestKeysInAFileAreReadAgainWhenItChanges(t *testing.T) {
 	t.Parallel()
 	old, next := newSigner(t, "2025"), newSigner(t, "2026")
