@@ -361,3 +361,29 @@ func TestNATSALeafNodePassesOnItsRolesWorkAndNoMore(t *testing.T) {
 	}
 	j.clean(t)
 }
+
+func TestNATSAnOperatorIsToldATenantsStoryWithoutTheStreamThatItMayNotRead(t *testing.T) {
+	j := startNATSJob(t, startNATS(t, "server.conf"), "worker", "_INBOX_backend", "_INBOX_tenant")
+	publisher := j.bus(t, "publisher")
+	j.publish(t, publisher, events.TypeTenantCreated, `{"tenant_id":"acme","name":"Acme"}`)
+	j.publish(t, publisher, events.TypeTenantSuspended, `{"tenant_id":"acme","reason":7}`)
+	env := []string{
+		"DATABASE_URL=" + j.config.database, "NATS_URL=" + j.server.ClientURL(), "NATS_USER=operator", "NATS_PASSWORD=" + natsPassword("operator"),
+		"NATS_INBOX_PREFIX=" + natsRoles["operator"].inbox,
+	}
+	eventually(t, 40*time.Second, func() error {
+		p := start(t, env, "tenants", "show", "acme")
+		if code := p.wait(t, 20*time.Second); code != 0 {
+			t.Fatalf("exit code %d: %s", code, p.text())
+		}
+		for _, want := range []string{`It has dashboard \S+\.\n→ It has 1 dead letters: `, "attempt +created ", "dead letter +tenant.suspended ", "Left out: the stream's events: .* a user who may not read it"} {
+			if !matches(want, p.text()) {
+				return fmt.Errorf("it does not say %q:\n%s", want, p.text())
+			}
+		}
+		if strings.Contains(p.text(), "Left out: dead letters") {
+			return errors.New(p.text())
+		}
+		return nil
+	})
+}

@@ -91,15 +91,23 @@ func (s *Story) readBus(ctx context.Context, bus *events.Bus) (in []events.Past,
 	reading.Go(func() { dead, deadErr = bus.DeadLetters(ctx, events.DeadFilter{TenantID: s.TenantID}, storyMoments) })
 	reading.Wait()
 	if inErr != nil {
-		leftOut = fmt.Sprintf("the stream's events: %v", inErr)
+		leftOut = fmt.Sprintf("the stream's events: %v%s", inErr, noRight(inErr))
 	}
 	if leftOut != "" {
 		s.LeftOut = append(s.LeftOut, leftOut)
 	}
 	if deadErr != nil {
-		s.LeftOut = append(s.LeftOut, fmt.Sprintf("dead letters: %v", deadErr))
+		s.LeftOut = append(s.LeftOut, fmt.Sprintf("dead letters: %v%s", deadErr, noRight(deadErr)))
 	}
 	return in, dead
+}
+
+// noRight is what an answer that never came may mean.
+func noRight(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return ": NATS answers nothing to a user who may not read it"
+	}
+	return ""
 }
 
 // tell fills the history.
