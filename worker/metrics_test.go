@@ -85,7 +85,7 @@ func TestMetricsCountWhatHappens(t *testing.T) {
 	eventually(t, soon, func() error {
 		got, _ := values(t, worker)
 		got = filter(got, "papermap_events_total", "papermap_event_seconds", "papermap_attempts_total", "papermap_tenants", "papermap_dead", "papermap_uncertain_attempts",
-			"papermap_token", "papermap_outbox_unsent", "papermap_api_requests_total")
+			"papermap_token", "papermap_outbox_unsent", "papermap_api_requests_total{route=create")
 		maps.DeleteFunc(got, func(_ string, v float64) bool { return v == 0 })
 		diff := cmp.Diff(map[string]float64{
 			"papermap_events_total{outcome=acknowledged,type=tenant.created}": 2,
