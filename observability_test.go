@@ -276,7 +276,7 @@ func anchor(heading string) string {
 	return strings.ReplaceAll(regexp.MustCompile("[^a-z0-9 _-]").ReplaceAllString(strings.ToLower(heading), ""), " ", "-")
 }
 
-func TestEachAlertHasItsEntryInTheRunbook(t *testing.T) {
+func TestEachAlertIsTriedAndHasItsEntryInTheRunbook(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("docs/operations.md")
 	if err != nil {
@@ -288,8 +288,15 @@ func TestEachAlertHasItsEntryInTheRunbook(t *testing.T) {
 		text, _, _ = strings.Cut(text, "\n## ")
 		entries[heading] = text
 	}
+	tried, err := os.ReadFile("docs/observability/alerts_test.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
 	known := map[string]bool{}
 	for _, a := range alerts(t) {
+		if !bytes.Contains(tried, []byte(`{alertname="`+a.Name+`"}`)) {
+			t.Errorf("alerts_test.yml does not try %s", a.Name)
+		}
 		known[a.Name] = true
 		if len(entries[a.Name]) < 100 {
 			t.Errorf("the runbook says nothing, or too little, about %s", a.Name)

@@ -247,6 +247,7 @@ type Backlog struct {
 	Consumer                         string
 	Pending, AckPending, Redelivered int
 	Oldest                           time.Duration // age of the oldest event that is not settled; 0 when there is none
+	MaxAge                           time.Duration // at which the stream drops it; 0: never
 }
 
 // Backlog reads what waits for the two consumers, and how many dead letters there are.
@@ -267,7 +268,7 @@ func (b *Bus) Backlog(ctx context.Context) (list []Backlog, deadLetters int, err
 			return fail(err)
 		}
 		info := consumer.CachedInfo()
-		waits := Backlog{Consumer: c.name, Pending: int(info.NumPending), AckPending: info.NumAckPending, Redelivered: info.NumRedelivered}
+		waits := Backlog{Consumer: c.name, Pending: int(info.NumPending), AckPending: info.NumAckPending, Redelivered: info.NumRedelivered, MaxAge: stream.CachedInfo().Config.MaxAge}
 		if waits.Pending+waits.AckPending > 0 {
 			// The consumer's first event behind the last that is settled is the oldest that is not.
 			for _, subject := range b.o.Subjects.events(c.types) {

@@ -148,7 +148,8 @@ var (
 	descPending      = describe("jetstream_pending", "Events in the stream that no worker has been given yet.", "consumer")
 	descAckPending   = describe("jetstream_ack_pending", "Events that were given out and are not settled, those that wait for a retry included.", "consumer")
 	descRedelivered  = describe("jetstream_redelivered", "Events that are given out not for the first time.", "consumer")
-	descOldest       = describe("jetstream_oldest_pending_seconds", "Age of the oldest event that is not settled; 0 when there is none. Alarm before NATS_STREAM_MAX_AGE.", "consumer")
+	descOldest       = describe("jetstream_oldest_pending_seconds", "Age of the oldest event that is not settled; 0 when there is none. Alarm before jetstream_max_age_seconds.", "consumer")
+	descMaxAge       = describe("jetstream_max_age_seconds", "Age at which the stream drops events, settled or not; 0: never.")
 	descDead         = describe("dead_letters", "Dead letters that are kept.")
 	descTenants      = describe("tenants", "Tenants by status.", "status")
 	descUncertain    = describe("uncertain_attempts", "Create requests that may have left a dashboard behind, and nobody has settled.")
@@ -165,7 +166,7 @@ var (
 // Describe implements prometheus.Collector.
 func (r readings) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descPaused, descPauses, descSkew, descPending, descAckPending, descRedelivered, descOldest, descDead, descTenants, descUncertain, descUncertainAge,
+		descPaused, descPauses, descSkew, descPending, descAckPending, descRedelivered, descOldest, descMaxAge, descDead, descTenants, descUncertain, descUncertainAge,
 		descOutbox, descOutboxAge, descUsageAge, descCached, descConns, descConnWait, descUp,
 	} {
 		ch <- d
@@ -237,6 +238,7 @@ func (r readings) nats(ctx context.Context, ch chan<- prometheus.Metric) {
 		gauge(ch, descRedelivered, float64(b.Redelivered), b.Consumer)
 		gauge(ch, descOldest, b.Oldest.Seconds(), b.Consumer)
 	}
+	gauge(ch, descMaxAge, list[0].MaxAge.Seconds()) // of the one stream
 	gauge(ch, descDead, float64(dead))
 }
 
