@@ -255,6 +255,9 @@ func (s *Story) conclude(in []events.Past, dead []events.DeadLetter, now time.Ti
 	if s.Known && s.Status == repo.Suspended && s.DashboardID == "" {
 		s.Answer += fmt.Sprintf(" It is suspended since %s as well.", day(s.SuspendedEvent))
 	}
+	if n := s.waiting(in, dead); n > 0 {
+		do("Events of it in the stream that no worker has recorded: %d. Is `papermap-worker serve` running, and not paused? `papermap-worker health` says so.", n)
+	}
 	orphans := 0
 	for _, a := range s.Attempts {
 		if (a.Outcome == repo.Uncertain || a.Outcome == repo.Orphaned) && a.SettledAt.IsZero() {
@@ -267,6 +270,21 @@ func (s *Story) conclude(in []events.Past, dead []events.DeadLetter, now time.Ti
 	if s.Known && s.Stage != repo.Failed && len(dead) > 0 {
 		do("It has %d dead letters: `papermap-worker dead list --tenant %s`.", len(dead), word)
 	}
+}
+
+// waiting counts the events that the stream has and the database does not know.
+func (s *Story) waiting(in []events.Past, dead []events.DeadLetter) int {
+	newest := map[string]int64{
+		events.TypeTenantCreated: s.CreatedEvent, events.TypeTenantSuspended: s.SuspendedEvent,
+		events.TypeTenantResumed: s.ResumedEvent, events.TypeTenantDeleted: s.DeletedEvent,
+	}
+	n := 0
+	for _, p := range in {
+		if s.Known && p.Data != nil && p.Time.UnixNano() > newest[p.Raw.Type] && deadLetterOf(dead, p.ID) == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_.:@%+=,/][A-Za-z0-9_.:@%+=,/-]*$`)
