@@ -156,7 +156,15 @@ func (f *findings) database(ctx context.Context, address string, migrate bool) {
 			f.fail(check, err.Error(), "may the user read the tables?")
 			return
 		}
-		f.ok(check, "up to date; %d tenants active, %d events out wait", s.Tenants[repo.Active], s.Unsent)
+		engine, err := db.Engine(ctx)
+		if err != nil {
+			f.fail(check, err.Error(), "is it a database of the kind that DATABASE_URL names?")
+			return
+		}
+		if strings.HasPrefix(address, "sqlite:") {
+			engine += ", whole"
+		}
+		f.ok(check, "%s, up to date; %d tenants active, %d events out wait", engine, s.Tenants[repo.Active], s.Unsent)
 		if held := s.Tenants[repo.Held]; held > 0 {
 			f.warn("held tenants", fmt.Sprintf("%d wait for a decision", held), "`papermap-worker tenants list --status held`, then `tenants resolve`")
 		}

@@ -64,7 +64,7 @@ func TestDoctorFindsNothingWrongWithAWorkerThatWorks(t *testing.T) {
 		t.Errorf("exit code %d:\n%s", code, text)
 	}
 	for _, want := range []string{
-		"NATS server +version 2", "stream PAPERMAP ", "stream PAPERMAP_DEAD ", "consumer papermap-worker ", "consumer papermap-worker-access ", "database +up to date",
+		"NATS server +version 2", "stream PAPERMAP ", "stream PAPERMAP_DEAD ", "consumer papermap-worker ", "consumer papermap-worker-access ", "database +SQLite 3[.0-9]+, whole, up to date; ",
 		"Papermap, workspace ws-test, key ak_test +it answers, and takes the key", "clock +it agrees",
 	} {
 		if !matches(want, text) {

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"fmt"
 	"time"
+
+	"github.com/pressly/goose/v3"
 )
 
 // Stats is what the tables hold, for operators.
@@ -67,6 +69,19 @@ func (db *DB) Stats(ctx context.Context) (Stats, error) {
 		s.UsageAge[r.WorkspaceID] = max(0, now.Sub(r.Newest.Time))
 	}
 	return s, nil
+}
+
+// Engine is the database's program and its version.
+func (db *DB) Engine(ctx context.Context) (string, error) {
+	name, query := "PostgreSQL ", "SHOW server_version"
+	if db.dialect == goose.DialectSQLite3 {
+		name, query = "SQLite ", "SELECT sqlite_version()"
+	}
+	var version string
+	if err := db.read.GetContext(ctx, &version, query); err != nil {
+		return "", fmt.Errorf("asking the database for its version: %w", err)
+	}
+	return name + version, nil
 }
 
 // Pools are the states of the connection pools: read and write on SQLite, one on PostgreSQL.
