@@ -347,9 +347,6 @@ func (s workSettings) http(p *problems) ops.Config {
 	if c.JWT.Secret != "" && c.JWT.JWKS != "" {
 		p.add("HTTP_JWT_SECRET and HTTP_JWT_JWKS are both set: unset one")
 	}
-	if n := len(c.JWT.Secret); n > 0 && n < 32 {
-		p.add("HTTP_JWT_SECRET: shorter than the 32 bytes that HS256 needs")
-	}
 	if strings.Contains(c.JWT.JWKS, "://") && !strings.HasPrefix(c.JWT.JWKS, "https://") {
 		p.add("HTTP_JWT_JWKS: neither a path nor an https address")
 	}

@@ -88,7 +88,7 @@ func newVerifier(ctx context.Context, j JWT, log *slog.Logger) (*verifier, error
 			return nil, fmt.Errorf("reading the keys of HTTP_JWT_JWKS: %w", err)
 		}
 	}
-	options := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(30 * time.Second)}
+	options := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithLeeway(5 * time.Second)}
 	if j.Issuer != "" {
 		options = append(options, jwt.WithIssuer(j.Issuer))
 	}
