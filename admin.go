@@ -25,19 +25,25 @@ import (
 // connect opens a connection for one command, which does not wait for a server that is not there.
 func (s natsSettings) connect(a *app) (*events.Bus, func(), error) {
 	p := a.problems
-	options := s.parse(&p)
+	options, traces := s.parse(&p), p.tracing()
 	if err := p.err(); err != nil {
 		return nil, nil, err
 	}
-	options.Name = "papermap-worker-cli"
-	bus, err := events.Connect(options, a.log)
+	tracer, log, stopTracing, err := startTracing(traces, a.log)
 	if err != nil {
+		return nil, nil, err
+	}
+	options.Name, options.Tracer = "papermap-worker-cli", tracer
+	bus, err := events.Connect(options, log)
+	if err != nil {
+		stopTracing()
 		return nil, nil, fmt.Errorf("%w: is the server running, and is NATS_URL right?", err)
 	}
 	return bus, func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 2*time.Second)
 		defer cancel()
 		bus.Close(closing)
+		stopTracing()
 	}, nil
 }
 

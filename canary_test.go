@@ -76,7 +76,7 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 		EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: papermap.Secret(canaries["PAPERMAP_EMBED_SECRET_KEY"])},
 	}
 	var mu sync.Mutex
-	confidential := map[string]string{"the database's password": databaseCanary}
+	confidential := map[string]string{"the database's password": databaseCanary, "the collector's key": collectorCanary}
 	for name, value := range canaries {
 		confidential[name] = value
 	}
@@ -110,6 +110,9 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 		"NATS_URL=" + broker.ClientURL(), "NATS_USER=worker", "HTTP_ADDR=127.0.0.1:0", "LOG_LEVEL=debug", "LOG_FORMAT=json", "EMBED_TOKEN_RATE=20",
 		"EMBED_TOKEN_AUDIT=1000000",
 	}
+	traces := newCollector(t)
+	traces.fail = 1 // its answer repeats the key
+	env = append(env, traces.env()...)
 	for name, value := range canaries {
 		env = append(env, name+"="+value)
 	}
@@ -280,7 +283,8 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	told["the worker's log"] = worker.text()
-	for what, sign := range map[string]string{"the worker's log": "minted an embed token", "dead letters": "org-5", "attempts": "org-3", "tenant": "org-2"} {
+	told["the traces"] = traces.text()
+	for what, sign := range map[string]string{"the worker's log": "minted an embed token", "dead letters": "org-5", "the traces": "org-7", "attempts": "org-3", "tenant": "org-2"} {
 		if !strings.Contains(told[what], sign) {
 			t.Errorf("%s does not tell of %q, so there is nothing to find in it:\n%s", what, sign, tail(told[what], 2000))
 		}

@@ -87,7 +87,7 @@ type logSettings struct {
 
 // later are the contract's settings that this version accepts and does not follow yet. `serve` warns of them.
 var later = []string{
-	"CONSOLE_TOKEN", "CONSOLE_TOKEN_FILE", "OTEL_EXPORTER_OTLP_ENDPOINT",
+	"CONSOLE_TOKEN", "CONSOLE_TOKEN_FILE",
 }
 
 // problems collects everything that is wrong with the settings.

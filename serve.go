@@ -65,6 +65,7 @@ type serveConfig struct {
 	database string
 	migrate  bool
 	http     ops.Config
+	tracing  bool
 }
 
 func (c *serveCmd) Run(a *app) error {
@@ -78,7 +79,7 @@ func (c *serveCmd) Run(a *app) error {
 
 // config checks the settings, on top of problems that were found before.
 func (c *serveCmd) config(p problems) (serveConfig, error) {
-	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), http: c.workSettings.http(&p)}
+	cfg := serveConfig{worker: c.papermapSettings.parse(&p), bus: c.natsSettings.parse(&p), database: p.databaseURL(), http: c.workSettings.http(&p), tracing: p.tracing()}
 	c.workSettings.parse(&p, &cfg.worker)
 	cfg.migrate = p.boolean("DATABASE_MIGRATE", c.Migrate)
 	cfg.bus.Wait = true
@@ -128,6 +129,12 @@ func ambiguousID(id string) bool {
 
 // serve wires the worker together and runs it until ctx ends.
 func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
+	tracer, log, stopTracing, err := startTracing(cfg.tracing, log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	cfg.bus.Tracer, cfg.http.Tracer = tracer, tracer
 	db, err := openDatabase(ctx, cfg.database, cfg.migrate, log)
 	if ctx.Err() != nil && err != nil {
 		log.Info("stopped before it had started")

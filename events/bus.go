@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 )
 
@@ -35,6 +36,8 @@ type Options struct {
 
 	Wait bool // keep trying when the server cannot be reached yet, instead of returning an error
 	Name string
+
+	Tracer trace.Tracer // nil: no spans, and no trace in messages
 }
 
 // Bus is a connection to NATS with the worker's streams.
@@ -232,14 +235,19 @@ func taken(patterns []string, subject string) bool {
 
 // Request sends a request to one of the worker's endpoints. An answer that is an error comes back as a *ServiceError.
 func (b *Bus) Request(ctx context.Context, endpoint string, data []byte) ([]byte, error) {
-	reply, err := b.nc.RequestWithContext(ctx, b.o.Subjects.RPC(endpoint), data)
+	ctx, msg, span := b.startRequest(ctx, endpoint, data)
+	defer span.End()
+	reply, err := b.nc.RequestMsgWithContext(ctx, msg)
+	failSpan(span, err)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil, fmt.Errorf("requesting %s: no worker answers there: is `papermap-worker serve` running on this NATS server?", endpoint)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("requesting %s: %w", endpoint, err)
 	}
-	return readReply(reply)
+	data, err = readReply(reply)
+	failSpan(span, err)
+	return data, err
 }
 
 // Backlog is what waits for a consumer.

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"papermap-worker/worker/failpoint"
 )
@@ -203,6 +206,8 @@ func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
 		}
 	}()
 	raw, deliveries, err := c.raw(msg)
+	ctx, span := c.startProcess(ctx, msg.Subject(), raw, deliveries)
+	defer span.End()
 	var e Event
 	if err == nil {
 		e, err = c.process(ctx, raw, deliveries)
@@ -218,11 +223,13 @@ func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
 func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Event, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.log.Error("a handler panicked", "event_id", e.ID, "type", raw.Type, "panic", p, "stack", string(debug.Stack()))
+			c.log.ErrorContext(ctx, "a handler panicked", "event_id", e.ID, "type", raw.Type, "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("the handler panicked")
 		}
 	}()
-	if e, err = Decode(raw); err != nil {
+	e, err = Decode(raw)
+	trace.SpanFromContext(ctx).SetAttributes(attribute.String("messaging.message.id", e.ID))
+	if err != nil {
 		return e, err
 	}
 	e.Deliveries = deliveries
@@ -234,29 +241,37 @@ func (c *Consumer) settle(ctx context.Context, msg jetstream.Msg, raw Raw, e Eve
 	var permanent *Permanent
 	var retry *Retry
 	log := c.log.With("event_id", e.ID, "type", raw.Type)
+	span := trace.SpanFromContext(ctx)
 	switch {
 	case err == nil:
 		c.report("acknowledge", msg, msg.Ack())
+		span.AddEvent("acknowledged")
 		failpoint.Hit(failpoint.Acked)
 		return "acknowledged"
 	case errors.As(err, &permanent):
 		if err := c.bus.publishDead(ctx, raw, e, permanent); err != nil {
-			log.Error("cannot store a dead letter; the event stays", "error", err)
+			log.ErrorContext(ctx, "cannot store a dead letter; the event stays", "error", err)
 			c.report("delay", msg, msg.NakWithDelay(Delay(deliveries)))
+			span.SetStatus(codes.Error, "the dead letter could not be stored")
 			return "failed"
 		}
+		span.AddEvent("dead letter stored", trace.WithAttributes(attribute.String("papermap.code", permanent.Code)))
+		span.SetStatus(codes.Error, permanent.Code)
 		failpoint.Hit(failpoint.DeadStored)
-		log.Warn("event became a dead letter", "code", permanent.Code, "error", permanent)
+		log.WarnContext(ctx, "event became a dead letter", "code", permanent.Code, "error", permanent)
 		c.report("terminate", msg, msg.Term())
 		return "dead"
 	case errors.As(err, &retry):
-		log.Debug("event is offered again later", "after", retry.After, "reason", err)
+		log.DebugContext(ctx, "event is offered again later", "after", retry.After, "reason", err)
 		c.report("delay", msg, msg.NakWithDelay(retry.After))
+		span.AddEvent("offered again later", trace.WithAttributes(attribute.String("papermap.after", retry.After.String())))
 		return "retried"
 	}
 	after := Delay(deliveries)
-	log.Warn("event failed and is offered again later", "after", after, "error", err)
+	log.WarnContext(ctx, "event failed and is offered again later", "after", after, "error", err)
 	c.report("delay", msg, msg.NakWithDelay(after))
+	span.AddEvent("offered again later", trace.WithAttributes(attribute.String("papermap.after", after.String())))
+	span.SetStatus(codes.Error, "failed")
 	return "failed"
 }
 

@@ -32,6 +32,7 @@ const (
 func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
+	raw.Header = tracedDead(ctx, raw.Header)
 	msg := deadLetter(raw, e, p, int(b.nc.MaxPayload()))
 	msg.Subject = b.o.Subjects.Dead(raw.Type)
 	if _, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.deadStream())); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // DashboardCreated is the data of dashboard.created.
@@ -66,6 +67,7 @@ type Outgoing struct {
 	Type   string
 	Header nats.Header // more headers, or nil
 	Data   []byte
+	Cause  trace.SpanContext // the span that it comes from, when that is not the publishing context's
 }
 
 // Structured makes a CloudEvents event in structured mode. data is JSON; about is the tenant that it tells of.
@@ -93,7 +95,11 @@ func (e Outgoing) As(id string, t time.Time) Outgoing {
 // Publish publishes the event and returns when the stream has stored it. duplicate says that the stream had an
 // event of this id already and dropped this one.
 func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err error) {
-	ack, err := b.js.PublishMsg(ctx, b.message(e), jetstream.WithExpectStream(b.o.Stream))
+	msg := b.message(e)
+	ctx, span := b.startPublish(ctx, msg, e)
+	defer span.End()
+	ack, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.o.Stream))
+	failSpan(span, err)
 	if err != nil {
 		return false, fmt.Errorf("publishing %s: %w", e.Type, b.explain(err))
 	}
@@ -104,20 +110,24 @@ func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err erro
 func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 	errs := make([]error, len(list))
 	acks := make([]jetstream.PubAckFuture, len(list))
+	spans := make([]trace.Span, len(list))
 	for i, e := range list {
-		acks[i], errs[i] = b.js.PublishMsgAsync(b.message(e), jetstream.WithExpectStream(b.o.Stream))
+		msg := b.message(e)
+		_, spans[i] = b.startPublish(ctx, msg, e)
+		acks[i], errs[i] = b.js.PublishMsgAsync(msg, jetstream.WithExpectStream(b.o.Stream))
 	}
 	for i, ack := range acks {
-		if errs[i] != nil {
-			continue
+		if errs[i] == nil {
+			select {
+			case <-ack.Ok():
+			case err := <-ack.Err():
+				errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, b.explain(err))
+			case <-ctx.Done():
+				errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, ctx.Err())
+			}
 		}
-		select {
-		case <-ack.Ok():
-		case err := <-ack.Err():
-			errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, b.explain(err))
-		case <-ctx.Done():
-			errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, ctx.Err())
-		}
+		failSpan(spans[i], errs[i])
+		spans[i].End()
 	}
 	return errs
 }

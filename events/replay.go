@@ -172,14 +172,17 @@ func (b *Bus) PublishAgain(ctx context.Context, p Past) error {
 	return b.again(ctx, e.As(p.ID, p.Time))
 }
 
-// original is a message's headers without those that the server would obey and those that we set.
+// original is a message's headers without those that the server would obey and those that we set. Its trace is over: the
+// replay only tells of it.
 func original(h nats.Header) nats.Header {
 	kept := nats.Header{}
 	for name, values := range h {
-		if lower := strings.ToLower(name); !strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "papermap-") {
+		lower := strings.ToLower(name)
+		if !strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "papermap-") && !slices.Contains(traceHeaders, lower) {
 			kept[name] = values
 		}
 	}
+	keepOriginalTrace(kept, h)
 	return kept
 }
 

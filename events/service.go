@@ -15,12 +15,16 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Request is a request to an endpoint.
 type Request struct {
 	Token string // the subject's last token, which an endpoint with PerToken takes
 	Data  []byte
+	Trace context.Context // that it is part of, for Quick, which gets no other; it never ends
 }
 
 // Endpoint answers one kind of request.
@@ -92,10 +96,11 @@ type Service struct {
 type request struct {
 	micro.Request
 	endpoint *Endpoint
+	ctx      context.Context // never ends; with the span of a request that is traced
 }
 
 func (r request) event() Request {
-	q := Request{Data: r.Data()}
+	q := Request{Data: r.Data(), Trace: r.ctx}
 	if r.endpoint.PerToken {
 		q.Token = r.Subject()[strings.LastIndexByte(r.Subject(), '.')+1:]
 	}
@@ -129,7 +134,7 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		if e.PerToken {
 			name, subject = name+"-per-token", subject+".*"
 		}
-		err := s.micro.AddEndpoint(name, micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, &e}) }),
+		err := s.micro.AddEndpoint(name, micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, &e, context.Background()}) }),
 			micro.WithEndpointSubject(subject), micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
 		if err != nil {
 			return nil, fmt.Errorf("starting endpoint %s: %w", name, err)
@@ -156,9 +161,13 @@ func (s *Service) accept(r request) {
 	if !s.answerable(r.Reply()) {
 		return
 	}
+	if s.bus.o.Tracer != nil && len(r.Headers()) > 0 {
+		r.ctx = s.traced(r)
+	}
 	queue := s.queue
 	switch s.quick(r) {
 	case Answered:
+		trace.SpanFromContext(r.ctx).End()
 		return
 	case WaitAhead:
 		queue = s.ahead
@@ -173,6 +182,7 @@ func (s *Service) accept(r request) {
 		}
 	}
 	s.refuse(r, unavailable("too many requests; try again"))
+	trace.SpanFromContext(r.ctx).End()
 }
 
 // quick answers a request that needs no waiting, in the library's own goroutine: no hand-over, no copy.
@@ -182,7 +192,7 @@ func (s *Service) quick(r request) (v Verdict) {
 	}
 	defer func() {
 		if p := recover(); p != nil { // the handler that may wait has the next try
-			s.log.Error("a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
+			s.log.ErrorContext(r.ctx, "a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
 			v = Wait
 		}
 	}()
@@ -216,8 +226,9 @@ func (s *Service) answerable(reply string) bool {
 }
 
 func (s *Service) answer(r request) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	ctx, cancel := context.WithTimeout(r.ctx, requestTimeout)
 	defer cancel()
+	defer trace.SpanFromContext(r.ctx).End()
 	data, err := s.call(ctx, r)
 	var known *ServiceError
 	switch {
@@ -226,7 +237,7 @@ func (s *Service) answer(r request) {
 	case errors.As(err, &known):
 		s.refuse(r, known)
 	default:
-		s.log.Error("a request failed", "endpoint", r.endpoint.Name, "error", err)
+		s.log.ErrorContext(ctx, "a request failed", "endpoint", r.endpoint.Name, "error", err)
 		s.refuse(r, unavailable("the worker cannot answer now; try again"))
 	}
 }
@@ -245,6 +256,11 @@ func unavailable(message string) *ServiceError {
 }
 
 func (s *Service) refuse(r request, e *ServiceError) {
+	span := trace.SpanFromContext(r.ctx)
+	span.SetAttributes(attribute.String("error.type", e.Code))
+	if e.Status >= 500 { // else it is the caller's
+		span.SetStatus(codes.Error, e.Code)
+	}
 	body, err := json.Marshal(errorBody{Code: e.Code, Message: e.Message, RetryAfter: e.RetryAfter})
 	if err != nil { // only for text that is not UTF-8
 		body = []byte(`{"code":"UNAVAILABLE","message":"the error cannot be told"}`)

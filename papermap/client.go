@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 
 	"papermap-worker/worker/failpoint"
@@ -176,7 +178,9 @@ func (c *Client) call(ctx context.Context, r request) *Error {
 
 func (c *Client) observed(ctx context.Context, r request) *Error {
 	began := time.Now()
+	ctx, span := c.startSpan(ctx, r)
 	failed := c.do(ctx, r)
+	endSpan(span, failed)
 	if c.o.Observe != nil {
 		status := http.StatusOK
 		if failed != nil {
@@ -278,6 +282,7 @@ func (c *Client) do(parent context.Context, r request) *Error {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	serverTime := c.noteDate(resp.Header)
+	trace.SpanFromContext(ctx).SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
 	a := answer{status: resp.StatusCode, statusLine: resp.Status, header: resp.Header}
 	if a.status == http.StatusSwitchingProtocols {
 		// Its body is the connection, and reading that does not end with ctx.

@@ -35,12 +35,13 @@ var ErrNotFound = errors.New("not found")
 
 // DB is an open database. Its methods may be called from many goroutines.
 type DB struct {
-	dialect     goose.Dialect
-	read, write *sqlx.DB         // one pool on PostgreSQL
-	group       *group           // SQLite's group commit; nil on PostgreSQL
-	path        string           // of SQLite's file
-	lock        *os.File         // held for the process's life by the one worker of an SQLite file
-	now         func() time.Time // the clock that leases go by; nil for PostgreSQL's own
+	dialect goose.Dialect
+	read    pool
+	write   *sqlx.DB         // the same as read on PostgreSQL
+	group   *group           // SQLite's group commit; nil on PostgreSQL
+	path    string           // of SQLite's file
+	lock    *os.File         // held for the process's life by the one worker of an SQLite file
+	now     func() time.Time // the clock that leases go by; nil for PostgreSQL's own
 }
 
 // Open opens the database at address, "sqlite:PATH" or "postgres://…", without migrating it. An SQLite file that does
@@ -119,7 +120,9 @@ func (db *DB) Close() error {
 type work func(context.Context, *tx) error
 
 // update runs do in a transaction and returns when it is committed, or was rolled back.
-func (db *DB) update(ctx context.Context, do work) error {
+func (db *DB) update(ctx context.Context, do work) (err error) {
+	ctx, span := startSpan(ctx, "transaction") // waiting for its turn, and the commit, are in it
+	defer func() { endSpan(span, err) }()
 	if db.group != nil {
 		return db.group.update(ctx, do)
 	}

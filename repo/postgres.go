@@ -52,14 +52,14 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 	if config.ValidateConnect == nil { // else target_session_attrs says what is wanted
 		config.ValidateConnect = refuseStandby
 	}
-	pool := sqlx.NewDb(stdlib.OpenDB(*config), "pgx")
-	pool.SetMaxOpenConns(postgresConns)
-	pool.SetMaxIdleConns(postgresConns)
-	pool.SetConnMaxIdleTime(5 * time.Minute)
-	if err := pool.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), pool.Close())
+	both := sqlx.NewDb(stdlib.OpenDB(*config), "pgx")
+	both.SetMaxOpenConns(postgresConns)
+	both.SetMaxIdleConns(postgresConns)
+	both.SetConnMaxIdleTime(5 * time.Minute)
+	if err := both.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), both.Close())
 	}
-	return &DB{dialect: goose.DialectPostgres, read: pool, write: pool}, nil
+	return &DB{dialect: goose.DialectPostgres, read: pool{both}, write: both}, nil
 }
 
 // Unreachable says whether the error of an Open may go away by itself: no server answers yet, or it is starting up.

@@ -86,7 +86,7 @@ func (db *DB) Engine(ctx context.Context) (string, error) {
 
 // Pools are the states of the connection pools: read and write on SQLite, one on PostgreSQL.
 func (db *DB) Pools() map[string]sql.DBStats {
-	if db.read == db.write {
+	if db.read.DB == db.write {
 		return map[string]sql.DBStats{"postgres": db.write.Stats()}
 	}
 	return map[string]sql.DBStats{"read": db.read.Stats(), "write": db.write.Stats()}

@@ -11,6 +11,7 @@ import (
 
 // change records that a tenant is suspended, resumed or deleted. It needs no API, and so goes on during a pause.
 func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantChange) error {
+	about(ctx, data.TenantID)
 	ws, err := w.knownWorkspace(data.WorkspaceID)
 	if err != nil {
 		return err
@@ -31,7 +32,7 @@ func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantC
 	failpoint.Hit(failpoint.ChangeDone)
 	if changed {
 		w.changed(data.TenantID)
-		w.log.Info("a tenant's access changed", "tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
+		w.log.InfoContext(ctx, "a tenant's access changed", "tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
 	}
 	return nil
 }

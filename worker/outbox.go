@@ -96,6 +96,7 @@ func (w *Worker) relayBatch(ctx context.Context) error {
 		if r.OriginalID != "" {
 			e = e.As(r.OriginalID, time.Unix(0, r.OriginalTime))
 		}
+		e.Cause = w.causes.of(r.EventID)
 		batch, ids = append(batch, e), append(ids, r.ID)
 	}
 	publishing, cancel := context.WithTimeout(ctx, relayLease/2)

@@ -31,6 +31,7 @@ const MaxTimeout = repo.Lease - leaseMargin - papermap.RetryBudget
 
 // provision gives the tenant its dashboard, unless it has one, must not have one, or somebody else is at it.
 func (w *Worker) provision(ctx context.Context, e events.Event, data events.TenantCreated) error {
+	about(ctx, data.TenantID)
 	ws, err := w.knownWorkspace(data.WorkspaceID)
 	if err != nil {
 		return err
@@ -107,20 +108,21 @@ func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, w
 	failpoint.Hit(failpoint.Recorded)
 	switch {
 	case errors.Is(err, repo.ErrTaken):
-		w.log.Error("Papermap answered with a dashboard that belongs to another tenant", "tenant_id", m.TenantID, "dashboard_id", dashboard.ID)
+		w.log.ErrorContext(ctx, "Papermap answered with a dashboard that belongs to another tenant",
+			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "event_id", e.ID)
 		return w.failed(ctx, e, claim, &papermap.Error{Class: papermap.Unknown, Message: "the answer names another tenant's dashboard"}, dashboard.ID)
 	case err != nil:
 		return err
 	case !recorded:
-		w.log.Warn("a dashboard was made after its claim had passed to another; recorded as orphaned",
-			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "attempt", claim.Attempt.ID)
+		w.log.WarnContext(ctx, "a dashboard was made after its claim had passed to another; recorded as orphaned",
+			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "attempt", claim.Attempt.ID, "event_id", e.ID)
 		w.metrics.attempts.WithLabelValues(string(repo.Orphaned)).Inc()
 		return &events.Retry{After: busyWait, Err: errors.New("the claim passed to another worker")}
 	}
 	ring(w.outbox)
 	w.metrics.attempts.WithLabelValues(string(repo.Made)).Inc()
 	w.changed(m.TenantID)
-	w.log.Info("created a dashboard", "tenant_id", m.TenantID, "workspace_id", ws.ID, "dashboard_id", dashboard.ID, "event_id", e.ID)
+	w.log.InfoContext(ctx, "created a dashboard", "tenant_id", m.TenantID, "workspace_id", ws.ID, "dashboard_id", dashboard.ID, "event_id", e.ID)
 	return nil
 }
 
@@ -148,6 +150,7 @@ func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboard paperma
 	if err != nil {
 		return false, err
 	}
+	w.causes.note(ctx, n)
 	tries := backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(recordFor))
 	err = backoff.Retry(func() error {
 		recorded, err = w.db.Finish(context.WithoutCancel(ctx), claim, dashboard.ID, dashboard.Status, n)
@@ -170,15 +173,15 @@ func (w *Worker) failed(ctx context.Context, e events.Event, claim repo.Claim, c
 		return err
 	}
 	w.metrics.attempts.WithLabelValues(string(failure.Result.Outcome)).Inc()
-	w.log.Debug("creating a dashboard failed", "tenant_id", m.TenantID, "error", cause, "stage", m.Stage)
+	w.log.DebugContext(ctx, "creating a dashboard failed", "tenant_id", m.TenantID, "error", cause, "stage", m.Stage, "event_id", e.ID)
 	switch m.Stage {
 	case repo.Failed:
 		ring(w.outbox)
 		return w.permanent(ctx, m)
 	case repo.Held:
 		ring(w.outbox)
-		w.log.Warn("held a tenant: a create has an unknown outcome; settle it with `papermap-worker tenants resolve`",
-			"tenant_id", m.TenantID, "attempt", claim.Attempt.ID)
+		w.log.WarnContext(ctx, "held a tenant: a create has an unknown outcome; settle it with `papermap-worker tenants resolve`",
+			"tenant_id", m.TenantID, "attempt", claim.Attempt.ID, "event_id", e.ID)
 		return nil
 	}
 	return &events.Retry{After: failure.Retry, Err: cause}
@@ -223,6 +226,7 @@ func (w *Worker) failure(ctx context.Context, e events.Event, claim repo.Claim, 
 	f.HeldNotice, err = notice(events.TypeDashboardHeld, events.DashboardHeld{
 		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Attempt: claim.Attempt.ID,
 	})
+	w.causes.note(ctx, f.FailedNotice, f.AgainNotice, f.HeldNotice)
 	return f, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -80,7 +81,7 @@ func (w *Worker) syncWorkspace(ctx context.Context, e events.Event, ws *workspac
 	if tick && w.tooLate(e.ID) {
 		skipped, err := w.db.SkipRun(ctx, want, "it waited too long")
 		if skipped {
-			log.Warn("skipped a scheduled usage run: it waited so long that a newer one does its work")
+			log.WarnContext(ctx, "skipped a scheduled usage run: it waited so long that a newer one does its work")
 		}
 		if skipped || err != nil { // else it has begun, and goes on
 			return err
@@ -91,21 +92,21 @@ func (w *Worker) syncWorkspace(ctx context.Context, e events.Event, ws *workspac
 	case errors.Is(err, repo.ErrRunOver):
 		return nil
 	case errors.Is(err, repo.ErrRunBusy) && run.Status == repo.Skipped:
-		log.Warn("skipped a scheduled usage run: the one before is still at work")
+		log.WarnContext(ctx, "skipped a scheduled usage run: the one before is still at work")
 		return nil
 	case errors.Is(err, repo.ErrRunBusy):
 		return &events.Retry{After: busyWait, Err: err}
 	case err != nil:
 		return err
 	}
-	r := &reading{w: w, ws: ws, run: &run, waited: run.Error}
+	r := &reading{w: w, ws: ws, run: &run, log: log, waited: run.Error}
 	err = r.read(ctx)
 	var api *papermap.Error
 	switch {
 	case err == nil:
 	case errors.As(err, &api) && (api.Class == papermap.Refused || api.Class == papermap.Configuration && run.TenantID != ""):
 		// The path of one tenant's usage is not documented, so 404 there says nothing of the workspace.
-		log.Error("a usage run failed: Papermap refuses", "tenant_id", run.TenantID, "error", err)
+		log.ErrorContext(ctx, "a usage run failed: Papermap refuses", "tenant_id", run.TenantID, "error", err)
 		if err := w.db.EndRun(ctx, &run, repo.RunFailed, api.Error(), nil); err != nil {
 			return err
 		}
@@ -122,9 +123,9 @@ func (w *Worker) syncWorkspace(ctx context.Context, e events.Event, ws *workspac
 	attrs := []any{"status", run.Status, "rows", run.Read, "written_rows", run.Written, "rejected_rows", run.Rejected, "changed_rows", run.Changed,
 		"from_period", run.FromPeriod, "to_period", run.ToPeriod, "took", run.FinishedAt.Sub(run.StartedAt.Time).String()}
 	if run.Status == repo.Incomplete {
-		log.Warn("a usage run is incomplete: the totals shifted each time that they were read", attrs...)
+		log.WarnContext(ctx, "a usage run is incomplete: the totals shifted each time that they were read", attrs...)
 	} else {
-		log.Info("synced usage", attrs...)
+		log.InfoContext(ctx, "synced usage", attrs...)
 	}
 	return nil
 }
@@ -134,6 +135,7 @@ type reading struct {
 	w      *Worker
 	ws     *workspace
 	run    *repo.Run
+	log    *slog.Logger
 	waited string // what the run was last said to wait for
 
 	// Of the pass: what the first page said, beside the run's row, which a commit may be writing.
@@ -149,7 +151,7 @@ func (r *reading) leave(ctx context.Context, e events.Event, cause error) error 
 	var api *papermap.Error
 	waits := errors.As(cause, &api)
 	if waits && api.Error() != r.waited {
-		r.w.log.Warn("a usage run waits for Papermap and goes on where it stopped", "workspace_id", r.ws.ID, "page", r.run.NextPage, "error", api)
+		r.log.WarnContext(ctx, "a usage run waits for Papermap and goes on where it stopped", "page", r.run.NextPage, "error", api)
 		if err := r.w.db.KeepRun(ctx, r.run, api.Error()); err != nil {
 			return err
 		}
@@ -174,22 +176,26 @@ func (r *reading) read(ctx context.Context) error {
 		case err != nil:
 			return err
 		case !shifted:
-			return r.w.db.EndRun(ctx, r.run, repo.RunDone, "", r.synced)
+			return r.w.db.EndRun(ctx, r.run, repo.RunDone, "", r.synced(ctx))
 		case r.run.Pass >= mostPasses:
 			return r.w.db.EndRun(ctx, r.run, repo.Incomplete, fmt.Sprintf("the totals shifted in each of %d passes", r.run.Pass), nil)
 		}
-		r.w.log.Info("usage shifted while it was read; reading it again", "workspace_id", r.ws.ID, "pass", r.run.Pass)
+		r.log.InfoContext(ctx, "usage shifted while it was read; reading it again", "pass", r.run.Pass)
 		if err := r.w.db.RestartRun(ctx, r.run); err != nil {
 			return err
 		}
 	}
 }
 
-func (r *reading) synced(tenants int) (repo.Notice, error) {
-	return notice(events.TypeUsageSynced, events.UsageSynced{
-		WorkspaceID: r.run.WorkspaceID, FromPeriod: r.run.FromPeriod, ToPeriod: r.run.ToPeriod,
-		Tenants: tenants, Rows: r.run.Read, RejectedRows: r.run.Rejected, ChangedRows: r.run.Changed,
-	})
+func (r *reading) synced(ctx context.Context) func(tenants int) (repo.Notice, error) {
+	return func(tenants int) (repo.Notice, error) {
+		n, err := notice(events.TypeUsageSynced, events.UsageSynced{
+			WorkspaceID: r.run.WorkspaceID, FromPeriod: r.run.FromPeriod, ToPeriod: r.run.ToPeriod,
+			Tenants: tenants, Rows: r.run.Read, RejectedRows: r.run.Rejected, ChangedRows: r.run.Changed,
+		})
+		r.w.causes.note(ctx, n)
+		return n, err
+	}
 }
 
 // errDraining means that the worker stops, and another goes on with the run.

@@ -79,7 +79,7 @@ func (w *Worker) quickToken(dst []byte, r events.Request) (reply []byte, v event
 	case known == nil && err == nil:
 		return nil, events.Wait, nil
 	case err == nil:
-		reply, err = w.answerToken(dst, known, q, w.mintTime(began))
+		reply, err = w.answerToken(r.Trace, dst, known, q, w.mintTime(began))
 	}
 	w.metrics.memory.Inc()
 	w.metrics.answered(err, time.Since(began))
@@ -130,7 +130,7 @@ func (w *Worker) embedToken(ctx context.Context, r events.Request) (reply []byte
 	if err != nil {
 		return nil, err
 	}
-	return w.answerToken(nil, known, q, w.mintTime(time.Now()))
+	return w.answerToken(ctx, nil, known, q, w.mintTime(time.Now()))
 }
 
 // mintTime is now, which was just read, unless the worker has a clock of its own.
@@ -142,7 +142,7 @@ func (w *Worker) mintTime(now time.Time) time.Time {
 }
 
 // answerToken appends the answer for a tenant: a token for the mapping's own workspace and dashboard, or why there is none.
-func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Time) ([]byte, error) {
+func (w *Worker) answerToken(ctx context.Context, dst []byte, t *tenant, q tokenRequest, now time.Time) ([]byte, error) {
 	switch {
 	case len(q.workspaceID) > 0 && string(q.workspaceID) != t.ws.ID:
 		return nil, invalid(errors.New(`"workspace_id" is not the tenant's`))
@@ -204,7 +204,7 @@ func (w *Worker) answerToken(dst []byte, t *tenant, q tokenRequest, now time.Tim
 	dst = papermap.AppendEmbedQuery(dst, t.ws.ID, t.dashboardID)
 	dst = append(dst, `"}`...)
 	w.minted.add(t.ws.ID, t.id, now)
-	w.audit.minted(t, now, expires, dst[begin:end])
+	w.audit.minted(ctx, t, now, expires, dst[begin:end])
 	return dst, nil
 }
 
@@ -249,6 +249,7 @@ type audit struct {
 
 // auditLine is a token without it: its fingerprint is the first 16 hex digits of its SHA-256.
 type auditLine struct {
+	ctx         context.Context // for the trace that the line is of
 	tenant      *tenant
 	expires     time.Time
 	fingerprint [8]byte
@@ -258,11 +259,11 @@ func newAudit(perSecond int) *audit {
 	return &audit{limiter: rate.NewLimiter(rate.Limit(perSecond), perSecond), lines: make(chan auditLine, 1024)}
 }
 
-func (a *audit) minted(t *tenant, now, expires time.Time, token []byte) {
+func (a *audit) minted(ctx context.Context, t *tenant, now, expires time.Time, token []byte) {
 	if a.limiter.AllowN(now, 1) {
 		sum := sha256.Sum256(token)
 		select {
-		case a.lines <- auditLine{t, expires, [8]byte(sum[:8])}:
+		case a.lines <- auditLine{ctx, t, expires, [8]byte(sum[:8])}:
 			return
 		default:
 		}
@@ -273,7 +274,7 @@ func (a *audit) minted(t *tenant, now, expires time.Time, token []byte) {
 // write writes the lines until ctx ends, then those that are left.
 func (a *audit) write(ctx context.Context, log *slog.Logger) {
 	write := func(l auditLine) {
-		log.Info("minted an embed token", "tenant_id", l.tenant.id, "workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID,
+		log.InfoContext(l.ctx, "minted an embed token", "tenant_id", l.tenant.id, "workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID,
 			"expires", l.expires.UTC(), "fingerprint", hex.EncodeToString(l.fingerprint[:]), "left_out", a.leftOut.Swap(0))
 	}
 	for ctx.Err() == nil {

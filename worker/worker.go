@@ -73,6 +73,7 @@ type Worker struct {
 	tenants   *tenants
 	minted    tokenCounts
 	audit     *audit
+	causes    causes
 	embedPage []byte // begin of the iframe's address as JSON text, up to the token
 }
 
@@ -148,6 +149,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	w.metrics.registry.MustRegister(readings{w})
 	w.tenants = newTenants(w.loadTenant)
 	w.audit = newAudit(cfg.TokenAudit)
+	w.causes.spans.most = mostCauses / 2
 	w.embedPage, _ = jsontext.AppendQuote(nil, cfg.EmbedURL+"?embedded-token=") // an error only for text that is not UTF-8
 	w.embedPage = w.embedPage[:len(w.embedPage)-1]
 	limit := rate.Inf

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/trace"
 
 	"papermap-worker/worker"
 )
@@ -27,7 +28,8 @@ type Config struct {
 	Addr        string // of the REST API, for example 127.0.0.1:8080; empty: nowhere
 	MetricsAddr string // of health and metrics; empty: Addr
 	JWT         JWT
-	Origins     []string // that browsers may call the REST API from
+	Origins     []string     // that browsers may call the REST API from
+	Tracer      trace.Tracer // of requests to the REST API; nil: no spans
 }
 
 // Server is the running HTTP side: one server, or two when health and metrics have an address of their own.
@@ -54,7 +56,7 @@ func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
 			stop()
 			return nil, err
 		}
-		(&rest{w: w, auth: auth, origins: c.Origins, log: log}).register(front)
+		(&rest{w: w, auth: auth, origins: c.Origins, tracer: c.Tracer, log: log}).register(front)
 	}
 	err := s.listen("HTTP_ADDR", c.Addr, front)
 	if err == nil && c.MetricsAddr != "" {

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"papermap-worker/events"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
@@ -42,7 +44,8 @@ func (p *problem) Error() string { return p.detail }
 type rest struct {
 	w       *worker.Worker
 	auth    *verifier
-	origins []string // that browsers may call from
+	origins []string     // that browsers may call from
+	tracer  trace.Tracer // nil: no spans
 	log     *slog.Logger
 }
 
@@ -70,13 +73,13 @@ func (a *rest) register(mux *http.ServeMux) {
 		_, _ = rw.Write(openAPI)
 	})
 	for _, r := range routes {
-		mux.HandleFunc(r.method+" "+r.path, func(rw http.ResponseWriter, req *http.Request) {
+		mux.HandleFunc(r.method+" "+r.path, a.traced(r, func(rw http.ResponseWriter, req *http.Request) {
 			a.allowOrigin(rw, req)
 			rw.Header().Set("Cache-Control", "no-store")
 			if err := a.serve(r, rw, req); err != nil {
 				a.refuse(rw, req, err)
 			}
-		})
+		}))
 	}
 	mux.HandleFunc("OPTIONS /api/v1/", func(rw http.ResponseWriter, req *http.Request) {
 		if a.allowOrigin(rw, req) {
@@ -135,7 +138,7 @@ func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
 	case errors.As(err, &tooLarge):
 		p = &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("The body is larger than %d bytes", maxBody)}
 	default:
-		a.log.Error("a request failed", "method", req.Method, "path", req.URL.Path, "error", err)
+		a.log.ErrorContext(req.Context(), "a request failed", "method", req.Method, "path", req.URL.Path, "error", err)
 		p = &problem{http.StatusServiceUnavailable, "The worker cannot answer now; try again"}
 	}
 	if p.status == http.StatusUnauthorized {

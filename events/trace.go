@@ -1,0 +1,179 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+)
+
+// Traces. A message names the span that it comes from in W3C's headers traceparent and tracestate; a CloudEvent may do so
+// in ce-traceparent. Whoever handles it goes on with that trace, at its first delivery. A later delivery, and a replay,
+// begin a trace of their own with a link to the first: they come minutes or weeks later, and others than the publisher
+// caused them. A context that cannot be read is no context, and never makes an event wrong.
+//
+// Attributes follow OpenTelemetry's conventions for messaging. None holds data or headers of a message.
+
+// headerOriginalTrace keeps, on a replay, the traceparent that the event had at first.
+const headerOriginalTrace = originalPrefix + "Traceparent"
+
+var traceHeaders = []string{"traceparent", "tracestate", "ce-traceparent", "ce-tracestate"}
+
+var w3c propagation.TraceContext
+
+// carrier is a message's headers, for package propagation.
+type carrier struct {
+	header nats.Header
+	prefix string // of the names in it
+}
+
+// Get compares names without case: HTTP's libraries, which many publishers use here, write them in their own.
+func (c carrier) Get(name string) string {
+	for key, values := range c.header {
+		if len(values) > 0 && strings.EqualFold(key, c.prefix+name) {
+			return values[0]
+		}
+	}
+	return ""
+}
+
+func (c carrier) Set(name, value string) { c.header[c.prefix+name] = []string{value} }
+func (c carrier) Keys() []string         { return slices.Collect(maps.Keys(c.header)) }
+
+// traceOf is the span that a message comes from; not valid when it names none.
+func traceOf(h nats.Header) trace.SpanContext {
+	for _, prefix := range []string{"", "ce-"} {
+		if sc := trace.SpanContextFromContext(w3c.Extract(context.Background(), carrier{h, prefix})); sc.IsValid() {
+			return sc
+		}
+	}
+	return trace.SpanContext{}
+}
+
+// originalTraceOf is the span that a replayed event came from at first.
+func originalTraceOf(h nats.Header) trace.SpanContext {
+	return traceOf(nats.Header{"traceparent": {carrier{header: h}.Get(headerOriginalTrace)}})
+}
+
+// keepOriginalTrace notes in the headers of a replay where its event, whose headers were these, came from at first.
+func keepOriginalTrace(replay, were nats.Header) {
+	sc := originalTraceOf(were)
+	if !sc.IsValid() {
+		sc = traceOf(were)
+	}
+	text := propagation.MapCarrier{}
+	w3c.Inject(trace.ContextWithSpanContext(context.Background(), sc), text)
+	if parent := text.Get("traceparent"); parent != "" {
+		replay.Set(headerOriginalTrace, parent)
+	}
+}
+
+func link(why string, sc trace.SpanContext) trace.SpanStartOption {
+	return trace.WithLinks(trace.Link{SpanContext: sc, Attributes: []attribute.KeyValue{attribute.String("papermap.link", why)}})
+}
+
+func messaging(operation, kind, destination string, more ...attribute.KeyValue) trace.SpanStartOption {
+	return trace.WithAttributes(append(more,
+		attribute.String("messaging.system", "nats"), attribute.String("messaging.operation.name", operation),
+		attribute.String("messaging.operation.type", kind), attribute.String("messaging.destination.name", destination),
+	)...)
+}
+
+// startPublish begins the span of a publish, and makes the message tell of it.
+func (b *Bus) startPublish(ctx context.Context, msg *nats.Msg, e Outgoing) (context.Context, trace.Span) {
+	if b.o.Tracer == nil {
+		return ctx, noop.Span{}
+	}
+	options := []trace.SpanStartOption{
+		trace.WithSpanKind(trace.SpanKindProducer),
+		messaging("publish", "send", msg.Subject, attribute.String("messaging.message.id", e.ID)),
+	}
+	if e.Cause.IsValid() {
+		ctx = trace.ContextWithSpanContext(ctx, e.Cause)
+	}
+	if original := originalTraceOf(msg.Header); original.IsValid() {
+		options = append(options, trace.WithNewRoot(), link("original", original))
+	}
+	ctx, span := b.o.Tracer.Start(ctx, "publish "+msg.Subject, options...)
+	w3c.Inject(ctx, carrier{header: msg.Header})
+	return ctx, span
+}
+
+// startRequest makes a request's message, with its span.
+func (b *Bus) startRequest(ctx context.Context, endpoint string, data []byte) (context.Context, *nats.Msg, trace.Span) {
+	msg := &nats.Msg{Subject: b.o.Subjects.RPC(endpoint), Data: data, Header: nats.Header{}}
+	if b.o.Tracer == nil {
+		return ctx, msg, noop.Span{}
+	}
+	ctx, span := b.o.Tracer.Start(ctx, "request "+msg.Subject, trace.WithSpanKind(trace.SpanKindClient), messaging("request", "send", msg.Subject))
+	w3c.Inject(ctx, carrier{header: msg.Header})
+	return ctx, msg, span
+}
+
+// startProcess begins the span of an event in hand.
+func (c *Consumer) startProcess(ctx context.Context, subject string, raw Raw, deliveries int) (context.Context, trace.Span) {
+	if c.bus.o.Tracer == nil {
+		return ctx, noop.Span{}
+	}
+	options := []trace.SpanStartOption{
+		trace.WithSpanKind(trace.SpanKindConsumer),
+		messaging("process", "process", subject, attribute.String("messaging.consumer.group.name", c.Durable),
+			attribute.Int64("messaging.nats.stream.sequence", int64(raw.Sequence)), attribute.Int("messaging.nats.deliveries", deliveries)),
+	}
+	from := traceOf(raw.Header)
+	switch {
+	case deliveries <= 1:
+		ctx = trace.ContextWithRemoteSpanContext(ctx, from)
+	case from.IsValid():
+		options = append(options, link("redelivery", from))
+	}
+	if original := originalTraceOf(raw.Header); original.IsValid() {
+		options = append(options, link("original", original))
+	}
+	return c.bus.o.Tracer.Start(ctx, "process "+subject, options...)
+}
+
+// tracedDead makes the headers of an event name a trace for its dead letter, if they do not: that of the span at work.
+func tracedDead(ctx context.Context, h nats.Header) nats.Header {
+	if traceOf(h).IsValid() || !trace.SpanContextFromContext(ctx).IsValid() {
+		return h
+	}
+	traced := nats.Header{}
+	maps.Copy(traced, h)
+	w3c.Inject(ctx, carrier{header: traced})
+	return traced
+}
+
+// traced begins the span of a request, if its caller traces it: there are far too many requests for a span of each.
+func (s *Service) traced(r request) context.Context {
+	from := traceOf(nats.Header(r.Headers()))
+	if !from.IsSampled() {
+		return r.ctx
+	}
+	subject := s.bus.o.Subjects.RPC(r.endpoint.Name)
+	ctx, _ := s.bus.o.Tracer.Start(trace.ContextWithRemoteSpanContext(r.ctx, from), "answer "+subject,
+		trace.WithSpanKind(trace.SpanKindServer), messaging("answer", "process", subject))
+	return ctx
+}
+
+// failSpan marks a span as failed, without the error's text, which can hold data: the log has that, with the trace's id.
+func failSpan(span trace.Span, err error) {
+	if err == nil {
+		return
+	}
+	kind := "error"
+	var service *ServiceError
+	if errors.As(err, &service) {
+		kind = service.Code
+	}
+	span.SetAttributes(attribute.String("error.type", kind))
+	span.SetStatus(codes.Error, kind)
+}
