@@ -36,6 +36,9 @@ var postgres *pgtest.Server
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if flag.Lookup("test.fuzz").Value.String() != "" { // each of its processes would start a database
+		os.Exit(m.Run())
+	}
 	_ = flag.Set("test.parallel", "16") // the tests mostly wait for leases, delays and probes
 	code := pgtest.Main(m, &postgres)
 	if err := goleak.Find(); code == 0 && err != nil {
