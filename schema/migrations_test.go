@@ -1,0 +1,110 @@
+package schema
+
+import (
+	"io/fs"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// adds are the statements that leave everything that was there as it was, so that the program of before goes on working
+// beside the new one during a rolling restart.
+var adds = []*regexp.Regexp{
+	regexp.MustCompile(`^CREATE TABLE \w+ \(`),
+	regexp.MustCompile(`^CREATE INDEX \w+ ON `), // one that is unique might refuse what the program of before writes
+	regexp.MustCompile(`^ALTER TABLE \w+ ADD COLUMN \w+ [^,]+$`),
+}
+
+// exceptions are statements that do not only add, each with the reason why it does no harm.
+var exceptions = map[string]string{
+	"sqlite/00002_settle_and_usage.sql: DROP TABLE tenant_usage": "no program before this migration ever wrote to the table, and the next statement makes it anew",
+}
+
+func TestMigrationsOnlyEverAdd(t *testing.T) {
+	files, err := fs.Glob(migrations, "*/*.sql")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	used := map[string]bool{}
+	for _, file := range files {
+		text, err := migrations.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		statements := up(string(text))
+		if len(statements) == 0 {
+			t.Errorf("%s: it does nothing", file)
+		}
+		for _, statement := range statements {
+			named := file + ": " + statement
+			if exceptions[named] != "" {
+				used[named] = true
+			} else if !onlyAdds(statement) {
+				t.Errorf("%s\nmay break a program that runs beside the new one: migrations only ever add", named)
+			}
+		}
+	}
+	for named := range exceptions {
+		if !used[named] {
+			t.Errorf("nothing needs the exception for %s", named)
+		}
+	}
+}
+
+// Who judges the migrations is judged by statements that a migration might have.
+func TestStatementsThatDoNotOnlyAddAreSeen(t *testing.T) {
+	const text = `-- DROP TABLE before;
+-- +goose Up
+create table  a (b TEXT);
+CREATE INDEX a_b ON a (b); -- for c; and d
+ALTER TABLE a ADD COLUMN c TEXT;
+ALTER TABLE a ADD COLUMN d TEXT NOT NULL DEFAULT 'x';
+-- a note; with a semicolon
+drop table
+    a;
+DROP INDEX a_b;
+ALTER TABLE a DROP COLUMN b;
+ALTER TABLE a ADD COLUMN f TEXT, DROP COLUMN b;
+ALTER TABLE a ADD COLUMN e TEXT NOT NULL;
+ALTER TABLE a ADD COLUMN g TEXT UNIQUE;
+ALTER TABLE a RENAME COLUMN b TO c;
+ALTER TABLE a RENAME TO z;
+ALTER TABLE a ALTER COLUMN b TYPE INTEGER;
+ALTER TABLE a ADD CONSTRAINT u UNIQUE (b);
+CREATE UNIQUE INDEX u ON a (b);
+UPDATE a SET b = '';
+DELETE FROM a
+-- +goose Down
+DROP TABLE a;
+`
+	statements := up(text)
+	i := slices.IndexFunc(statements, func(s string) bool { return !onlyAdds(s) })
+	if len(statements) != 17 || i != 4 || slices.ContainsFunc(statements[i:], onlyAdds) {
+		t.Errorf("of %d statements the first 4 only add; number %d was refused first:\n%s", len(statements), i+1, strings.Join(statements, "\n"))
+	}
+}
+
+func onlyAdds(statement string) bool {
+	if strings.HasPrefix(statement, "ALTER") && (strings.Contains(statement, " NOT NULL") && !strings.Contains(statement, " DEFAULT ") || strings.Contains(statement, " UNIQUE")) {
+		return false // who does not know the column cannot insert a row, or not a second one
+	}
+	return slices.ContainsFunc(adds, func(form *regexp.Regexp) bool { return form.MatchString(statement) })
+}
+
+// up are the statements by which a migration goes forward, each on one line, without comments.
+func up(text string) []string {
+	_, text, _ = strings.Cut(text, "-- +goose Up\n")
+	text, _, _ = strings.Cut(text, "-- +goose Down\n")
+	text = regexp.MustCompile(`--.*`).ReplaceAllString(text, "")
+	var list []string
+	for statement := range strings.SplitSeq(text, ";") {
+		if words := strings.Fields(statement); len(words) > 0 {
+			for i, keyword := range words[:min(len(words), 2)] {
+				words[i] = strings.ToUpper(keyword)
+			}
+			list = append(list, strings.Join(words, " "))
+		}
+	}
+	return list
+}
