@@ -1,16 +1,23 @@
 package main
 
 import (
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/nats-io/nats-server/v2/server"
 	"gopkg.in/yaml.v3"
 )
 
@@ -51,9 +58,63 @@ func TestComposeFileStartsTheWorkerAfterAllThatItNeeds(t *testing.T) {
 	if got := strings.Join(worker.HealthCheck.Test, " "); got != "CMD /papermap-worker health" {
 		t.Errorf("the worker's health check is %q: its image has no shell", got)
 	}
-	if config := project.Configs["nats"]; !strings.Contains(config.Content, "sync_interval: always") || !strings.Contains(config.Content, "jetstream") {
-		t.Errorf("NATS does not keep acknowledged events through a power cut: %q", config.Content)
+}
+
+// A server that is given the compose file's configuration, as it stands there.
+func TestComposeFilesNATSKeepsAcknowledgedEventsThroughAPowerCut(t *testing.T) {
+	project := loadCompose(t, nil)
+	nats, err := project.GetService("nats")
+	if err != nil {
+		t.Fatal(err)
 	}
+	if c := nats.Configs[0]; c.Source != "nats" || !slices.Equal(nats.Command, []string{"--config", c.Target}) {
+		t.Errorf("the server is started with %v, its configuration %q is at %q", nats.Command, c.Source, c.Target)
+	}
+	file := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(file, []byte(project.Configs["nats"].Content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := server.ProcessConfigFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(nats.Volumes, func(v types.ServiceVolumeConfig) bool { return v.Type == "volume" && v.Target == o.StoreDir }) {
+		t.Errorf("events are stored in %q, which is on no volume", o.StoreDir)
+	}
+	s := startNATS(t, file, func(o *server.Options) { o.HTTPHost, o.HTTPPort = "127.0.0.1", server.RANDOM_PORT })
+	var told server.Varz
+	answer := getNATS(t, s, "/varz")
+	if err := json.Unmarshal(answer, &told); err != nil {
+		t.Fatal(err)
+	}
+	if c := told.JetStream.Config; c == nil || !c.SyncAlways {
+		t.Errorf("JetStream as the server tells of it: %+v", c)
+	}
+	check, err := url.Parse(nats.HealthCheck.Test[len(nats.HealthCheck.Test)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if check.Port() != strconv.Itoa(o.HTTPPort) || check.Hostname() != "127.0.0.1" {
+		t.Errorf("the health check asks %s, the server answers on port %d", check.Host, o.HTTPPort)
+	}
+	if answer := getNATS(t, s, check.RequestURI()); !strings.Contains(string(answer), `"ok"`) {
+		t.Errorf("the health check gets %s", answer)
+	}
+}
+
+// getNATS asks a server's monitoring port.
+func getNATS(t *testing.T, s *server.Server, path string) []byte {
+	t.Helper()
+	answer, err := http.Get("http://" + s.MonitorAddr().String() + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", path, answer.Status, err)
+	}
+	return text
 }
 
 func TestComposeFileScales(t *testing.T) {
@@ -79,14 +140,8 @@ func TestComposeFileSetsWhatTheProgramKnows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := os.ReadFile("config.go")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name := range worker.Environment {
-		if !strings.Contains(string(config), `"`+name+`"`) {
-			t.Errorf("the program knows no setting %s", name)
-		}
+		knowsSetting(t, name)
 	}
 	for name, value := range worker.Environment {
 		t.Setenv(name, *value)
@@ -98,6 +153,102 @@ func TestComposeFileSetsWhatTheProgramKnows(t *testing.T) {
 	}
 	if _, err := cmd.config(nil); err != nil {
 		t.Errorf("the worker would refuse its environment: %v", err)
+	}
+}
+
+// knowsSetting fails the test when the program reads no such variable.
+func knowsSetting(t *testing.T, name string) {
+	t.Helper()
+	config, err := os.ReadFile("config.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(config), `"`+name+`"`) {
+		t.Errorf("the program knows no setting %s", name)
+	}
+}
+
+// instruction is one of a Dockerfile.
+type instruction struct{ name, rest string }
+
+// dockerfile reads the instructions of each stage.
+func dockerfile(t *testing.T) (stages [][]instruction) {
+	t.Helper()
+	text, err := os.ReadFile("Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", " ")) {
+		name, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if name == "" || name[0] == '#' {
+			continue
+		}
+		if name == "FROM" {
+			stages = append(stages, nil)
+		}
+		if len(stages) > 0 { // ARG may stand before
+			last := len(stages) - 1
+			stages[last] = append(stages[last], instruction{name, strings.TrimSpace(rest)})
+		}
+	}
+	return stages
+}
+
+func TestImageHasTheProgramAndCertificatesAndNobodyToBe(t *testing.T) {
+	stages := dockerfile(t)
+	last := stages[len(stages)-1]
+	rest := func(name string) (list []string) {
+		for _, i := range last {
+			if i.name == name {
+				list = append(list, i.rest)
+			}
+		}
+		return list
+	}
+	for name, want := range map[string][]string{
+		"FROM":       {"scratch"}, // no shell, no package manager
+		"RUN":        nil,
+		"ADD":        nil,
+		"ENTRYPOINT": {`["/papermap-worker"]`},
+		"CMD":        {`["serve"]`},
+		"SHELL":      nil,
+	} {
+		if got := rest(name); !slices.Equal(got, want) {
+			t.Errorf("%s %q, want %q", name, got, want)
+		}
+	}
+	if user := rest("USER"); len(user) != 1 || !regexp.MustCompile(`^[1-9]\d*:[1-9]\d*$`).MatchString(user[0]) { // a name would need /etc/passwd
+		t.Errorf("USER %q, want numbers that are not root's", user)
+	}
+	copied := map[string]string{}
+	for _, line := range rest("COPY") {
+		words := slices.DeleteFunc(strings.Fields(line), func(w string) bool { return strings.HasPrefix(w, "--") })
+		if !strings.HasPrefix(line, "--from=build ") || len(words) != 2 {
+			t.Errorf("COPY %s: not one thing from the stage that builds", line)
+			continue
+		}
+		copied[words[1]] = words[0]
+	}
+	const certificates = "/etc/ssl/certs/ca-certificates.crt" // where Go looks first
+	if copied[certificates] != certificates || copied["/papermap-worker"] == "" {
+		t.Errorf("the image has %v, and not the program and %s", copied, certificates)
+	}
+	if check := rest("HEALTHCHECK"); len(check) != 1 || !strings.HasSuffix(check[0], ` CMD ["/papermap-worker", "health"]`) {
+		t.Errorf("HEALTHCHECK %q", check)
+	}
+	environment := map[string]string{}
+	for _, line := range rest("ENV") {
+		for _, pair := range strings.Fields(line) {
+			name, value, ok := strings.Cut(pair, "=")
+			if !ok {
+				t.Errorf("ENV %s is no NAME=value", pair)
+			}
+			knowsSetting(t, name)
+			environment[name] = value
+		}
+	}
+	if _, port, err := net.SplitHostPort(environment["HTTP_ADDR"]); err != nil || !slices.Equal(rest("EXPOSE"), []string{port}) {
+		t.Errorf("EXPOSE %q, and HTTP is served at %q", rest("EXPOSE"), environment["HTTP_ADDR"])
 	}
 }
 
