@@ -16,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap/simulator"
@@ -187,15 +188,18 @@ func TestAnswersFitTheContract(t *testing.T) {
 	}
 }
 
-// runParts runs a worker on embedded parts until the test ends. It returns a connection to its NATS server when the
-// worker answers.
-func runParts(t *testing.T) *nats.Conn {
+// runParts runs a worker on embedded parts until the test ends, with its configuration changed as a test wants it. It
+// returns a connection to its NATS server when the worker answers.
+func runParts(t *testing.T, change ...func(*serveConfig)) *nats.Conn {
 	t.Helper()
 	p, err := startParts(t.TempDir(), 0, 0, simulator.Usage{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.close)
+	for _, f := range change {
+		f(&p.config)
+	}
 	log := slog.New(slog.DiscardHandler)
 	bus, err := events.Connect(p.config.bus, log)
 	if err != nil {
@@ -219,6 +223,11 @@ func runParts(t *testing.T) *nats.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { contract.CheckStream(t, js) })
 	eventually(t, 20*time.Second, func() error {
 		_, err := nc.Request("papermap.rpc.dashboard", []byte(`{}`), time.Second) // refused, and so answered
 		return err

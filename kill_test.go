@@ -123,7 +123,9 @@ func parseTime(t *testing.T, text string) time.Time {
 // announcements reads which dashboards were announced for which tenants.
 func (s *system) announcements(t *testing.T, js jetstream.JetStream, found map[string]string) {
 	t.Helper()
-	c, err := js.OrderedConsumer(t.Context(), "PAPERMAP", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"papermap.events.dashboard.created"}})
+	c, err := js.OrderedConsumer(t.Context(), "PAPERMAP", jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{"papermap.events.dashboard.created"}, InactiveThreshold: time.Second, // it is asked again and again
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ import (
 	"papermap-worker/events/embedded"
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
+	contract "papermap-worker/schema/schematest"
 )
 
 // TestMain makes the test binary the program as well: under the name papermap-worker, first in PATH, it runs main.
@@ -85,7 +86,8 @@ func newSystem(t *testing.T, faults ...simulator.Fault) *system {
 	return s
 }
 
-// jetStream is a connection of ours to the NATS server, with the worker's streams made.
+// jetStream is a connection of ours to the NATS server, with the worker's streams made. At the end of the test, the events
+// of the stream fit their schemas.
 func (s *system) jetStream(t *testing.T) jetstream.JetStream {
 	t.Helper()
 	bus, err := events.Connect(events.Options{
@@ -107,6 +109,7 @@ func (s *system) jetStream(t *testing.T) jetstream.JetStream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { contract.CheckStream(t, js) })
 	return js
 }
 

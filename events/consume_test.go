@@ -370,7 +370,7 @@ func TestTheOldestEventThatWaitsIsOneThatTheConsumerTakes(t *testing.T) {
 	}
 	publish(t, b, createdEvent("org-1"))
 	<-settled
-	out, err := Structured("out", TypeDashboardCreated, "org-1", time.Now(), []byte(`{}`))
+	out, err := Structured("out", TypeDashboardCreated, "org-1", time.Now(), []byte(`{"tenant_id":"org-1","workspace_id":"w","dashboard_id":"d","title":"x"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"papermap-worker/events/embedded"
+	"papermap-worker/schema/schematest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,7 +33,10 @@ func connectBus(t *testing.T, address string) *Bus {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { bus.Close(context.Background()) })
+	t.Cleanup(func() {
+		schematest.CheckStream(t, bus.js)
+		bus.Close(context.Background())
+	})
 	if err := bus.EnsureStreams(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,9 @@ func serve(t *testing.T, handle func(context.Context, Request) ([]byte, error)) 
 	t.Helper()
 	b := startBus(t)
 	s, err := b.Serve("1.2.3", []string{"_INBOX_team"}, Endpoint{Name: "echo", Handle: handle})
+	if err == nil {
+		err = b.nc.Flush() // or the first request may come before the server knows who answers
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

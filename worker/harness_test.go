@@ -28,6 +28,7 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/repo/pgtest"
+	"papermap-worker/schema/schematest"
 	"papermap-worker/worker"
 )
 
@@ -153,7 +154,7 @@ func (l *logs) String() string {
 }
 
 // start starts a NATS server, a Papermap simulator, a database and its workers, and stops them when the test ends.
-// Then it checks what must hold whatever happened: the books and the secrets.
+// Then it checks what must hold whatever happened: the events, the books and the secrets.
 func start(t *testing.T, o options) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), shared: strings.Contains(t.Name(), "/PostgreSQL"), logs: &logs{}}
@@ -210,9 +211,13 @@ func start(t *testing.T, o options) *world {
 	t.Cleanup(func() { _ = w.sql.Close() })
 	w.ensureStreams()
 
+	js := w.js // of this server, whatever the test puts in its place
 	t.Cleanup(func() {
 		for _, i := range w.workers {
 			i.stop()
+		}
+		if js.Conn().IsConnected() { // the test may have ended the server
+			schematest.CheckStream(t, js)
 		}
 		w.checkBooks()
 		w.checkSecrets()

@@ -16,14 +16,25 @@ import (
 	"papermap-worker/events"
 	"papermap-worker/papermap"
 	"papermap-worker/repo"
+	"papermap-worker/schema/schematest"
 	"papermap-worker/worker"
 )
 
-// request asks an endpoint as a caller does.
+// request asks an endpoint as a caller does. The answer fits its schema, and so does a request that is not
+// refused; one on a tenant's own subject need not name the tenant again.
 func (w *world) request(endpoint, body string) *nats.Msg {
 	w.t.Helper()
 	reply, err := w.nc.Request("papermap.rpc."+endpoint, []byte(body), 10*time.Second)
 	w.must(err)
+	name, _, ofTenant := strings.Cut(endpoint, ".")
+	if reply.Header.Get("Nats-Service-Error-Code") != "" {
+		schematest.Validate(w.t, "error", reply.Data)
+		return reply
+	}
+	schematest.Validate(w.t, name+".reply", reply.Data)
+	if !ofTenant {
+		schematest.Validate(w.t, name+".request", []byte(body))
+	}
 	return reply
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -23,7 +24,7 @@ func Validate(t testing.TB, name string, data []byte) {
 
 // Check returns why data does not fit the schema of that name.
 func Check(name string, data []byte) error {
-	s, err := Compile(name + ".json")
+	s, err := compiled(name)
 	if err != nil {
 		return err
 	}
@@ -35,6 +36,29 @@ func Check(name string, data []byte) error {
 		return fmt.Errorf("checking against the schema of %s: %w", name, err)
 	}
 	return nil
+}
+
+// kept are the schemas that Check has compiled: a test may have thousands of events.
+var kept struct {
+	sync.Mutex
+	schemas map[string]*jsonschema.Schema
+}
+
+func compiled(name string) (*jsonschema.Schema, error) {
+	kept.Lock()
+	defer kept.Unlock()
+	if s := kept.schemas[name]; s != nil {
+		return s, nil
+	}
+	s, err := Compile(name + ".json")
+	if err != nil {
+		return nil, err
+	}
+	if kept.schemas == nil {
+		kept.schemas = map[string]*jsonschema.Schema{}
+	}
+	kept.schemas[name] = s
+	return s, nil
 }
 
 // Compile compiles a schema, or a part of one: tenant.created.json, tenant.created.json#/properties/name.

@@ -31,6 +31,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.uber.org/goleak"
 
@@ -39,6 +41,7 @@ import (
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
+	"papermap-worker/schema/schematest"
 	"papermap-worker/worker"
 )
 
@@ -116,6 +119,12 @@ func start(t *testing.T, c Config) *world {
 	server, err := embedded.Start(filepath.Join(dir, "jetstream"), 0)
 	w.must(err)
 	t.Cleanup(func() { server.Close() })
+	nc, err := nats.Connect(server.URL())
+	w.must(err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	w.must(err)
+	t.Cleanup(func() { schematest.CheckStream(t, js) })
 
 	log := slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	file := filepath.Join(dir, "papermap.db")

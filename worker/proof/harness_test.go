@@ -30,6 +30,7 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/repo/pgtest"
+	"papermap-worker/schema/schematest"
 	"papermap-worker/worker/proof"
 )
 
@@ -388,6 +389,7 @@ func (s *system) quiet() error {
 // check collects what the run has left, and fails the test with each promise that was broken. The workers have ended.
 func (s *system) check(h proof.History) proof.History {
 	s.t.Helper()
+	schematest.CheckStream(s.t, s.js)
 	h.Workspaces, h.LongestLife, h.Texts = []papermap.Workspace{workspace}, time.Hour, map[string]string{}
 	logs, err := filepath.Glob(filepath.Join(s.dir, "worker*.log"))
 	if err != nil || len(logs) == 0 {

@@ -23,6 +23,7 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/repo/pgtest"
+	"papermap-worker/schema/schematest"
 	"papermap-worker/worker"
 	"papermap-worker/worker/proof"
 )
@@ -89,6 +90,7 @@ func start(t *testing.T, driver, address, data string, faults ...string) *run {
 	t.Cleanup(r.nc.Close)
 	js, err := jetstream.New(r.nc)
 	r.must(err)
+	t.Cleanup(func() { schematest.CheckStream(t, js) })
 
 	log := slog.New(slog.NewJSONHandler(&r.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	subjects := events.Subjects{Prefix: "papermap"}

@@ -1,0 +1,114 @@
+package schematest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// CheckStream fails the test unless every event of the stream PAPERMAP, in or out, fits its schema. A well-meant event is
+// told from a bad one by what the worker made of it: what is a dead letter, or was not settled yet, need not fit.
+func CheckStream(t testing.TB, js jetstream.JetStream) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := checkStream(ctx, js, func(err error) { t.Error(err) }); err != nil {
+		t.Errorf("reading events to hold them against their schemas: %v", err)
+	}
+}
+
+func checkStream(ctx context.Context, js jetstream.JetStream, wrong func(error)) error {
+	dead := map[uint64]bool{} // sequences in PAPERMAP
+	err := each(ctx, js, "PAPERMAP_DEAD", func(msg jetstream.Msg, _ uint64) {
+		if n, err := strconv.ParseUint(msg.Headers().Get("Papermap-Stream-Sequence"), 10, 64); err == nil {
+			dead[n] = true
+		}
+	})
+	if err != nil {
+		return err
+	}
+	settled := map[string]uint64{} // by the subject that a consumer is for: all up to here
+	for _, name := range []string{"papermap-worker", "papermap-worker-access"} {
+		c, err := js.Consumer(ctx, "PAPERMAP", name)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, subject := range c.CachedInfo().Config.FilterSubjects {
+			settled[subject] = c.CachedInfo().AckFloor.Stream
+		}
+	}
+	return each(ctx, js, "PAPERMAP", func(msg jetstream.Msg, sequence uint64) {
+		eventType := strings.TrimPrefix(msg.Subject(), "papermap.events.")
+		in := strings.HasPrefix(eventType, "tenant.") || eventType == "usage.sync"
+		if in && (dead[sequence] || sequence > settled[msg.Subject()]) {
+			return
+		}
+		if err := checkEvent(eventType, msg.Headers(), msg.Data()); err != nil {
+			wrong(fmt.Errorf("event %d, %s: %w\n%s", sequence, msg.Subject(), err, msg.Data()))
+		}
+	})
+}
+
+// checkEvent checks an event in any of its forms.
+func checkEvent(eventType string, header map[string][]string, data []byte) error {
+	var envelope struct {
+		SpecVersion json.RawMessage `json:"specversion"`
+		Data        json.RawMessage `json:"data"`
+	}
+	_ = json.Unmarshal(data, &envelope) // what is no object fits no schema
+	structured, binary := envelope.SpecVersion != nil, false
+	for name, values := range header {
+		switch strings.ToLower(name) {
+		case "ce-specversion":
+			binary = true
+		case "content-type":
+			structured = structured || strings.HasPrefix(strings.ToLower(values[0]), "application/cloudevents")
+		}
+	}
+	if !structured || binary {
+		return Check(eventType, data)
+	}
+	if err := Check("cloudevent", data); err != nil {
+		return err
+	}
+	return Check(eventType, envelope.Data)
+}
+
+// each calls do for each message of a stream, if there is such a stream.
+func each(ctx context.Context, js jetstream.JetStream, stream string, do func(msg jetstream.Msg, sequence uint64)) error {
+	c, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for {
+		batch, err := c.FetchNoWait(1000)
+		if err != nil {
+			return err
+		}
+		n := 0
+		for msg := range batch.Messages() {
+			meta, err := msg.Metadata()
+			if err != nil {
+				return err
+			}
+			do(msg, meta.Sequence.Stream)
+			n++
+		}
+		if err := batch.Error(); err != nil || n == 0 {
+			return err
+		}
+	}
+}
