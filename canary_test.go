@@ -59,6 +59,99 @@ func formsOf(secret string) [][]byte {
 	return list
 }
 
+// confidential is what must be told nowhere, by what it is: the canaries, and what a test finds out on its way.
+type confidential struct {
+	mu     sync.Mutex
+	texts  map[string]string
+	tokens int
+}
+
+func (c *confidential) add(what, text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.texts[what] = text
+}
+
+// addToken keeps the token of an answer, and says whether there was one.
+func (c *confidential) addToken(t *testing.T, answer []byte) bool {
+	t.Helper()
+	var token struct{ Token string }
+	if err := json.Unmarshal(answer, &token); err != nil {
+		t.Fatal(err)
+	}
+	if token.Token == "" {
+		return false
+	}
+	claims, err := papermap.ParseToken(token.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.tokens++; c.tokens <= 20 { // the rest is made of the same
+		c.add(fmt.Sprint("token ", c.tokens), token.Token)
+		c.add(fmt.Sprint("the signature of token ", c.tokens), claims.Signature)
+	}
+	return true
+}
+
+// echoing serves the simulator as an API that keeps no secret: for some titles of dashboards its answer is an error and
+// has in it what the request had. The requests' signatures are confidential.
+func (c *confidential) echoing(t *testing.T, sim *simulator.Simulator) *simulator.Server {
+	t.Helper()
+	api, err := simulator.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		signature := r.Header.Get("X-Signature")
+		if signature != "" {
+			c.add("the signature "+signature[:8], signature)
+		}
+		for text, status := range map[string]int{"refused": 422, "unknown": 500, "unauthorized": 401} {
+			if strings.Contains(string(body), "Dashboard - "+text) {
+				w.WriteHeader(status)
+				_ = json.NewEncoder(w).Encode(map[string]any{"message": fmt.Sprint("got ", r.Header), "code": signature})
+				return
+			}
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		sim.ServeHTTP(w, r)
+	}), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(api.Close)
+	return api
+}
+
+// find fails the test for each place where something confidential was told, in any form.
+func (c *confidential) find(t *testing.T, told map[string]string) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for what, secret := range c.texts {
+		for _, form := range formsOf(secret) {
+			for where, text := range told {
+				if strings.Contains(text, string(form)) {
+					t.Errorf("%s is in %s, as %s", what, where, form)
+				}
+			}
+		}
+	}
+}
+
+// readFiles adds the files in a folder to what was told.
+func readFiles(t *testing.T, folder string, told map[string]string) {
+	t.Helper()
+	err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		told[path] = string(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A worker at the chattiest level of its log, an API that echoes what it gets, everything else wrong that can be, and every
 // command: what they write, answer and store has no secret, no signature and no token in it.
 func TestNoSecretIsToldAnywhere(t *testing.T) {
@@ -75,34 +168,11 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 		ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: papermap.Secret(canaries["PAPERMAP_SECRET_KEY"])},
 		EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: papermap.Secret(canaries["PAPERMAP_EMBED_SECRET_KEY"])},
 	}
-	var mu sync.Mutex
-	confidential := map[string]string{"the database's password": databaseCanary, "the collector's key": collectorCanary}
+	hidden := &confidential{texts: map[string]string{"the database's password": databaseCanary, "the collector's key": collectorCanary}}
 	for name, value := range canaries {
-		confidential[name] = value
+		hidden.add(name, value)
 	}
-	sim := simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}})
-	api, err := simulator.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		signature := r.Header.Get("X-Signature")
-		if signature != "" {
-			mu.Lock()
-			confidential["the signature "+signature[:8]] = signature
-			mu.Unlock()
-		}
-		for text, status := range map[string]int{"refused": 422, "unknown": 500, "unauthorized": 401} {
-			if strings.Contains(string(body), "Dashboard - "+text) {
-				w.WriteHeader(status)
-				_ = json.NewEncoder(w).Encode(map[string]any{"message": fmt.Sprint("got ", r.Header), "code": signature})
-				return
-			}
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		sim.ServeHTTP(w, r)
-	}), "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(api.Close)
+	api := hidden.echoing(t, simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}}))
 
 	env := []string{
 		"PAPERMAP_API_URL=" + api.URL, "PAPERMAP_EMBED_URL=" + api.URL + "/embedded/dashboard", "PAPERMAP_WORKSPACE_ID=ws-test", "PAPERMAP_API_KEY_ID=ak_test",
@@ -145,7 +215,6 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tokens := 0
 	eventually(t, 20*time.Second, func() error {
 		reply, err := nc.Request("papermap.rpc.embed-token", []byte(`{"tenant_id":"org-1"}`), 5*time.Second)
 		if err != nil {
@@ -165,25 +234,13 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var token struct{ Token string }
-			if err := json.Unmarshal(reply.Data, &token); err != nil {
-				t.Fatal(err)
-			}
-			if token.Token == "" {
+			if !hidden.addToken(t, reply.Data) {
 				told["the answer of "+subject] += string(reply.Data) + fmt.Sprint(reply.Header)
-				continue
-			}
-			claims, err := papermap.ParseToken(token.Token)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if tokens++; tokens <= 20 { // the rest is made of the same
-				confidential[fmt.Sprint("token ", tokens)], confidential[fmt.Sprint("the signature of token ", tokens)] = token.Token, claims.Signature
 			}
 		}
 	}
-	if tokens == 0 || !strings.Contains(told["the answer of embed-token"]+told["the answer of embed-token.org-1"], "RATE_LIMITED") {
-		t.Errorf("%d tokens and no limit: %v", tokens, told)
+	if hidden.tokens == 0 || !strings.Contains(told["the answer of embed-token"]+told["the answer of embed-token.org-1"], "RATE_LIMITED") {
+		t.Errorf("%d tokens and no limit: %v", hidden.tokens, told)
 	}
 	eventually(t, 20*time.Second, func() error {
 		if text := worker.text(); !strings.Contains(text, `"tenant_id":"org-2"`) || strings.Count(text, "[redacted]") < 2 {
@@ -292,26 +349,6 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 	nc.Close()
 	broker.Shutdown()
 	broker.WaitForShutdown()
-	err = filepath.WalkDir(store, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		told[path] = string(text)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	for what, secret := range confidential {
-		for _, form := range formsOf(secret) {
-			for where, text := range told {
-				if strings.Contains(text, string(form)) {
-					t.Errorf("%s is in %s, as %s", what, where, form)
-				}
-			}
-		}
-	}
+	readFiles(t, store, told)
+	hidden.find(t, told)
 }
