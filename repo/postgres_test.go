@@ -3,7 +3,9 @@ package repo
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -173,6 +175,124 @@ func TestPostgresReadOnlyIsSaid(t *testing.T) {
 	_, err := standby.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Deleted, EventTime: time.Now()})
 	if err == nil || !strings.Contains(err.Error(), "read-only standby") {
 		t.Errorf("writing to a read-only database: %v", err)
+	}
+}
+
+// A standby is a server of its own that copies another, here by streaming replication.
+func TestPostgresStandbyIsNamed(t *testing.T) {
+	primary := pgtest.Need(t, postgres)
+	if !postgres.Private() {
+		t.Skip("TEST_POSTGRES_URL names a server that is not ours to copy")
+	}
+	host := postgres.Standby(t)
+	address, err := url.Parse(primary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	primaryHost := address.Host
+	address.Host = host
+	_, err = Open(t.Context(), address.String())
+	if err == nil || !strings.Contains(err.Error(), "read-only standby: let DATABASE_URL name the primary") {
+		t.Errorf("opening a standby: %v", err)
+	}
+	address.Host = host + "," + primaryHost // as the error advises
+	db := openPostgresTest(t, address.String()+"&target_session_attrs=read-write")
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Errorf("finding the primary behind its standby: %v", err)
+	}
+}
+
+func TestPostgresPoolIsNoLargerThanItsLimit(t *testing.T) {
+	address := pgtest.Need(t, postgres)
+	db := openPostgresTest(t, address)
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	server, err := sql.Open("pgx", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	var callers sync.WaitGroup
+	for n := range 200 {
+		callers.Go(func() {
+			for i := range 10 {
+				tenant := fmt.Sprint("t", (n+i)%50) // four callers, often, for one row
+				if _, err := db.Change(t.Context(), Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: time.Now()}); err != nil {
+					t.Error(err)
+				}
+				if _, err := db.Mapping(t.Context(), tenant); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	ended := make(chan struct{})
+	go func() { callers.Wait(); close(ended) }()
+	most := 0
+	for looking := true; looking; {
+		select {
+		case <-ended:
+			looking = false
+		default:
+		}
+		var connections int
+		err := server.QueryRowContext(t.Context(),
+			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'papermap-worker'").Scan(&connections)
+		if err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, connections)
+	}
+	if most != postgresConns {
+		t.Errorf("200 callers had up to %d connections, want %d", most, postgresConns)
+	}
+}
+
+func TestPostgresWaitsForNoStatementAndNoLockLongerThanItIsTold(t *testing.T) {
+	address := pgtest.Need(t, postgres)
+	plain := openPostgresTest(t, address)
+	if _, err := plain.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	told := openPostgresTest(t, address+"&statement_timeout=400ms&lock_timeout=200ms")
+	for db, want := range map[*DB]string{plain: "15s 5s 30s", told: "400ms 200ms 30s"} {
+		var got string
+		err := db.write.GetContext(t.Context(), &got, "SELECT concat_ws(' ', current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'))")
+		if err != nil || got != want {
+			t.Errorf("timeouts %q (%v), want %q", got, err, want)
+		}
+	}
+	runs := 0
+	err := told.update(t.Context(), func(ctx context.Context, tx *tx) error {
+		runs++
+		return tx.exec(ctx, "SELECT pg_sleep(30)")
+	})
+	if err == nil || !strings.Contains(err.Error(), "statement timeout") || runs != 1 {
+		t.Errorf("a statement that takes too long: error %v, %d runs", err, runs)
+	}
+
+	suspend := func(db *DB) error {
+		_, err := db.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Suspended, EventTime: time.Now()})
+		return err
+	}
+	if err := suspend(plain); err != nil {
+		t.Fatal(err)
+	}
+	err = plain.update(t.Context(), func(ctx context.Context, tx *tx) error { // another replica, say, or a person with psql
+		if err := tx.exec(ctx, "SELECT 1 FROM tenant_dashboards WHERE tenant_id = 't' FOR UPDATE"); err != nil {
+			return err
+		}
+		if err := suspend(told); err == nil || !strings.Contains(err.Error(), "lock timeout") {
+			t.Errorf("a row that is locked for too long: error %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := suspend(told); err != nil {
+		t.Errorf("when the lock is gone: %v", err)
 	}
 }
 

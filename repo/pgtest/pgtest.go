@@ -44,6 +44,18 @@ func Start() (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s, err := private(bin)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.run("initdb", "-D", filepath.Join(s.data, "db"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C", "--no-sync"); err != nil {
+		return nil, err
+	}
+	return s, s.start()
+}
+
+// private finds a place for a server that is still to be made there.
+func private(bin string) (*Server, error) {
 	data, err := os.MkdirTemp("", "papermap-pgtest-")
 	if err != nil {
 		return nil, fmt.Errorf("making a folder for PostgreSQL: %w", err)
@@ -56,13 +68,30 @@ func Start() (*Server, error) {
 	s.port = listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
 	s.url = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", s.port)
-	if err := s.own(); err != nil {
-		return nil, err
+	return s, s.own()
+}
+
+// Standby starts a copy of the private server that follows it and can only be read, until the test ends. It returns the
+// copy's host and port.
+func (s *Server) Standby(t testing.TB) string {
+	t.Helper()
+	standby, err := private(s.bin)
+	if err == nil {
+		err = standby.run("pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres", "-D", filepath.Join(standby.data, "db"),
+			"--write-recovery-conf", "--checkpoint=fast", "--no-sync")
 	}
-	if err := s.run("initdb", "-D", filepath.Join(data, "db"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C", "--no-sync"); err != nil {
-		return nil, err
+	if err == nil {
+		err = standby.start()
 	}
-	return s, s.start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := standby.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return fmt.Sprintf("127.0.0.1:%d", standby.port)
 }
 
 // Private says whether the server was started by Start.
@@ -161,7 +190,9 @@ func ForTest(t testing.TB) string {
 
 func binaries() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path), nil
+		if path, err = filepath.EvalSymlinks(path); err == nil { // to where its siblings are
+			return filepath.Dir(path), nil
+		}
 	}
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil || len(found) == 0 {
