@@ -81,6 +81,13 @@ func natsSeen(t *testing.T, nc *nats.Conn, sub *nats.Subscription) int {
 }
 
 func TestNATSCraftedReplySubjectsReachNoStreamAndNoAPI(t *testing.T) {
+	readme, err := os.ReadFile("docs/nats/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := "`" + strings.Join(craftedReplies, "` `") + "`"; !strings.Contains(strings.ReplaceAll(string(readme), "\n", " "), list) {
+		t.Errorf("docs/nats/README.md does not list what is tried:\n%s", list)
+	}
 	for name, c := range map[string]struct {
 		file, worker, publisher, backend, inspector string
 		prefixes                                    []string
