@@ -242,6 +242,10 @@ func testEchoedSecretsAreKeptNowhere(t *testing.T) {
 			eventually(t, soon, w.are(repo.Active, "before"))
 			w.token(object("tenant_id", "before"))
 			w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("X-Workspace-ID") != workspaceA.ID { // a look at the clock: its client cannot know the others' secrets
+					w.sim.ServeHTTP(rw, r)
+					return
+				}
 				echo := fmt.Sprintf("signature %s of key %s with sk_canary_api_a or sk_canary_embed_a", r.Header.Get("X-Signature"), r.Header.Get("X-API-Key-ID"))
 				rw.Header().Set("Location", "https://papermap.invalid/?q="+strings.ReplaceAll(echo, " ", "+"))
 				rw.WriteHeader(status)
