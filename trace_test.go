@@ -378,7 +378,7 @@ func TestRedeliveriesAndReplaysLinkToTheFirstTrace(t *testing.T) {
 	continues("the first delivery", spans[0], spanID)
 	links("the redelivery", spans[1], nil)
 
-	publish(`{"tenant_id":"org-2"}`, nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e-2"}, "ce-source": {"/test"}, "ce-type": {"tenant.created"}, "ce-traceparent": {from}})
+	publish(`{"tenant_id":"org-2","name":"Two","workspace_id":"ws-nowhere"}`, nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e-2"}, "ce-source": {"/test"}, "ce-type": {"tenant.created"}, "ce-traceparent": {from}})
 	dead := c.await(t, name, 3)[2]
 	continues("what became a dead letter", dead, spanID)
 	if dead.Status.GetMessage() != "INVALID_FIELD" || len(dead.Events) != 1 || dead.Events[0].Name != "dead letter stored" {
@@ -404,7 +404,7 @@ func TestRedeliveriesAndReplaysLinkToTheFirstTrace(t *testing.T) {
 	})
 	links("what handles the second replay", c.await(t, name, 5)[4], nil)
 
-	publish(`{"tenant_id":"org-3"}`, nil) // its dead letter links to the span that made it one
+	publish(`{"tenant_id":"org-3","name":"Three","workspace_id":"ws-nowhere"}`, nil) // its dead letter links to the span that made it one
 	first := c.await(t, name, 6)[5]
 	if len(first.ParentSpanId)+len(first.Links) > 0 {
 		t.Errorf("an event without a trace has %v", first)
