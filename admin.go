@@ -17,7 +17,6 @@ import (
 	"github.com/google/uuid"
 
 	"papermap-worker/events"
-	"papermap-worker/papermap"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 )
@@ -329,9 +328,6 @@ func (c *tenantsResolveCmd) Run(a *app) error {
 	if (c.DashboardID != "") == c.Recreate {
 		return &usageError{"use one of --dashboard-id ID and --recreate: look for the marks of `papermap-worker attempts list` in Papermap's page first"}
 	}
-	if c.DashboardID != "" && !papermap.ValidDashboardID(c.DashboardID) {
-		return &usageError{fmt.Sprintf("--dashboard-id %q is no dashboard id", printable(c.DashboardID))}
-	}
 	db, err := openMigrated(a)
 	if err != nil {
 		return err
@@ -339,11 +335,13 @@ func (c *tenantsResolveCmd) Run(a *app) error {
 	defer db.Close()
 	var m repo.Mapping
 	if c.Recreate {
-		m, err = db.Recreate(a.ctx, c.TenantID, worker.CreatedAgain)
+		m, err = worker.Recreate(a.ctx, db, c.TenantID)
 	} else {
-		m, err = db.Resolve(a.ctx, c.TenantID, c.DashboardID, worker.DashboardCreated)
+		m, err = worker.Resolve(a.ctx, db, c.TenantID, c.DashboardID)
 	}
 	switch {
+	case errors.Is(err, worker.ErrDashboardID):
+		return &usageError{fmt.Sprintf("--dashboard-id %q is no dashboard id", printable(c.DashboardID))}
 	case errors.Is(err, repo.ErrNotFound):
 		return unknownTenant(c.TenantID)
 	case err != nil:

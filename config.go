@@ -22,6 +22,7 @@ import (
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 	"papermap-worker/worker/ops"
+	"papermap-worker/worker/ops/console"
 )
 
 // Settings are texts here and are judged together by their parse methods, so that one message names everything that
@@ -53,7 +54,7 @@ type workSettings struct {
 	MaxAttempts   string `name:"max-attempts" env:"MAX_ATTEMPTS" default:"10" help:"Failures of one event before it is a dead letter."`
 	Grace         string `name:"shutdown-grace" env:"SHUTDOWN_GRACE" default:"25s" help:"Time for what is in hand when the worker is asked to stop."`
 	ReplyPrefixes string `name:"nats-reply-prefixes" env:"NATS_REPLY_PREFIXES" help:"More reply subjects that may be answered, comma-separated prefixes beside _INBOX and _R_."`
-	HTTPAddr      string `name:"http-addr" env:"HTTP_ADDR" default:"127.0.0.1:8080" help:"Where health, metrics and REST are served, or off."`
+	HTTPAddr      string `name:"http-addr" env:"HTTP_ADDR" default:"127.0.0.1:8080" help:"Where console, health, metrics and REST are served, or off."`
 	MetricsAddr   string `name:"metrics-addr" env:"METRICS_ADDR" help:"Serve health and metrics here instead."`
 	JWKS          string `name:"http-jwt-jwks" env:"HTTP_JWT_JWKS" help:"Path or https address of the keys that REST callers' tokens are signed with; or HTTP_JWT_SECRET in the environment. REST is off without."`
 	JWTIssuer     string `name:"http-jwt-issuer" env:"HTTP_JWT_ISSUER" help:"Issuer that those tokens must have."`
@@ -83,11 +84,6 @@ type databaseSettings struct {
 type logSettings struct {
 	LogLevel  string `name:"log-level" env:"LOG_LEVEL" default:"info" help:"debug, info, warn or error."`
 	LogFormat string `name:"log-format" env:"LOG_FORMAT" default:"auto" help:"text, json, or auto: text on a terminal, else json."`
-}
-
-// later are the contract's settings that this version accepts and does not follow yet. `serve` warns of them.
-var later = []string{
-	"CONSOLE_TOKEN", "CONSOLE_TOKEN_FILE",
 }
 
 // problems collects everything that is wrong with the settings.
@@ -337,7 +333,10 @@ func (s workSettings) parse(p *problems, c *worker.Config) {
 func (s workSettings) http(p *problems) ops.Config {
 	c := ops.Config{Addr: s.HTTPAddr, MetricsAddr: s.MetricsAddr, JWT: ops.JWT{
 		Secret: p.secret("HTTP_JWT_SECRET"), JWKS: s.JWKS, Issuer: s.JWTIssuer, Audience: s.JWTAudience,
-	}}
+	}, Console: console.Config{Token: p.secret("CONSOLE_TOKEN")}}
+	if n := len(c.Console.Token); n > 0 && n < 16 {
+		p.add("CONSOLE_TOKEN: shorter than 16 bytes, so it could be guessed: use a random one, such as openssl rand -hex 16 makes")
+	}
 	if c.Addr == "off" {
 		c.Addr = ""
 	}

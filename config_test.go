@@ -131,6 +131,8 @@ func TestEachSettingIsJudged(t *testing.T) {
 		"METRICS_ADDR":         {[]string{"0.0.0.0:9090"}, []string{"9090", "off"}},
 		"HTTP_JWT_SECRET":      {[]string{"CANARY"}, nil},
 		"HTTP_JWT_SECRET_FILE": {[]string{file}, []string{"/nowhere"}},
+		"CONSOLE_TOKEN":        {[]string{strings.Repeat("CANARY", 6)}, []string{"CANARY", "CANARY_89012345"}},
+		"CONSOLE_TOKEN_FILE":   {nil, []string{"/nowhere", file}},
 		"HTTP_JWT_JWKS":        {[]string{"keys.json", "https://h/keys"}, []string{"http://h/keys", "ftp://h"}},
 		"HTTP_JWT_ISSUER":      {[]string{"https://issuer.example.com/"}, nil},
 		"HTTP_JWT_AUDIENCE":    {[]string{"papermap"}, nil},

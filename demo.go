@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -28,6 +27,7 @@ import (
 type parts struct {
 	nats      *embedded.Server
 	simulator *simulator.Server
+	api       *simulator.Simulator // that it serves
 	config    serveConfig
 }
 
@@ -48,7 +48,7 @@ func startParts(dir string, natsPort, simulatorPort int, usage simulator.Usage) 
 		return nil, err
 	}
 	workspace.APIURL = sim.URL
-	return &parts{nats: server, simulator: sim, config: serveConfig{
+	return &parts{nats: server, simulator: sim, api: api, config: serveConfig{
 		worker: worker.Config{
 			Workspaces: []papermap.Workspace{workspace}, EmbedURL: sim.URL + "/embedded/dashboard", Timeout: 10 * time.Second,
 			TokenTTL: time.Hour, TokenMaxTTL: time.Hour, Concurrency: 64, MaxAttempts: 10, Grace: 25 * time.Second,
@@ -283,97 +283,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-type devCmd struct {
-	Dir           string `default:".papermap-dev" help:"Folder for the data."`
-	NATSPort      int    `name:"nats-port" default:"4222" help:"Port of the embedded NATS server."`
-	SimulatorPort int    `default:"8090" help:"Port of the Papermap simulator."`
-	HTTPAddr      string `name:"http-addr" default:"127.0.0.1:8080" help:"Where health is served."`
-	Tenants       int    `help:"Publish tenant.created for this many made-up tenants."`
-}
-
-// Run runs the worker and its parts until it is interrupted.
-func (c *devCmd) Run(a *app) error {
-	if err := a.problems.err(); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return fmt.Errorf("making the data folder: %w", err)
-	}
-	p, err := startParts(c.Dir, c.NATSPort, c.SimulatorPort, simulator.Usage{Tenants: c.Tenants, TenantID: devTenant})
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	p.config.http.Addr = c.HTTPAddr
-	if p.config.worker.Schedule, err = worker.ParseSchedule("@hourly"); err != nil {
-		return err
-	}
-	working, stop := context.WithCancel(a.ctx)
-	defer stop()
-	stopped := make(chan error, 1)
-	go func() { stopped <- serve(working, p.config, a.log) }()
-
-	fmt.Fprint(a.stdout, c.guide(p))
-	if err := c.fill(working, p, a.log); err != nil && a.ctx.Err() == nil {
-		stop()
-		return errors.Join(err, <-stopped)
-	}
-	return <-stopped
-}
-
-// guide tells a person what to try.
-func (c *devCmd) guide(p *parts) string {
-	nats := ""
-	if c.NATSPort != 4222 {
-		nats = "NATS_URL=" + p.nats.URL() + " "
-	}
-	database := "DATABASE_URL=" + p.config.database + " "
-	return strings.Join([]string{
-		"NATS       " + p.nats.URL(),
-		"Papermap   " + p.simulator.URL + "/simulator/state (a simulator: it forgets its dashboards when it stops)",
-		"health     http://" + c.HTTPAddr + "/readyz",
-		"",
-		"Try, from another terminal:",
-		"  " + nats + "papermap-worker publish tenant-created org-1 --name 'Acme Corp'",
-		"  " + nats + "papermap-worker token org-1 --url",
-		"  " + database + "papermap-worker tenants list",
-		"  " + nats + database + "papermap-worker publish usage-sync --wait",
-		"  " + database + "papermap-worker usage show",
-		"  " + nats + "papermap-worker publish tenant-suspended org-1",
-		"",
-		"Ctrl-C stops it; the data stays in " + c.Dir + ".",
-		"",
-	}, "\n")
-}
-
-func devTenant(i int) string { return fmt.Sprintf("org-%05d", i+1) }
-
-// fill publishes made-up tenants.
-func (c *devCmd) fill(ctx context.Context, p *parts, log *slog.Logger) error {
-	if c.Tenants <= 0 {
-		return nil
-	}
-	bus, err := events.Connect(p.config.bus, log)
-	if err != nil {
-		return err
-	}
-	defer bus.Close(ctx)
-	if err := bus.EnsureStreams(ctx); err != nil {
-		return err
-	}
-	var batch []events.Outgoing
-	for i := range c.Tenants {
-		id := devTenant(i)
-		e, err := tenantCreated(id, fmt.Sprintf("Company %d", i+1), "plain JSON")
-		if err != nil {
-			return err
-		}
-		e.ID = "dev-" + id
-		batch = append(batch, e)
-	}
-	return errors.Join(bus.PublishAll(ctx, batch)...)
 }
 
 type simulateCmd struct {

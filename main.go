@@ -4,9 +4,8 @@
 // requests for embed tokens over NATS. `papermap-worker --help` lists the commands; README.md tells the rest.
 //
 // This file is the command grammar. Beside it: config.go reads settings, serve.go wires the worker together, demo.go
-// has demo and dev, admin.go the commands that look at a running system and settle what is open, dead.go
-// dead letters and replay, usage.go usage, doctor.go
-// the check of everything.
+// and dev.go run it with embedded parts, admin.go has the commands that look at a running system and settle what is open,
+// dead.go dead letters and replay, usage.go usage, doctor.go the check of everything.
 package main
 
 import (

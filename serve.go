@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"regexp"
 	"runtime/debug"
 	"strconv"
@@ -110,11 +109,6 @@ func (c *serveCmd) warn(log *slog.Logger, cfg serveConfig) {
 		secrets[ws.Key.Secret] = ws.ID
 		if ambiguousID(ws.ID) {
 			log.Warn("the workspace id ends in a digit: Papermap signs id and time without a separator, so a signature could fit another id", "workspace_id", ws.ID)
-		}
-	}
-	for _, name := range later {
-		if os.Getenv(name) != "" {
-			log.Warn("this version of the worker does not follow the setting yet", "setting", name)
 		}
 	}
 }

@@ -3,13 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
+	"papermap-worker/worker"
 )
 
 type usageCmd struct {
@@ -82,7 +81,7 @@ func (c *usageShowCmd) Run(a *app) error {
 	case c.JSON || c.Format == "json":
 		return writeUsageJSON(a.stdout, each)
 	case c.Format == "csv":
-		return writeUsageCSV(a.stdout, each)
+		return worker.WriteUsageCSV(a.stdout, each)
 	case total == 0:
 		fmt.Fprintln(a.stdout, "no usage: `papermap-worker publish usage-sync --wait` syncs it, and `papermap-worker usage runs` lists what was done")
 		return nil
@@ -177,33 +176,9 @@ func (c *usageExportCmd) Run(a *app) error {
 			err = usageTable(list).print(out)
 		}
 	default:
-		err = writeUsageCSV(out, each)
+		err = worker.WriteUsageCSV(out, each)
 	}
 	return errors.Join(err, out.Flush())
-}
-
-func writeUsageCSV(w io.Writer, each func(func(repo.Usage) error) error) error {
-	out := csv.NewWriter(w)
-	if err := out.Write([]string{"tenant_id", "workspace_id", "period", "credits", "requests", "synced_at", "unknown_tenant", "unattributed"}); err != nil {
-		return fmt.Errorf("writing CSV: %w", err)
-	}
-	err := each(func(u repo.Usage) error {
-		return out.Write([]string{
-			spreadsheetText(u.TenantID), spreadsheetText(u.WorkspaceID), u.Period, u.Credits, strconv.FormatInt(u.Requests, 10),
-			u.SyncedAt.UTC().Format(time.RFC3339), strconv.FormatBool(u.Unknown), strconv.FormatBool(u.Unattributed),
-		})
-	})
-	out.Flush()
-	return errors.Join(err, out.Error())
-}
-
-// spreadsheetText keeps a spreadsheet from running a stranger's name as a formula. A program that reads the ids takes the
-// quote off again, or reads JSON.
-func spreadsheetText(id string) string {
-	if strings.ContainsAny(id[:min(1, len(id))], "=+-@'\t\r") {
-		return "'" + id
-	}
-	return id
 }
 
 func writeUsageJSON(w io.Writer, each func(func(repo.Usage) error) error) error {

@@ -37,6 +37,7 @@ type DeadLetter struct {
 // DeadFilter selects dead letters. A field that is empty selects all.
 type DeadFilter struct {
 	Sequences            []uint64
+	From                 uint64 // the first sequence
 	Type, Code, TenantID string
 	Since, Before        time.Time // when they became dead letters
 }
@@ -50,8 +51,11 @@ func (f DeadFilter) selects(d DeadLetter) bool {
 // DeadLetters reads the dead letters that the filter selects, oldest first, at most limit.
 func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) ([]DeadLetter, error) {
 	var list []DeadLetter
-	err := b.scan(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
-		if d := b.deadLetterOf(msg, meta); f.selects(d) {
+	err := b.scan(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, f.From),
+	}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		d := b.deadLetterOf(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp)
+		if f.selects(d) {
 			list = append(list, d)
 		}
 		return len(list) < limit
@@ -59,12 +63,29 @@ func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) ([]DeadL
 	return list, err
 }
 
-func (b *Bus) deadLetterOf(msg jetstream.Msg, meta *jetstream.MsgMetadata) DeadLetter {
-	h := msg.Headers()
+// ErrNoDeadLetter means that there is no dead letter of that number.
+var ErrNoDeadLetter = errors.New("there is no such dead letter")
+
+// DeadLetter reads one by its number.
+func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, error) {
+	stream, err := b.js.Stream(ctx, b.deadStream())
+	if err == nil {
+		var msg *jetstream.RawStreamMsg
+		if msg, err = stream.GetMsg(ctx, sequence); err == nil {
+			return b.deadLetterOf(msg.Subject, msg.Header, msg.Data, sequence, msg.Time), nil
+		}
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		err = ErrNoDeadLetter
+	}
+	return DeadLetter{}, fmt.Errorf("reading dead letter %d: %w", sequence, b.explain(err))
+}
+
+func (b *Bus) deadLetterOf(subject string, h nats.Header, data []byte, sequence uint64, stored time.Time) DeadLetter {
 	d := DeadLetter{
-		Sequence: meta.Sequence.Stream, Type: strings.TrimPrefix(msg.Subject(), b.o.Subjects.Dead("")), TenantID: tenantOf(msg.Data()),
-		EventID: h.Get(headerEventID), EventTime: h.Get(headerEventTime), Time: meta.Timestamp, Code: h.Get(headerCode), Error: h.Get(headerError),
-		SideEffect: h.Get(headerSideEffect), Truncated: h.Get(headerTruncated), Header: h, Data: msg.Data(),
+		Sequence: sequence, Type: strings.TrimPrefix(subject, b.o.Subjects.Dead("")), TenantID: tenantOf(data),
+		EventID: h.Get(headerEventID), EventTime: h.Get(headerEventTime), Time: stored, Code: h.Get(headerCode), Error: h.Get(headerError),
+		SideEffect: h.Get(headerSideEffect), Truncated: h.Get(headerTruncated), Header: h, Data: data,
 	}
 	d.Attempts, _ = strconv.Atoi(h.Get(headerAttempts)) // ours; 0 if somebody else wrote it
 	d.StreamSequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)

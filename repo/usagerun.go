@@ -292,3 +292,6 @@ func (db *DB) Runs(ctx context.Context, eventID string, limit int) ([]Run, error
 	}
 	return list, nil
 }
+
+// Done is how many pages are recorded.
+func (r Run) Done() int { return r.NextPage - 1 }

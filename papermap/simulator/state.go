@@ -27,6 +27,13 @@ func (s *Simulator) Dashboards() []Dashboard {
 	return slices.Clone(s.dashboards)
 }
 
+// Adopt adds dashboards that another simulator made, so that one that is started anew goes on where that ended.
+func (s *Simulator) Adopt(list ...Dashboard) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dashboards = append(s.dashboards, list...)
+}
+
 // serveState answers all there is, as of one moment: {"dashboards":[…],"requests":[…],"faults":["…"]}.
 func (s *Simulator) serveState(w http.ResponseWriter, _ *http.Request) {
 	s.mu.Lock()

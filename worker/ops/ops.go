@@ -5,6 +5,7 @@
 //	          200 with "consuming":"paused", because tokens still work
 //	/metrics  for Prometheus; names begin papermap_
 //	/api/v1/  REST, for callers with a bearer token: see openapi.json. Off until there is a key.
+//	/         the console, for people: see package console
 package ops
 
 import (
@@ -21,15 +22,17 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"papermap-worker/worker"
+	"papermap-worker/worker/ops/console"
 )
 
 // Config says what is served, and where.
 type Config struct {
-	Addr        string // of the REST API, for example 127.0.0.1:8080; empty: nowhere
+	Addr        string // of console and REST API, for example 127.0.0.1:8080; empty: nowhere
 	MetricsAddr string // of health and metrics; empty: Addr
 	JWT         JWT
 	Origins     []string     // that browsers may call the REST API from
 	Tracer      trace.Tracer // of requests to the REST API; nil: no spans
+	Console     console.Config
 }
 
 // Server is the running HTTP side: one server, or two when health and metrics have an address of their own.
@@ -57,6 +60,9 @@ func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
 			return nil, err
 		}
 		(&rest{w: w, auth: auth, origins: c.Origins, tracer: c.Tracer, log: log}).register(front)
+	}
+	if c.Addr != "" {
+		front.Handle("/", console.New(ctx, c.Console, w, log))
 	}
 	err := s.listen("HTTP_ADDR", c.Addr, front)
 	if err == nil && c.MetricsAddr != "" {

@@ -1,0 +1,92 @@
+package repo
+
+import (
+	"context"
+	"fmt"
+)
+
+// Month is what all tenants together used in a month. Sums are for the eye: exact are the rows.
+type Month struct {
+	Period   string  `db:"period"`
+	Credits  float64 `db:"credits"`
+	Requests int64   `db:"requests"`
+	Tenants  int     `db:"tenants"`
+}
+
+// Months sums usage by month, the newest last. It reads all rows.
+func (db *DB) Months(ctx context.Context) ([]Month, error) {
+	var list []Month
+	err := db.read.SelectContext(ctx, &list, `SELECT period, SUM(CAST(credits AS DOUBLE PRECISION)) AS credits, CAST(SUM(requests) AS BIGINT) AS requests, COUNT(*) AS tenants
+		FROM tenant_usage GROUP BY period ORDER BY period`)
+	if err != nil {
+		return nil, fmt.Errorf("summing usage: %w", err)
+	}
+	return list, nil
+}
+
+// Top lists the rows of a month with the most credits, at most limit. It reads all rows.
+func (db *DB) Top(ctx context.Context, period string, limit int) ([]Usage, error) {
+	var list []Usage
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT tenant_id, workspace_id, period, CAST(credits AS TEXT) AS credits, requests, synced_at
+		FROM tenant_usage WHERE period = ? ORDER BY CAST(credits AS DOUBLE PRECISION) DESC, tenant_id LIMIT ?`), period, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the most usage of %s: %w", period, err)
+	}
+	return list, nil
+}
+
+// UsageChange is a total that went down.
+type UsageChange struct {
+	RunID       string `db:"run_id"`
+	TenantID    string `db:"tenant_id"`
+	Period      string `db:"period"`
+	OldCredits  string `db:"old_credits"`
+	NewCredits  string `db:"new_credits"`
+	OldRequests int64  `db:"old_requests"`
+	NewRequests int64  `db:"new_requests"`
+	ChangedAt   Time   `db:"changed_at"`
+}
+
+const changeColumns = `run_id, tenant_id, period, CAST(old_credits AS TEXT) AS old_credits, CAST(new_credits AS TEXT) AS new_credits,
+	old_requests, new_requests, changed_at`
+
+// TenantChanges lists the totals of a tenant that went down, the newest first, at most limit.
+func (db *DB) TenantChanges(ctx context.Context, workspaceID, tenantID string, limit int) ([]UsageChange, error) {
+	var list []UsageChange
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+changeColumns+
+		" FROM usage_changes WHERE workspace_id = ? AND tenant_id = ? ORDER BY id DESC LIMIT ?"), workspaceID, tenantID, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing corrections of tenant %q: %w", tenantID, err)
+	}
+	return list, nil
+}
+
+// RejectedRow is a row of the API that a run could not use.
+type RejectedRow struct {
+	Page   int    `db:"page"`
+	Place  int    `db:"place"`
+	Reason string `db:"reason"`
+	Raw    string `db:"raw"`
+}
+
+// RunDetails reads a run with the rows that it rejected and the totals that went down in it, at most limit of each.
+func (db *DB) RunDetails(ctx context.Context, id string, limit int) (run Run, rejected []RejectedRow, changes []UsageChange, err error) {
+	fail := func(err error) (Run, []RejectedRow, []UsageChange, error) {
+		return run, nil, nil, fmt.Errorf("reading usage run %q: %w", id, err)
+	}
+	if err := notFound(db.read.GetContext(ctx, &run, db.read.Rebind("SELECT "+runColumns+" FROM usage_runs WHERE id = ?"), id)); err != nil {
+		return fail(err)
+	}
+	err = db.read.SelectContext(ctx, &rejected, db.read.Rebind("SELECT page, place, reason, raw FROM usage_rejects WHERE run_id = ? ORDER BY page, place LIMIT ?"), id, limit)
+	if err != nil || run.Changed == 0 { // they have no index by run
+		if err != nil {
+			return fail(err)
+		}
+		return run, rejected, nil, nil
+	}
+	err = db.read.SelectContext(ctx, &changes, db.read.Rebind("SELECT "+changeColumns+" FROM usage_changes WHERE run_id = ? ORDER BY id LIMIT ?"), id, limit)
+	if err != nil {
+		return fail(err)
+	}
+	return run, rejected, changes, nil
+}

@@ -1,0 +1,182 @@
+package console
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// usageView is usage over all tenants.
+type usageView struct {
+	Months   []repo.Month
+	Read     time.Time // when the sums were
+	Period   string    // of the most
+	Top      []topRow
+	Runs     []repo.Run
+	Working  bool // a run is at work
+	From, To string
+}
+
+type topRow struct {
+	repo.Usage
+	Name string
+}
+
+// sums keeps what costs a reading of all rows, for a while.
+type sums struct {
+	mu     sync.Mutex
+	read   time.Time
+	months []repo.Month
+	top    map[string][]repo.Usage // by month
+}
+
+const (
+	sumsLive = time.Minute
+	mostTop  = 10
+	mostRuns = 20
+)
+
+// of returns the months and the most usage of one of them: of the newest when period is empty.
+func (s *sums) of(ctx context.Context, db *repo.DB, period string, now time.Time) (months []repo.Month, top []repo.Usage, read time.Time, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.months == nil || now.Sub(s.read) > sumsLive {
+		list, err := db.Months(ctx)
+		if err != nil {
+			return nil, nil, now, err
+		}
+		s.months, s.read, s.top = list, now, map[string][]repo.Usage{}
+		if len(list) == 0 {
+			s.months = nil // look again: the first run may end any moment
+			return nil, nil, now, nil
+		}
+	}
+	if period == "" {
+		period = s.months[len(s.months)-1].Period
+	}
+	if _, known := s.top[period]; !known {
+		list, err := db.Top(ctx, period, mostTop)
+		if err != nil {
+			return nil, nil, now, err
+		}
+		s.top[period] = list
+	}
+	return s.months, s.top[period], s.read, nil
+}
+
+// forget has the sums read anew.
+func (s *sums) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.months = nil
+}
+
+func (k *Console) usage(rw http.ResponseWriter, v *visit) error {
+	ctx := v.Context()
+	u := usageView{Period: v.URL.Query().Get("month")}
+	if u.Period != "" && events.ValidatePeriod(u.Period) != nil {
+		return refuse(http.StatusBadRequest, "A month is written YYYY-MM.")
+	}
+	runs, err := k.db.Runs(ctx, "", mostRuns)
+	if err != nil {
+		return err
+	}
+	u.Runs = runs
+	for _, r := range runs {
+		u.Working = u.Working || r.Status == repo.Running
+		if r.FinishedAt.After(k.sums.readAt()) {
+			k.sums.forget()
+		}
+	}
+	var top []repo.Usage
+	if u.Months, top, u.Read, err = k.sums.of(ctx, k.db, u.Period, k.now()); err != nil {
+		return err
+	}
+	for _, row := range top {
+		m, err := k.db.Mapping(ctx, row.TenantID)
+		if err != nil && !errors.Is(err, repo.ErrNotFound) {
+			return err
+		}
+		row.Unknown = err != nil
+		u.Top = append(u.Top, topRow{row, shortName(m.Title)})
+	}
+	if n := len(u.Months); n > 0 {
+		if u.Period == "" {
+			u.Period = u.Months[n-1].Period
+		}
+		u.From, u.To = u.Months[0].Period, u.Months[n-1].Period
+	}
+	return k.show(rw, v, "usage", "Usage", u)
+}
+
+func (s *sums) readAt() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.read
+}
+
+// runView is a usage run with what was wrong in it.
+type runView struct {
+	repo.Run
+	Rejects []repo.RejectedRow
+	Changes []repo.UsageChange
+}
+
+func (k *Console) usageRun(rw http.ResponseWriter, v *visit) error {
+	run, rejected, changes, err := k.db.RunDetails(v.Context(), v.URL.Query().Get("id"), mostOpen)
+	if errors.Is(err, repo.ErrNotFound) {
+		return refuse(http.StatusNotFound, "There is no such usage run.")
+	}
+	if err != nil {
+		return err
+	}
+	return k.show(rw, v, "run", "Usage run", runView{run, rejected, changes})
+}
+
+// csvTime is how long a download may go on without a row being taken.
+const csvTime = time.Minute
+
+// usageCSV writes row by row, however many there are. It is for people and their spreadsheets, so an id that would be a
+// formula there has a quote before it (worker.WriteUsageCSV): programs take it off again, or ask REST, NATS or
+// `usage export --format json`, where ids are as they are.
+func (k *Console) usageCSV(rw http.ResponseWriter, v *visit) error {
+	q := v.URL.Query()
+	f := repo.UsageFilter{FromPeriod: q.Get("from"), ToPeriod: q.Get("to"), TenantID: q.Get("tenant")}
+	for _, period := range []string{f.FromPeriod, f.ToPeriod} {
+		if period != "" && events.ValidatePeriod(period) != nil {
+			return refuse(http.StatusBadRequest, "A month is written YYYY-MM.")
+		}
+	}
+	if f.TenantID != "" && events.ValidateTenantID(f.TenantID) != nil {
+		return refuse(http.StatusBadRequest, "That is no tenant id.")
+	}
+	rw.Header().Set("Content-Type", "text/csv; charset=utf-8")
+	rw.Header().Set("Content-Disposition", `attachment; filename="usage.csv"`)
+	control := http.NewResponseController(rw)
+	out := bufio.NewWriterSize(rw, 1<<16)
+	rows := 0
+	err := worker.WriteUsageCSV(out, func(each func(repo.Usage) error) error {
+		return k.db.EachUsage(v.Context(), f, func(u repo.Usage) error {
+			if rows%1000 == 0 {
+				if err := control.SetWriteDeadline(time.Now().Add(csvTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+					return fmt.Errorf("prolonging a download: %w", err)
+				}
+			}
+			rows++
+			return each(u)
+		})
+	})
+	if err = errors.Join(err, out.Flush()); err != nil && v.Context().Err() == nil {
+		k.log.Error("a download of usage was cut off", "rows", rows, "error", err)
+		panic(http.ErrAbortHandler) // a whole file must not look like a part of it, nor the other way round
+	}
+	return nil
+}
