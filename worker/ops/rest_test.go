@@ -801,7 +801,7 @@ func TestMetricsAddressMovesHealthAndLeavesREST(t *testing.T) {
 	w := start(t, c)
 	probes := *w
 	probes.base = w.health
-	for path, want := range map[string][2]int{"/healthz": {404, 200}, "/readyz": {404, 200}, "/metrics": {404, 200}, "/api/v1/openapi.json": {200, 404}} {
+	for path, want := range map[string][2]int{"/": {200, 404}, "/healthz": {404, 200}, "/readyz": {404, 200}, "/metrics": {404, 200}, "/api/v1/openapi.json": {200, 404}} {
 		if got := [2]int{w.ask("GET", path, "", "").status, probes.ask("GET", path, "", "").status}; got != want {
 			t.Errorf("GET %s at HTTP_ADDR and METRICS_ADDR: %v, want %v", path, got, want)
 		}

@@ -50,6 +50,16 @@
     waiting = setTimeout(drawAll, 150);
   });
 
+  // A page that refreshes itself waits while nobody looks, or while somebody marks text to copy it.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const refresh = event.detail.elt.getAttribute("hx-trigger")?.startsWith("every");
+    if (refresh && (document.hidden || !getSelection().isCollapsed)) event.preventDefault();
+  });
+  // What was refused in the background is asked for as a page, which says why.
+  document.addEventListener("htmx:responseError", (event) => {
+    if (event.detail.elt.matches("form[method=post]")) event.detail.elt.submit();
+  });
+
   document.addEventListener("submit", (event) => {
     const question = event.submitter?.dataset.confirm ?? event.target.dataset.confirm;
     if (question && !confirm(question)) event.preventDefault();
