@@ -142,7 +142,7 @@ const devMonths = 7
 // Papermap sees it after it has thought again about three of them.
 func devUsage(tenants int, now time.Time, corrected bool) simulator.Usage {
 	if tenants > mostInTrouble { // rows one by one are for an amount that a person looks at
-		return simulator.Usage{Tenants: tenants, TenantID: devTenant, BadEvery: 50_000}
+		return simulator.Usage{Tenants: tenants, TenantID: devTenant, BadEvery: 5_000}
 	}
 	var u simulator.Usage
 	random := rand.New(rand.NewPCG(7, 11))
