@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/cookiejar"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -268,6 +269,28 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 		}
 		return nil
 	})
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	visitor := http.Client{Jar: jar}
+	for _, path := range []string{"/login", "/", "/tenants", "/tenant?id=org-1", "/tenant?id=org-2", "/attention", "/dead", "/dead/1", "/usage", "/usage.csv"} {
+		ask := func() (*http.Response, error) { return visitor.Get("http://" + address + path) }
+		if path == "/login" {
+			ask = func() (*http.Response, error) {
+				return visitor.PostForm("http://"+address+path, url.Values{"token": {canaries["CONSOLE_TOKEN"]}})
+			}
+		}
+		answer, err := ask()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		if answer.Body.Close(); err != nil || strings.Contains(string(text), "Console token") {
+			t.Fatalf("%s: %v, or not logged in", path, err)
+		}
+		told["console "+path] = string(text) + fmt.Sprint(answer.Header)
+	}
 
 	without := func(name string) []string {
 		return slices.DeleteFunc(slices.Clone(env), func(e string) bool { return strings.HasPrefix(e, name+"=") })
