@@ -381,7 +381,7 @@ func TestRedeliveriesAndReplaysLinkToTheFirstTrace(t *testing.T) {
 	publish(`{"tenant_id":"org-2","name":"Two","workspace_id":"ws-nowhere"}`, nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e-2"}, "ce-source": {"/test"}, "ce-type": {"tenant.created"}, "ce-traceparent": {from}})
 	dead := c.await(t, name, 3)[2]
 	continues("what became a dead letter", dead, spanID)
-	if dead.Status.GetMessage() != "INVALID_FIELD" || len(dead.Events) != 1 || dead.Events[0].Name != "dead letter stored" {
+	if dead.Status.GetMessage() != "UNKNOWN_WORKSPACE" || len(dead.Events) != 1 || dead.Events[0].Name != "dead letter stored" {
 		t.Errorf("the span says %v, %v", dead.Status, dead.Events)
 	}
 	if line := logged(t, worker, "event became a dead letter"); line["trace_id"] != traceID || line["event_id"] != "e-2" {
