@@ -75,15 +75,15 @@ func TestNoSecretIsToldAnywhereWithPostgresAnNKeyAndMoreWorkspaces(t *testing.T)
 	file("second", hidden.texts["the second secret"]+"\n")
 	file("second-embed", hidden.texts["the second embed secret"]+"\n")
 	broker := startNATS(t, "", func(o *server.Options) { o.StoreDir, o.Nkeys = store, []*server.NkeyUser{{Nkey: public}} })
-	first := papermap.Workspace{ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: papermap.Secret(hidden.texts["the first secret"])}}
+	first := papermap.Workspace{ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: papermap.NewSecret(hidden.texts["the first secret"])}}
 	second := papermap.Workspace{
-		ID: "ws-second", Key: papermap.KeyPair{ID: "ak_second", Secret: papermap.Secret(hidden.texts["the second secret"])},
-		EmbedKey: papermap.KeyPair{ID: "ak_second_embed", Secret: papermap.Secret(hidden.texts["the second embed secret"])},
+		ID: "ws-second", Key: papermap.KeyPair{ID: "ak_second", Secret: papermap.NewSecret(hidden.texts["the second secret"])},
+		EmbedKey: papermap.KeyPair{ID: "ak_second_embed", Secret: papermap.NewSecret(hidden.texts["the second embed secret"])},
 	}
 	api := hidden.echoing(t, simulator.New(simulator.Options{Workspaces: []papermap.Workspace{first, second}}))
 	env := []string{
 		"PAPERMAP_API_URL=" + api.URL, "PAPERMAP_EMBED_URL=" + api.URL + "/embedded/dashboard", "PAPERMAP_WORKSPACE_ID=ws-test", "PAPERMAP_API_KEY_ID=ak_test",
-		"PAPERMAP_SECRET_KEY=" + string(first.Key.Secret), "PAPERMAP_ON_AMBIGUOUS=hold", "DATABASE_URL_FILE=" + file("database", database.String()),
+		"PAPERMAP_SECRET_KEY=" + first.Key.Secret.Reveal(), "PAPERMAP_ON_AMBIGUOUS=hold", "DATABASE_URL_FILE=" + file("database", database.String()),
 		"NATS_URL=" + broker.ClientURL(), "NATS_NKEY_FILE=" + file("seed", seed), "HTTP_JWT_SECRET=" + hidden.texts["the secret of REST"],
 		"CONSOLE_TOKEN=" + hidden.texts["the console's token"], "PAPERMAP_WORKSPACES_FILE=" + file("workspaces.json", `[{"workspace_id":"ws-second","api_key_id":"ak_second",
 			"secret_key_file":"second","embed_api_key_id":"ak_second_embed","embed_secret_key_file":"second-embed"}]`),

@@ -166,8 +166,8 @@ func TestNoSecretIsToldAnywhere(t *testing.T) {
 		o.Users = []*server.User{{Username: "worker", Password: canaries["NATS_PASSWORD"]}}
 	})
 	workspace := papermap.Workspace{
-		ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: papermap.Secret(canaries["PAPERMAP_SECRET_KEY"])},
-		EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: papermap.Secret(canaries["PAPERMAP_EMBED_SECRET_KEY"])},
+		ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: papermap.NewSecret(canaries["PAPERMAP_SECRET_KEY"])},
+		EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: papermap.NewSecret(canaries["PAPERMAP_EMBED_SECRET_KEY"])},
 	}
 	hidden := &confidential{texts: map[string]string{"the database's password": databaseCanary, "the collector's key": collectorCanary}}
 	for name, value := range canaries {

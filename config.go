@@ -193,14 +193,14 @@ func (s papermapSettings) parse(p *problems) worker.Config {
 	first := papermap.Workspace{
 		ID:     s.WorkspaceID,
 		APIURL: p.apiURL("PAPERMAP_API_URL", s.APIURL, allowHTTP),
-		Key:    papermap.KeyPair{ID: s.KeyID, Secret: papermap.Secret(p.secret("PAPERMAP_SECRET_KEY"))},
+		Key:    papermap.KeyPair{ID: s.KeyID, Secret: papermap.NewSecret(p.secret("PAPERMAP_SECRET_KEY"))},
 	}
 	embedGiven := os.Getenv("PAPERMAP_EMBED_SECRET_KEY") != "" || os.Getenv("PAPERMAP_EMBED_SECRET_KEY_FILE") != ""
-	embedKey := papermap.KeyPair{ID: s.EmbedKeyID, Secret: papermap.Secret(p.secret("PAPERMAP_EMBED_SECRET_KEY"))}
+	embedKey := papermap.KeyPair{ID: s.EmbedKeyID, Secret: papermap.NewSecret(p.secret("PAPERMAP_EMBED_SECRET_KEY"))}
 	first.EmbedKey = p.pair("PAPERMAP_EMBED_API_KEY_ID", "PAPERMAP_EMBED_SECRET_KEY", embedKey, embedGiven, first.Key)
 	for name, missing := range map[string]bool{
 		"PAPERMAP_WORKSPACE_ID": first.ID == "", "PAPERMAP_API_KEY_ID": first.Key.ID == "",
-		"PAPERMAP_SECRET_KEY": first.Key.Secret == "" && os.Getenv("PAPERMAP_SECRET_KEY_FILE") == "",
+		"PAPERMAP_SECRET_KEY": first.Key.Secret.Reveal() == "" && os.Getenv("PAPERMAP_SECRET_KEY_FILE") == "",
 	} {
 		if missing {
 			p.add("%s is required: Papermap shows it in the workspace's settings", name)
@@ -303,9 +303,9 @@ func (p *problems) workspaces(path, defaultURL string, allowHTTP bool) []paperma
 		}
 		ws := papermap.Workspace{
 			ID: row.ID, APIURL: apiURL,
-			Key: papermap.KeyPair{ID: row.KeyID, Secret: papermap.Secret(read("secret_key_file", row.SecretFile))},
+			Key: papermap.KeyPair{ID: row.KeyID, Secret: papermap.NewSecret(read("secret_key_file", row.SecretFile))},
 		}
-		embedKey := papermap.KeyPair{ID: row.EmbedKeyID, Secret: papermap.Secret(read("embed_secret_key_file", row.EmbedSecretFile))}
+		embedKey := papermap.KeyPair{ID: row.EmbedKeyID, Secret: papermap.NewSecret(read("embed_secret_key_file", row.EmbedSecretFile))}
 		ws.EmbedKey = p.pair(name+", embed_api_key_id", "embed_secret_key_file", embedKey, row.EmbedSecretFile != "", ws.Key)
 		list = append(list, ws)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"papermap-worker/papermap"
 	"papermap-worker/worker/ops"
@@ -58,9 +59,9 @@ func TestDefaultsAreThoseOfREADME(t *testing.T) {
 		t.Fatal(p)
 	}
 	w := cfg.worker
-	key := papermap.KeyPair{ID: "ak_1", Secret: secretCanary}
+	key := papermap.KeyPair{ID: "ak_1", Secret: papermap.NewSecret(secretCanary)}
 	want := []papermap.Workspace{{ID: "ws-1", APIURL: "https://prod.dataapi.papermap.ai", Key: key, EmbedKey: key}}
-	if diff := cmp.Diff(want, w.Workspaces); diff != "" {
+	if diff := cmp.Diff(want, w.Workspaces, cmpopts.EquateComparable(papermap.Secret{})); diff != "" {
 		t.Error(diff)
 	}
 	type facts struct {
@@ -178,7 +179,7 @@ func TestSecretsComeFromTheVariableOrItsFile(t *testing.T) {
 	full, empty, blank := write("full", "sk CANARY \r\n\n"), write("empty", ""), write("blank", "\n")
 	for name, c := range map[string]struct {
 		changes map[string]string
-		secret  papermap.Secret
+		secret  string
 		problem string
 	}{
 		"variable":           {nil, secretCanary, ""},
@@ -198,8 +199,8 @@ func TestSecretsComeFromTheVariableOrItsFile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, p := configure(t, c.changes)
-			if got := cfg.worker.Workspaces[0].Key.Secret; string(got) != string(c.secret) {
-				t.Errorf("secret %q, want %q", string(got), string(c.secret))
+			if got := cfg.worker.Workspaces[0].Key.Secret.Reveal(); got != c.secret {
+				t.Errorf("secret %q, want %q", got, c.secret)
 			}
 			var want problems
 			if c.problem != "" {
@@ -227,7 +228,7 @@ func TestOtherSecretsComeFromFilesToo(t *testing.T) {
 	if len(p) > 0 {
 		t.Fatal(p)
 	}
-	got := []string{string(cfg.worker.Workspaces[0].EmbedKey.Secret), cfg.bus.URL, cfg.bus.Password, cfg.database}
+	got := []string{cfg.worker.Workspaces[0].EmbedKey.Secret.Reveal(), cfg.bus.URL, cfg.bus.Password, cfg.database}
 	if want := []string{"sk_CANARY2", "nats://me:CANARY3@h", "CANARY4", "sqlite:CANARY5"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -239,7 +240,7 @@ func TestWorkspacesFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	const row = `{"workspace_id":"ws-2","api_key_id":"ak_2","secret_key_file":"sk_2"`
-	key := papermap.KeyPair{ID: "ak_2", Secret: "CANARY2"}
+	key := papermap.KeyPair{ID: "ak_2", Secret: papermap.NewSecret("CANARY2")}
 	for name, c := range map[string]struct {
 		text     string
 		want     []papermap.Workspace
@@ -249,7 +250,7 @@ func TestWorkspacesFile(t *testing.T) {
 		"paths in it are relative to it": {`[` + row + `}]`, []papermap.Workspace{{ID: "ws-2", APIURL: "https://api.example.com", Key: key, EmbedKey: key}}, nil},
 		"all members": {
 			`[` + row + `,"api_url":"https://h/","embed_api_key_id":"ak_3","embed_secret_key_file":"` + dir + `/sk_2"}]`,
-			[]papermap.Workspace{{ID: "ws-2", APIURL: "https://h", Key: key, EmbedKey: papermap.KeyPair{ID: "ak_3", Secret: "CANARY2"}}}, nil,
+			[]papermap.Workspace{{ID: "ws-2", APIURL: "https://h", Key: key, EmbedKey: papermap.KeyPair{ID: "ak_3", Secret: papermap.NewSecret("CANARY2")}}}, nil,
 		},
 		"an unknown member":      {`[` + row + `,"secret_key":"CANARY"}]`, nil, []string{`unknown object member name "secret_key"`}},
 		"a wrong type":           {`[{"workspace_id":5}]`, nil, []string{"workspace_id"}},
@@ -280,7 +281,7 @@ func TestWorkspacesFile(t *testing.T) {
 					t.Errorf("problem %q is not about %q", p[i], about)
 				}
 			}
-			if diff := cmp.Diff(c.want, cfg.worker.Workspaces[1:]); c.problems == nil && len(c.want) > 0 && diff != "" {
+			if diff := cmp.Diff(c.want, cfg.worker.Workspaces[1:], cmpopts.EquateComparable(papermap.Secret{})); c.problems == nil && len(c.want) > 0 && diff != "" {
 				t.Error(diff)
 			}
 		})

@@ -33,8 +33,8 @@ type parts struct {
 
 func startParts(dir string, natsPort, simulatorPort int, usage simulator.Usage) (*parts, error) {
 	workspace := papermap.Workspace{
-		ID: "ws-local", Key: papermap.KeyPair{ID: "ak_local", Secret: "sk_local_0123456789"},
-		EmbedKey: papermap.KeyPair{ID: "ak_local_embed", Secret: "sk_local_embed_0123456789"},
+		ID: "ws-local", Key: papermap.KeyPair{ID: "ak_local", Secret: papermap.NewSecret("sk_local_0123456789")},
+		EmbedKey: papermap.KeyPair{ID: "ak_local_embed", Secret: papermap.NewSecret("sk_local_embed_0123456789")},
 	}
 	api := simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}})
 	api.SetUsage(workspace.ID, usage)
@@ -296,7 +296,7 @@ type simulateCmd struct {
 
 func (c *simulateCmd) Run(a *app) error {
 	options := simulator.Options{NestedAnswer: c.Nested, Workspaces: []papermap.Workspace{{
-		ID: c.WorkspaceID, Key: papermap.KeyPair{ID: c.KeyID, Secret: papermap.Secret(c.SecretKey)},
+		ID: c.WorkspaceID, Key: papermap.KeyPair{ID: c.KeyID, Secret: papermap.NewSecret(c.SecretKey)},
 	}}}
 	for _, text := range c.Fault {
 		fault, err := simulator.ParseFault(text)

@@ -40,7 +40,7 @@ const (
 	passwordCanary = "CANARY_of_NATS"
 )
 
-var testWorkspace = papermap.Workspace{ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: secretCanary}}
+var testWorkspace = papermap.Workspace{ID: "ws-test", Key: papermap.KeyPair{ID: "ak_test", Secret: papermap.NewSecret(secretCanary)}}
 
 // system is what a worker needs, in this process: a NATS server, the simulator and a folder for the database.
 type system struct {

@@ -75,12 +75,12 @@ func TestRollingRestartsThatRotateBothPairsLoseNoEventAndNoToken(t *testing.T) {
 	t.Parallel()
 	address := pgtest.ForTest(t)
 	s := newSystem(t, simulator.Fault{On: "create", Delay: 30 * time.Millisecond})
-	embed := papermap.KeyPair{ID: "ak_embed", Secret: "sk_embed"}
-	newAPI, newEmbed := papermap.KeyPair{ID: "ak_new", Secret: "sk_new"}, papermap.KeyPair{ID: "ak_embed_new", Secret: "sk_embed_new"}
+	embed := papermap.KeyPair{ID: "ak_embed", Secret: papermap.NewSecret("sk_embed")}
+	newAPI, newEmbed := papermap.KeyPair{ID: "ak_new", Secret: papermap.NewSecret("sk_new")}, papermap.KeyPair{ID: "ak_embed_new", Secret: papermap.NewSecret("sk_embed_new")}
 	s.sim.AddKey(testWorkspace.ID, embed)
 	settings := func(api, embed papermap.KeyPair) []string {
 		return append(slices.Clone(s.env), "WORKER_CONCURRENCY=8", "DATABASE_URL="+address,
-			"PAPERMAP_API_KEY_ID="+api.ID, "PAPERMAP_SECRET_KEY="+string(api.Secret), "PAPERMAP_EMBED_API_KEY_ID="+embed.ID, "PAPERMAP_EMBED_SECRET_KEY="+string(embed.Secret))
+			"PAPERMAP_API_KEY_ID="+api.ID, "PAPERMAP_SECRET_KEY="+api.Secret.Reveal(), "PAPERMAP_EMBED_API_KEY_ID="+embed.ID, "PAPERMAP_EMBED_SECRET_KEY="+embed.Secret.Reveal())
 	}
 	js := s.jetStream(t)
 	nc := js.Conn()

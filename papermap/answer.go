@@ -114,7 +114,7 @@ func parseRetryAfter(header http.Header, now time.Time) (d time.Duration, presen
 
 // redactor replaces what an answer must not echo into our logs.
 func (c *Client) redactor(signature string) *strings.Replacer {
-	hidden := []string{c.ws.Key.ID, string(c.ws.Key.Secret), string(c.ws.EmbedKey.Secret), signature}
+	hidden := []string{c.ws.Key.ID, c.ws.Key.Secret.Reveal(), c.ws.EmbedKey.Secret.Reveal(), signature}
 	slices.SortFunc(hidden, func(a, b string) int { return len(b) - len(a) }) // one may begin with another
 	var pairs []string
 	for _, s := range hidden {

@@ -244,7 +244,7 @@ func TestNoSecretIsEchoedIntoAnError(t *testing.T) {
 			}
 		})
 		now := time.Unix(1735689600, 0)
-		signature = Sign("sk_canary_secret", "ws-1", now.Add(RequestLife).Unix())
+		signature = Sign(NewSecret("sk_canary_secret"), "ws-1", now.Add(RequestLife).Unix())
 		c := newTestClient(t, address, ClientOptions{Now: func() time.Time { return now }})
 		_, err := c.CreateDashboard(t.Context(), anyDashboard)
 		e := failed(t, err)
@@ -266,7 +266,7 @@ func TestNoSecretIsEchoedIntoAnError(t *testing.T) {
 }
 
 func TestSecretThatBeginsLikeAnotherIsRedactedWhole(t *testing.T) {
-	c := NewClient(Workspace{Key: KeyPair{ID: "abc", Secret: "abcdef"}}, ClientOptions{})
+	c := NewClient(Workspace{Key: KeyPair{ID: "abc", Secret: NewSecret("abcdef")}}, ClientOptions{})
 	if got := c.redactor("abcd").Replace("<abcdef abcd abc>"); got != "<[redacted] [redacted] [redacted]>" {
 		t.Error(got)
 	}
@@ -279,7 +279,7 @@ func expiryServer(t *testing.T, clock func() time.Time) (address string, untils 
 	var all []int64
 	address, _ = serve(t, func(w http.ResponseWriter, r *http.Request) {
 		until, err := strconv.ParseInt(r.Header.Get("X-Valid-Until"), 10, 64)
-		if err != nil || r.Header.Get("X-Signature") != Sign("sk_canary_secret", "ws-1", until) {
+		if err != nil || r.Header.Get("X-Signature") != Sign(NewSecret("sk_canary_secret"), "ws-1", until) {
 			t.Errorf("signature of %q is wrong", r.Header.Get("X-Valid-Until"))
 		}
 		mu.Lock()

@@ -29,8 +29,8 @@ func newTestClient(t *testing.T, address string, o ClientOptions) *Client {
 	t.Helper()
 	c := NewClient(Workspace{
 		ID: "ws-1", APIURL: address,
-		Key:      KeyPair{ID: "ak_canary_id", Secret: "sk_canary_secret"},
-		EmbedKey: KeyPair{ID: "ak_embed", Secret: "sk_canary_embed"},
+		Key:      KeyPair{ID: "ak_canary_id", Secret: NewSecret("sk_canary_secret")},
+		EmbedKey: KeyPair{ID: "ak_embed", Secret: NewSecret("sk_canary_embed")},
 	}, o)
 	c.firstWait = time.Hour
 	t.Cleanup(c.Close)
@@ -114,7 +114,7 @@ func TestCreateSendsTheDocumentedRequest(t *testing.T) {
 	address, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		want := map[string]string{
 			"X-API-Key-ID": "ak_canary_id", "X-Workspace-ID": "ws-1", "X-Valid-Until": "1735689900",
-			"X-Signature": Sign("sk_canary_secret", "ws-1", 1735689900), "X-Tenant-ID": tenant,
+			"X-Signature": Sign(NewSecret("sk_canary_secret"), "ws-1", 1735689900), "X-Tenant-ID": tenant,
 			"Content-Type": "application/json", "User-Agent": "papermap-worker/test", "Idempotency-Key": "", "X-Idempotency-Key": "",
 		}
 		for name, value := range want {
@@ -275,7 +275,7 @@ func TestRetryInsideACallWaitsForRetryAfterAndSignsAfresh(t *testing.T) {
 		times = append(times, time.Now())
 		untils = append(untils, r.Header.Get("X-Valid-Until"))
 		until, _ := strconv.ParseInt(untils[len(untils)-1], 10, 64)
-		valid = append(valid, strconv.FormatBool(r.Header.Get("X-Signature") == Sign("sk_canary_secret", "ws-1", until)))
+		valid = append(valid, strconv.FormatBool(r.Header.Get("X-Signature") == Sign(NewSecret("sk_canary_secret"), "ws-1", until)))
 		if len(times) == 1 {
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)

@@ -18,6 +18,7 @@ package papermap
 import (
 	"fmt"
 	"log/slog"
+	"unique"
 )
 
 // Workspace is one Papermap workspace: where its API is and what signs for it.
@@ -34,9 +35,20 @@ type KeyPair struct {
 	Secret Secret
 }
 
-// Secret is a text that prints as "[secret]" in every way that fmt, slog, JSON and text encoders know.
-// Convert it to a string only where it is used.
-type Secret string
+// Secret is a text that prints as "[secret]" in every way that fmt, slog, JSON and text encoders know. It is behind a handle,
+// because fmt and encoders reach the fields of unexported ones without calling a method. Two of the same text are equal.
+type Secret struct{ text unique.Handle[string] }
+
+// NewSecret hides a text.
+func NewSecret(text string) Secret { return Secret{unique.Make(text)} }
+
+// Reveal is the text, for where it is used.
+func (s Secret) Reveal() string {
+	if s == (Secret{}) {
+		return ""
+	}
+	return s.text.Value()
+}
 
 const redacted = "[secret]"
 

@@ -15,7 +15,7 @@ const RequestLife = 300 * time.Second
 // (Unix seconds, decimal), keyed with the secret's bytes, as lower-case hex. Nothing else is signed: no method,
 // path, body, tenant or dashboard.
 func Sign(secret Secret, workspaceID string, validUntil int64) string {
-	mac := hmac.New(sha256.New, []byte(secret))
+	mac := hmac.New(sha256.New, []byte(secret.Reveal()))
 	mac.Write([]byte(workspaceID))
 	mac.Write(strconv.AppendInt(nil, validUntil, 10))
 	return hex.EncodeToString(mac.Sum(nil))

@@ -1,7 +1,12 @@
 package papermap
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/gob"
 	"encoding/json"
+	"encoding/xml"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,14 +18,14 @@ import (
 
 type vectors struct {
 	Signatures []struct {
-		Secret     Secret `json:"secret_key"`
+		Secret     string `json:"secret_key"`
 		Workspace  string `json:"workspace_id"`
 		ValidUntil string `json:"valid_until"`
 		Signature  string
 	}
 	Tokens []struct {
 		KeyID      string `json:"api_key_id"`
-		Secret     Secret `json:"secret_key"`
+		Secret     string `json:"secret_key"`
 		Workspace  string `json:"workspace_id"`
 		Tenant     string `json:"tenant_id"`
 		Dashboard  string `json:"dashboard_id"`
@@ -52,7 +57,7 @@ func TestSignatureEqualsEveryGoldenVector(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := Sign(v.Secret, v.Workspace, until); got != v.Signature {
+		if got := Sign(NewSecret(v.Secret), v.Workspace, until); got != v.Signature {
 			t.Errorf("Sign(…, %q, %d) = %s, want %s", v.Workspace, until, got, v.Signature)
 		}
 	}
@@ -60,7 +65,7 @@ func TestSignatureEqualsEveryGoldenVector(t *testing.T) {
 
 func TestTokenAndEmbedURLEqualEveryGoldenVector(t *testing.T) {
 	for _, v := range readVectors(t).Tokens {
-		key := KeyPair{ID: v.KeyID, Secret: v.Secret}
+		key := KeyPair{ID: v.KeyID, Secret: NewSecret(v.Secret)}
 		token, err := MintToken(key, v.Workspace, v.Tenant, v.Dashboard, time.Unix(v.ValidUntil, 0))
 		if err != nil {
 			t.Fatal(err)
@@ -101,19 +106,34 @@ func TestTokenIsRefusedWithAnExpiryThatIsNotTenDigits(t *testing.T) {
 
 func TestSecretNeverPrints(t *testing.T) {
 	const canary = "sk_canary"
-	var log strings.Builder
-	pair := KeyPair{ID: "ak", Secret: canary}
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "secret", pair.Secret, "pair", pair)
-	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "secret", pair.Secret, "pair", pair)
-	out, err := json.Marshal(pair)
-	if err != nil {
-		t.Fatal(err)
+	pair := KeyPair{ID: "ak", Secret: NewSecret(canary)}
+	ws := Workspace{ID: "w", Key: pair, EmbedKey: pair}
+	hidden := struct{ pair KeyPair }{pair} // fmt calls no method of what is behind an unexported field
+	var all bytes.Buffer
+	for _, v := range []any{
+		pair.Secret, &pair.Secret, pair, &pair, ws, &ws, hidden, &hidden, []Secret{pair.Secret}, map[Secret]Secret{pair.Secret: pair.Secret},
+		NewMinter(pair, "w"), NewClient(ws, ClientOptions{}), fmt.Errorf("with %v", pair), errors.New(fmt.Sprint(hidden)),
+	} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%p", "%T", "%t", "%w"} {
+			fmt.Fprintf(&all, verb+"\n", v)
+		}
+		slog.New(slog.NewJSONHandler(&all, nil)).Info("x", "value", v)
+		slog.New(slog.NewTextHandler(&all, nil)).Info("x", "value", v)
+		for _, encode := range []func(any) ([]byte, error){json.Marshal, xml.Marshal, func(v any) ([]byte, error) {
+			var b bytes.Buffer
+			err := gob.NewEncoder(&b).Encode(v)
+			return b.Bytes(), err
+		}} {
+			text, err := encode(v) // some cannot be encoded
+			fmt.Fprintf(&all, "%s %v\n", text, err)
+		}
 	}
-	all := log.String() + string(out)
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-		all += fmt.Sprintf(verb, pair.Secret) + fmt.Sprintf(verb, pair) + fmt.Sprintf(verb, &pair)
+	for _, form := range []string{canary, fmt.Sprintf("%x", canary), fmt.Sprintf("%X", canary), fmt.Sprintf("%d", []byte(canary)), base64.StdEncoding.EncodeToString([]byte(canary))} {
+		if i := strings.Index(all.String(), form); i >= 0 {
+			t.Errorf("secret printed: %q", all.String()[max(0, i-100):i+len(form)])
+		}
 	}
-	if strings.Contains(all, canary) || strings.Contains(all, fmt.Sprintf("%x", canary)) {
-		t.Errorf("secret printed: %s", all)
+	if pair.Secret.Reveal() != canary || pair.Secret != NewSecret(canary) || pair.Secret == NewSecret("other") || (Secret{}).Reveal() != "" {
+		t.Error("a secret is not its text")
 	}
 }

@@ -366,7 +366,7 @@ func TestPaginationIsReadFromEachAliasAndDistrustedWhenItContradicts(t *testing.
 }
 
 func TestRejectedRowIsKeptFitToStore(t *testing.T) {
-	signature := Sign("sk_canary_secret", "ws-1", 1735689900)
+	signature := Sign(NewSecret("sk_canary_secret"), "ws-1", 1735689900)
 	long := `{"note":"` + strings.Repeat("ü", 600) + `"}`
 	exact := `{"note":"` + strings.Repeat("ü", maxRawRow-len(`{"note":""}`)) + `"}`
 	sent := []string{`{"x":"` + "\xff" + `"}`, long, exact, `{ "id":"ak_canary_id", "x":"sk_canary_secret sk_canary_embed ` + signature + `"}`, `{"x":"\u0000"}`}

@@ -12,7 +12,7 @@ import (
 
 // usagePages decodes n pages of 100 rows out of the simulator, over HTTP, and hands each to use.
 func usagePages(b *testing.B, n int, use func(papermap.UsagePage)) {
-	workspace := papermap.Workspace{ID: "w", Key: papermap.KeyPair{ID: "ak", Secret: "sk"}}
+	workspace := papermap.Workspace{ID: "w", Key: papermap.KeyPair{ID: "ak", Secret: papermap.NewSecret("sk")}}
 	sim := simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}})
 	sim.SetUsage("w", simulator.Usage{Tenants: 100 * n, Seed: 1})
 	api, err := simulator.Serve(http.Handler(sim), "127.0.0.1:0")

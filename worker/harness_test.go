@@ -64,10 +64,10 @@ func onBoth(t *testing.T, scenario func(*testing.T)) {
 // The workspaces that every world has. The secrets are canaries: no test may leave one anywhere, see checkSecrets.
 var (
 	workspaceA = papermap.Workspace{
-		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: "sk_canary_api_a"}, EmbedKey: papermap.KeyPair{ID: "ak_a_embed", Secret: "sk_canary_embed_a"},
+		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: papermap.NewSecret("sk_canary_api_a")}, EmbedKey: papermap.KeyPair{ID: "ak_a_embed", Secret: papermap.NewSecret("sk_canary_embed_a")},
 	}
 	workspaceB = papermap.Workspace{
-		ID: "ws-b", Key: papermap.KeyPair{ID: "ak_b", Secret: "sk_canary_api_b"}, EmbedKey: papermap.KeyPair{ID: "ak_b_embed", Secret: "sk_canary_embed_b"},
+		ID: "ws-b", Key: papermap.KeyPair{ID: "ak_b", Secret: papermap.NewSecret("sk_canary_api_b")}, EmbedKey: papermap.KeyPair{ID: "ak_b_embed", Secret: papermap.NewSecret("sk_canary_embed_b")},
 	}
 )
 

@@ -23,7 +23,7 @@ func BenchmarkToken(b *testing.B) {
 	const secret = "sk_0123456789abcdef0123456789abcdef"
 	ws := papermap.Workspace{
 		ID: "7b0c6a52-6a3f-4f4b-9a0c-0d6f3f1f8a11", APIURL: "http://127.0.0.1:1",
-		Key: papermap.KeyPair{ID: "ak_1", Secret: "sk_1"}, EmbedKey: papermap.KeyPair{ID: "ak_embed_0123456789", Secret: secret},
+		Key: papermap.KeyPair{ID: "ak_1", Secret: papermap.NewSecret("sk_1")}, EmbedKey: papermap.KeyPair{ID: "ak_embed_0123456789", Secret: papermap.NewSecret(secret)},
 	}
 	m := repo.Mapping{TenantID: "org-0000123", WorkspaceID: ws.ID, DashboardID: "b4a7a2f8-1c55-4a6e-8f0e-0f5a4d1b2c3d", Status: repo.Active}
 	request := []byte(`{"tenant_id":"org-0000123"}`)
@@ -75,7 +75,7 @@ func straightforward(_ context.Context, mappings map[string]repo.Mapping, ws pap
 	}
 	now := time.Now()
 	expires := now.Add(time.Hour).Unix()
-	mac := hmac.New(sha256.New, []byte(ws.EmbedKey.Secret))
+	mac := hmac.New(sha256.New, []byte(ws.EmbedKey.Secret.Reveal()))
 	fmt.Fprintf(mac, "%s%d", m.WorkspaceID, expires)
 	text, err := json.Marshal(map[string]any{
 		"api_key_id": ws.EmbedKey.ID, "workspace_id": m.WorkspaceID, "tenant_id": m.TenantID, "dashboard_id": m.DashboardID,

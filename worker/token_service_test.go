@@ -198,14 +198,14 @@ func TestTheServiceAnswersEveryGoldenToken(t *testing.T) {
 	}
 	var vectors struct {
 		Tokens []struct {
-			KeyID      string          `json:"api_key_id"`
-			Secret     papermap.Secret `json:"secret_key"`
-			Workspace  string          `json:"workspace_id"`
-			Tenant     string          `json:"tenant_id"`
-			Dashboard  string          `json:"dashboard_id"`
-			ValidUntil int64           `json:"valid_until"`
-			Token      string          `json:"token"`
-			EmbedURL   string          `json:"embed_url"`
+			KeyID      string `json:"api_key_id"`
+			Secret     string `json:"secret_key"`
+			Workspace  string `json:"workspace_id"`
+			Tenant     string `json:"tenant_id"`
+			Dashboard  string `json:"dashboard_id"`
+			ValidUntil int64  `json:"valid_until"`
+			Token      string `json:"token"`
+			EmbedURL   string `json:"embed_url"`
 		} `json:"tokens"`
 	}
 	if err := json.Unmarshal(text, &vectors); err != nil || len(vectors.Tokens) == 0 {
@@ -216,7 +216,7 @@ func TestTheServiceAnswersEveryGoldenToken(t *testing.T) {
 			t.Parallel()
 			w := start(t, options{noWorker: true, config: func(c *worker.Config) {
 				c.Workspaces = []papermap.Workspace{{
-					ID: v.Workspace, APIURL: c.Workspaces[0].APIURL, Key: workspaceA.Key, EmbedKey: papermap.KeyPair{ID: v.KeyID, Secret: v.Secret},
+					ID: v.Workspace, APIURL: c.Workspaces[0].APIURL, Key: workspaceA.Key, EmbedKey: papermap.KeyPair{ID: v.KeyID, Secret: papermap.NewSecret(v.Secret)},
 				}}
 				c.EmbedURL = "https://papermap.ai/embedded/dashboard"
 				c.Clock = func() time.Time { return time.Unix(v.ValidUntil, 999_999_999).Add(-c.TokenTTL) } // fractions are cut
@@ -582,7 +582,7 @@ func testTokensOfAReplacedPairStayValidUntilItIsRevoked(t *testing.T) {
 		}
 	}
 
-	next := papermap.KeyPair{ID: "ak_a_embed_2", Secret: "sk_canary_embed_a_2"}
+	next := papermap.KeyPair{ID: "ak_a_embed_2", Secret: papermap.NewSecret("sk_canary_embed_a_2")}
 	w.sim.AddKey("ws-a", next) // Papermap has both now
 	w.config.Workspaces[0].EmbedKey = next
 	for _, replaced := range slices.Clone(w.workers) { // one after the other: somebody always answers

@@ -13,7 +13,7 @@ import (
 
 func TestEmbeddedPageOpensOnlyForARightToken(t *testing.T) {
 	s, address := start(t, Options{})
-	revoked := papermap.KeyPair{ID: "ak_revoked", Secret: "sk_revoked"}
+	revoked := papermap.KeyPair{ID: "ak_revoked", Secret: papermap.NewSecret("sk_revoked")}
 	s.AddKey("ws-a", revoked)
 	if r := send("POST", address+createPath, good(), createText("Acme <Corp>", "")); r.status != 200 {
 		t.Fatal(r)
@@ -44,7 +44,7 @@ func TestEmbeddedPageOpensOnlyForARightToken(t *testing.T) {
 		{"embed pair", mint(embedKey, "ws-a", id, time.Second), "ws-a", id, 200, "org-1"},
 		{"expiry shown", right, "ws-a", id, 200, epoch.Add(time.Hour).Format(time.RFC3339)},
 		{"expired", mint(apiKey, "ws-a", id, 0), "ws-a", id, 401, "expired"},
-		{"wrong secret", mint(papermap.KeyPair{ID: apiKey.ID, Secret: "x"}, "ws-a", id, time.Hour), "ws-a", id, 401, "wrong signature"},
+		{"wrong secret", mint(papermap.KeyPair{ID: apiKey.ID, Secret: papermap.NewSecret("x")}, "ws-a", id, time.Hour), "ws-a", id, 401, "wrong signature"},
 		{"revoked key", mint(revoked, "ws-a", id, time.Hour), "ws-a", id, 401, "does not have"},
 		{"key of another workspace", mint(otherKey, "ws-a", id, time.Hour), "ws-a", id, 401, "does not have"},
 		{"nine digits", base64.URLEncoding.EncodeToString(nineDigits), "ws-a", id, 401, "ten-digit"},

@@ -24,9 +24,9 @@ const createPath = "/api/v1/external/dashboards"
 
 var (
 	epoch    = time.Unix(1_800_000_000, 0).UTC()
-	apiKey   = papermap.KeyPair{ID: "ak_api", Secret: "sk_api"}
-	embedKey = papermap.KeyPair{ID: "ak_embed", Secret: "sk_embed"}
-	otherKey = papermap.KeyPair{ID: "ak_other", Secret: "sk_other"}
+	apiKey   = papermap.KeyPair{ID: "ak_api", Secret: papermap.NewSecret("sk_api")}
+	embedKey = papermap.KeyPair{ID: "ak_embed", Secret: papermap.NewSecret("sk_embed")}
+	otherKey = papermap.KeyPair{ID: "ak_other", Secret: papermap.NewSecret("sk_other")}
 )
 
 // start serves a simulator whose clock stands at epoch, with the workspaces ws-a (apiKey, embedKey) and ws-b (otherKey).
@@ -112,8 +112,8 @@ func TestRequestIsRefusedUnlessSignedExactly(t *testing.T) {
 		{"valid for a year", signed("ws-a", apiKey, now+365*86400), 200, ""},
 		{"valid until now", signed("ws-a", apiKey, now), 401, expired},
 		{"expired long ago", signed("ws-a", apiKey, now-3600), 401, expired},
-		{"wrong secret", signed("ws-a", papermap.KeyPair{ID: apiKey.ID, Secret: "sk_wrong"}, now+300), 401, invalid},
-		{"wrong secret and expired", signed("ws-a", papermap.KeyPair{ID: apiKey.ID, Secret: "sk_wrong"}, now-1), 401, invalid},
+		{"wrong secret", signed("ws-a", papermap.KeyPair{ID: apiKey.ID, Secret: papermap.NewSecret("sk_wrong")}, now+300), 401, invalid},
+		{"wrong secret and expired", signed("ws-a", papermap.KeyPair{ID: apiKey.ID, Secret: papermap.NewSecret("sk_wrong")}, now-1), 401, invalid},
 		{"unknown key", signed("ws-a", papermap.KeyPair{ID: "ak_unknown", Secret: apiKey.Secret}, now+300), 401, invalid},
 		{"key of another workspace", signed("ws-a", otherKey, now+300), 401, invalid},
 		{"unknown workspace", signed("ws-z", apiKey, now+300), 401, invalid},
@@ -151,7 +151,7 @@ func TestRequestIsRefusedUnlessSignedExactly(t *testing.T) {
 
 func TestKeysCanBeAddedAndRevokedWhileServing(t *testing.T) {
 	s, address := start(t, Options{})
-	fresh := papermap.KeyPair{ID: "ak_new", Secret: "sk_new"}
+	fresh := papermap.KeyPair{ID: "ak_new", Secret: papermap.NewSecret("sk_new")}
 	status := func(k papermap.KeyPair) int {
 		return send("POST", address+createPath, signed("ws-a", k, epoch.Unix()+300), createText("T", "")).status
 	}

@@ -109,7 +109,7 @@ func start(t *testing.T, c Config) *world {
 	dir := t.TempDir()
 	w := &world{t: t, logs: &logs{}, seen: map[string]bool{}}
 	workspace := papermap.Workspace{
-		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: "sk_canary_api"}, EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: "sk_canary_embed"},
+		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: papermap.NewSecret("sk_canary_api")}, EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: papermap.NewSecret("sk_canary_embed")},
 	}
 	w.sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}, Seed: 1})
 	papermapAPI, err := simulator.Serve(w.sim, "127.0.0.1:0")

@@ -20,7 +20,7 @@ import (
 )
 
 var workspace = papermap.Workspace{
-	ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: "sk_canary_api?"}, EmbedKey: papermap.KeyPair{ID: "ak_a_embed", Secret: "sk_canary_embed"},
+	ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: papermap.NewSecret("sk_canary_api?")}, EmbedKey: papermap.KeyPair{ID: "ak_a_embed", Secret: papermap.NewSecret("sk_canary_embed")},
 }
 
 // at is a moment of the run, in milliseconds from its beginning.
@@ -564,10 +564,10 @@ func TestEachLieIsCaughtByItsInvariantAlone(t *testing.T) {
 		{UsageRun, "a run that is done and nobody was told of", func(s *story) { s.Runs[1].Status = repo.RunDone }},
 		{NoSecret, "a planted secret in the log", func(s *story) { s.Texts["log"] += " a planted/secret" }},
 		{NoSecret, "a workspace's secret in hex in an error", func(s *story) {
-			s.lastAttempt("bad").Error = "status 422: " + hex.EncodeToString([]byte(workspace.Key.Secret))
+			s.lastAttempt("bad").Error = "status 422: " + hex.EncodeToString([]byte(workspace.Key.Secret.Reveal()))
 		}},
 		{NoSecret, "in base64, inside of something longer, in a dead letter's header", func(s *story) {
-			s.deadLetter("INVALID_FIELD").Header.Set("Papermap-Original-X", base64.StdEncoding.EncodeToString([]byte("user:"+string(workspace.Key.Secret)+" etc")))
+			s.deadLetter("INVALID_FIELD").Header.Set("Papermap-Original-X", base64.StdEncoding.EncodeToString([]byte("user:"+workspace.Key.Secret.Reveal()+" etc")))
 		}},
 		{NoSecret, "URL-encoded, in an event out", func(s *story) {
 			s.Outbox[0].Data = []byte(strings.Replace(string(s.Outbox[0].Data), "{", `{"at":"`+url.QueryEscape("a planted/secret")+`",`, 1))

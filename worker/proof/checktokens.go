@@ -121,7 +121,7 @@ func (c *checker) secrets() {
 	var needles []needle
 	canaries := slices.Clone(c.Canaries)
 	for _, w := range c.Workspaces {
-		canaries = append(canaries, string(w.Key.Secret), string(w.EmbedKey.Secret))
+		canaries = append(canaries, w.Key.Secret.Reveal(), w.EmbedKey.Secret.Reveal())
 	}
 	for i, canary := range canaries {
 		if canary == "" {

@@ -39,7 +39,7 @@ import (
 
 var subjects = events.Subjects{Prefix: "papermap"}
 
-var workspace = papermap.Workspace{ID: "ws-proof", Key: papermap.KeyPair{ID: "ak_proof", Secret: "sk_proof"}}
+var workspace = papermap.Workspace{ID: "ws-proof", Key: papermap.KeyPair{ID: "ak_proof", Secret: papermap.NewSecret("sk_proof")}}
 
 // postgres is the server of the tests on PostgreSQL; nil where there is none.
 var postgres *pgtest.Server
@@ -330,7 +330,7 @@ func newSystem(t *testing.T, name string, p programs, servers []*natsServer, dir
 	t.Cleanup(func() { _ = s.db.Close() })
 	s.env = append([]string{
 		"PAPERMAP_API_URL=" + s.proxy.url(), "PAPERMAP_WORKSPACE_ID=" + workspace.ID, "PAPERMAP_API_KEY_ID=" + workspace.Key.ID,
-		"PAPERMAP_SECRET_KEY=" + string(workspace.Key.Secret), "DATABASE_URL=" + s.database, "NATS_URL=" + strings.Join(urls, ","),
+		"PAPERMAP_SECRET_KEY=" + workspace.Key.Secret.Reveal(), "DATABASE_URL=" + s.database, "NATS_URL=" + strings.Join(urls, ","),
 		"HTTP_ADDR=off", "USAGE_SYNC_SCHEDULE=off", "LOG_LEVEL=debug", "LOG_FORMAT=json",
 	}, env...)
 

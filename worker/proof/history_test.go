@@ -68,7 +68,7 @@ func start(t *testing.T, driver, address, data string, faults ...string) *run {
 	t.Helper()
 	r := &run{t: t}
 	ws := papermap.Workspace{
-		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: "sk_canary_api"}, EmbedKey: papermap.KeyPair{ID: "ak_a_embed", Secret: "sk_canary_embed"},
+		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: papermap.NewSecret("sk_canary_api")}, EmbedKey: papermap.KeyPair{ID: "ak_a_embed", Secret: papermap.NewSecret("sk_canary_embed")},
 	}
 	var rules []simulator.Fault
 	for _, text := range faults {

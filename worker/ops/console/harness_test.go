@@ -75,7 +75,7 @@ func start(t testing.TB, c Config, faults ...simulator.Fault) *world {
 		Transport: &http.Transport{}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	workspace := papermap.Workspace{
-		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: "sk_canary_api"}, EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: "sk_canary_embed"},
+		ID: "ws-a", Key: papermap.KeyPair{ID: "ak_a", Secret: papermap.NewSecret("sk_canary_api")}, EmbedKey: papermap.KeyPair{ID: "ak_embed", Secret: papermap.NewSecret("sk_canary_embed")},
 	}
 	w.sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}, Seed: 1, Faults: faults})
 	api, err := simulator.Serve(w.sim, "127.0.0.1:0")

@@ -268,7 +268,7 @@ func bareHTTP(ctx context.Context) error {
 		id := fmt.Sprintf("b4a7a2f8-1c55-4a6e-8f0e-%012d", i)
 		mappings[fmt.Sprintf("org-%07d", i)] = mapping{id, string(papermap.AppendEmbedQuery(nil, workspaceID, id))}
 	}
-	minter := papermap.NewMinter(papermap.KeyPair{ID: keyID, Secret: secret}, workspaceID)
+	minter := papermap.NewMinter(papermap.KeyPair{ID: keyID, Secret: papermap.NewSecret(secret)}, workspaceID)
 	http.HandleFunc("POST /embed-token", func(w http.ResponseWriter, r *http.Request) {
 		var q struct {
 			TenantID string `json:"tenant_id"`
