@@ -135,7 +135,7 @@ type answer struct {
 }
 
 // call sends r until its outcome is known, unknowable, or no further try may start: inside RetryBudget it sends again
-// what provably was not processed.
+// what provably was not processed, unless the server asks to stay away for a while.
 func (c *Client) call(ctx context.Context, r request) *Error {
 	startBy := time.Now().Add(RetryBudget)
 	if deadline, ok := ctx.Deadline(); ok && deadline.Before(startBy) {
@@ -161,12 +161,12 @@ func (c *Client) call(ctx context.Context, r request) *Error {
 			}
 			expired = true // it was not processed, so it may go out again at once
 			continue
-		case last.Class != Retryable || r.once:
+		case last.Class != Retryable || last.Deferred || r.once: // how long to stay away is the caller's to wait: it need not keep a slot for that
 			return last
 		}
-		wait := max(waits.NextBackOff(), last.RetryAfter)
+		wait := waits.NextBackOff()
 		if time.Now().Add(wait).After(startBy) {
-			return last // a longer wait is the caller's to make
+			return last
 		}
 		select {
 		case <-time.After(wait):

@@ -216,23 +216,29 @@ func TestEndedContextIsRetryableBeforeAByteAndUnknownAfter(t *testing.T) {
 	}
 }
 
+// read is a call that may be tried again after any failure.
+var read = request{route: "usage", method: http.MethodGet, path: "/", maxBody: maxUsageBody}
+
 func TestRetryInsideACall(t *testing.T) {
 	for _, row := range []struct {
 		name            string
+		reads           bool          // else it creates
 		firstWait, left time.Duration // left: until the context's deadline; 0 means none
 		retryAfter      string
 		status          int // of the first two answers, then 200
 		want            Class
 		requests        int64
 	}{
-		{"deferral without a time", time.Millisecond, 0, "", 429, "", 3},
-		{"longer than the budget", time.Millisecond, 0, "4", 429, Retryable, 1},
-		{"longer than the context", time.Millisecond, 700 * time.Millisecond, "1", 429, Retryable, 1},
-		{"backoff longer than the budget", time.Hour, 0, "", 429, Retryable, 1},
-		{"unknown", time.Millisecond, 0, "", 500, Unknown, 1},
-		{"credentials", time.Millisecond, 0, "", 401, Credentials, 1},
-		{"configuration", time.Millisecond, 0, "", 404, Configuration, 1},
-		{"refused", time.Millisecond, 0, "", 400, Refused, 1},
+		{"a read", true, time.Millisecond, 0, "", 500, "", 3},
+		{"backoff longer than the budget", true, time.Hour, 0, "", 500, Retryable, 1},
+		{"backoff longer than the context", true, 2 * time.Second, 700 * time.Millisecond, "", 500, Retryable, 1},
+		{"deferral without a time", false, time.Millisecond, 0, "", 429, Retryable, 1},
+		{"deferral for a second", false, time.Millisecond, 0, "1", 503, Retryable, 1},
+		{"deferral of a read", true, time.Millisecond, 0, "1", 429, Retryable, 1},
+		{"unknown", false, time.Millisecond, 0, "", 500, Unknown, 1},
+		{"credentials", false, time.Millisecond, 0, "", 401, Credentials, 1},
+		{"configuration", false, time.Millisecond, 0, "", 404, Configuration, 1},
+		{"refused", false, time.Millisecond, 0, "", 400, Refused, 1},
 	} {
 		var seen *atomic.Int64
 		address, seen := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -254,7 +260,14 @@ func TestRetryInsideACall(t *testing.T) {
 			defer cancel()
 		}
 		began := time.Now()
-		_, err := c.CreateDashboard(ctx, anyDashboard)
+		var err error
+		if row.reads {
+			if failed := c.call(ctx, read); failed != nil {
+				err = failed
+			}
+		} else {
+			_, err = c.CreateDashboard(ctx, anyDashboard)
+		}
 		if classOf(t, err) != row.want || seen.Load() != row.requests || time.Since(began) > 600*time.Millisecond {
 			t.Errorf("%s: %v after %d requests and %v, want %q after %d", row.name, err, seen.Load(), time.Since(began), row.want, row.requests)
 		}
@@ -265,7 +278,7 @@ func TestRetryInsideACall(t *testing.T) {
 	}
 }
 
-func TestRetryInsideACallWaitsForRetryAfterAndSignsAfresh(t *testing.T) {
+func TestRetryInsideACallWaitsALittleAndSignsAfresh(t *testing.T) {
 	var mu sync.Mutex
 	var untils, valid []string
 	var times []time.Time
@@ -277,35 +290,29 @@ func TestRetryInsideACallWaitsForRetryAfterAndSignsAfresh(t *testing.T) {
 		until, _ := strconv.ParseInt(untils[len(untils)-1], 10, 64)
 		valid = append(valid, strconv.FormatBool(r.Header.Get("X-Signature") == Sign(NewSecret("sk_canary_secret"), "ws-1", until)))
 		if len(times) == 1 {
-			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
-			return
 		}
-		_, _ = io.WriteString(w, created)
 	})
 	var ticks atomic.Int64
 	c := newTestClient(t, address, ClientOptions{Now: func() time.Time { return time.Unix(1735689600+ticks.Add(1), 0) }})
-	c.firstWait = time.Millisecond
-	if _, err := c.CreateDashboard(t.Context(), anyDashboard); err != nil {
+	c.firstWait = 200 * time.Millisecond
+	if err := c.call(t.Context(), read); err != nil {
 		t.Fatal(err)
 	}
-	if len(times) != 2 || times[1].Sub(times[0]) < time.Second || untils[0] == untils[1] || strings.Join(valid, " ") != "true true" {
+	if len(times) != 2 || times[1].Sub(times[0]) < 100*time.Millisecond || untils[0] == untils[1] || strings.Join(valid, " ") != "true true" {
 		t.Errorf("requests at %v, valid until %v, signatures right: %v", times, untils, valid)
 	}
 }
 
 func TestRetryInsideACallStopsWaitingWithItsContext(t *testing.T) {
-	address, seen := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Retry-After", "2")
-		http.Error(w, "later", http.StatusTooManyRequests)
-	})
+	address, seen := serve(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "broken", http.StatusBadGateway) })
 	c := newTestClient(t, address, ClientOptions{})
-	c.firstWait = time.Millisecond
+	c.firstWait = 1900 * time.Millisecond // give or take half of it, and so within the budget
 	ctx, cancel := context.WithCancel(t.Context())
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{PutIdleConn: func(error) { cancel() }}) // once the answer is read
 	began := time.Now()
-	_, err := c.CreateDashboard(ctx, anyDashboard)
-	if e := failed(t, err); e == nil || e.Status != 429 || seen.Load() != 1 || time.Since(began) > 1500*time.Millisecond {
+	err := c.call(ctx, read)
+	if err == nil || err.Status != 502 || seen.Load() != 1 || time.Since(began) > 900*time.Millisecond {
 		t.Errorf("%v after %v", err, time.Since(began))
 	}
 }
@@ -325,11 +332,10 @@ func TestOwnRateLimitSendsNothingAndIsADeferral(t *testing.T) {
 		t.Errorf("a try starts after the call's budget: %v", err)
 	}
 
-	busy, seen := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) })
-	c := newTestClient(t, busy, ClientOptions{Limiter: rate.NewLimiter(rate.Every(time.Hour), 1)})
+	broken, seen := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	c := newTestClient(t, broken, ClientOptions{Limiter: rate.NewLimiter(rate.Every(time.Hour), 1)})
 	c.firstWait = time.Millisecond
-	_, err = c.CreateDashboard(t.Context(), anyDashboard)
-	if e := failed(t, err); e == nil || e.Status != 429 || seen.Load() != 1 {
+	if err := c.call(t.Context(), read); err == nil || err.Status != 502 || seen.Load() != 1 {
 		t.Errorf("a retry that gets no turn hides why it was needed: %v, %d requests", err, seen.Load())
 	}
 }

@@ -6,7 +6,8 @@
 //   - A [Client] bounds every request in time and size, follows no redirect, and never lets the HTTP transport
 //     send a request twice.
 //   - Every failed request is an [*Error] whose [Class] says what is known of the outcome. Only a failure that
-//     provably was not processed ([Retryable]) is tried again inside a call, and for a few seconds at most.
+//     provably was not processed ([Retryable]) is tried again inside a call, for a few seconds at most, and not when
+//     it is Deferred.
 //
 // What it cannot promise: creating a dashboard is not idempotent and cannot be looked up, so a call whose answer
 // was lost ends as [Unknown], and the caller decides what that means.

@@ -119,19 +119,23 @@ func TestGateShutsOnlyAfterFailuresInARow(t *testing.T) {
 	})
 }
 
-func TestGateCountsNoFailureOfOurOwnRateLimit(t *testing.T) {
-	withGate(t, func(g *testGate) {
-		g.calls(times(10*maxFailures, &papermap.Error{Class: papermap.Retryable, Deferred: true, RetryAfter: time.Second})...)
-		g.admitted(64)
-		g.calls(errCredentials)
-		g.after(time.Second)
-		g.calls(&papermap.Error{Class: papermap.Retryable, Deferred: true}) // the trial was not sent: the next one is
-		g.admitted(1)
-		g.calls(nil)
-		g.admitted(64)
-		g.calls(times(maxFailures, &papermap.Error{Class: papermap.Retryable, Status: 429, Deferred: true})...)
-		g.admitted(0) // but when Papermap says so, it is busy
-	})
+func TestGateLearnsNothingFromADeferral(t *testing.T) {
+	for _, status := range []int{0, 429, 503} { // 0: our own rate limit
+		withGate(t, func(g *testGate) {
+			deferral := &papermap.Error{Class: papermap.Retryable, Status: status, Deferred: true, RetryAfter: time.Second}
+			g.calls(times(10*maxFailures, deferral)...)
+			g.admitted(64)
+			g.calls(times(maxFailures-1, errDown)...)
+			g.calls(deferral) // it is no success either
+			g.calls(errDown)
+			g.admitted(0)
+			g.after(time.Second)
+			g.calls(deferral) // the trial is free for the next one
+			g.admitted(1)
+			g.calls(nil)
+			g.admitted(64)
+		})
+	}
 }
 
 func TestGateProbesLessAndLessOftenUntilPapermapWorks(t *testing.T) {

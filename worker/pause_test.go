@@ -96,9 +96,6 @@ func testWhilePapermapCannotBeWorkedWithEventsWaitAndNoneDies(t *testing.T) {
 		}, {
 			"500 on creates alone", "keep failing", 20, false, // some are trials: the probes succeed
 			func(w *world) { w.setFaults("on=create status=500") }, func(w *world) { w.setFaults() },
-		}, {
-			"429 on everything", "keep failing", 2 * (8 + slots), true, // up to two tries in a call
-			func(w *world) { w.setFaults("status=429 retry-after=2") }, func(w *world) { w.setFaults() },
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -220,6 +217,41 @@ func testOurOwnRateLimitIsNoPauseAndNoFailure(t *testing.T) {
 	}
 	if n := w.pausesLogged(); n != 0 || len(w.dead()) != 0 {
 		t.Errorf("%d pauses, %d dead letters", n, len(w.dead()))
+	}
+}
+
+func TestAThousandDeferredEventsDelayNoHealthyOne(t *testing.T) {
+	onBoth(t, testAThousandDeferredEventsDelayNoHealthyOne)
+}
+
+func testAThousandDeferredEventsDelayNoHealthyOne(t *testing.T) {
+	for answer, tries := range map[string]int{
+		"status=429 retry-after=60": 1, "status=503 retry-after=60": 1,
+		"status=429 retry-after=1": 4, // by then they do not all come back every second
+	} {
+		t.Run(answer, func(t *testing.T) {
+			w := start(t, options{faults: []string{"title=slow " + answer}, config: func(c *worker.Config) { c.MaxAttempts = 1 }})
+			slow := names("slow", 1000)
+			w.create(slow...)
+			eventually(t, soon, func() error {
+				if n := w.front.seen(http.MethodPost); n < tries*len(slow) {
+					return fmt.Errorf("%d requests", n)
+				}
+				return nil
+			})
+			for _, healthy := range names("healthy", 5) {
+				w.create(healthy)
+				eventually(t, time.Second, func() error {
+					if status := w.status(healthy); status != repo.Active {
+						return fmt.Errorf("%s is %q", healthy, status)
+					}
+					return nil
+				})
+			}
+			if n := w.pausesLogged(); n != 0 || len(w.dead()) != 0 {
+				t.Errorf("%d pauses, %d dead letters", n, len(w.dead()))
+			}
+		})
 	}
 }
 
