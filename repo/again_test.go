@@ -29,3 +29,27 @@ func testFinishThatIsRepeatedAfterItsAnswerWasLostChangesNothing(t *testing.T) {
 		t.Errorf("%d events wait to be published, want 1", len(unsent))
 	}
 }
+
+func TestFailThatIsRepeatedAfterItsAnswerWasLostChangesNothing(t *testing.T) {
+	onBoth(t, testFailThatIsRepeatedAfterItsAnswerWasLostChangesNothing)
+}
+
+func testFailThatIsRepeatedAfterItsAnswerWasLostChangesNothing(t *testing.T) {
+	for name, f := range map[string]Failure{
+		"failed":  {Result: unaccepted.Result, Permanent: true},
+		"held":    {Result: ambiguous.Result, Hold: true},
+		"counted": {Result: ambiguous.Result, Most: 2},
+	} {
+		db := openTest(t)
+		fail(t, db, claim(t, db, "a"), unaccepted)
+		pass(db, time.Second)
+		finish(t, db, claim(t, db, "another"))
+		c := claim(t, db, "a")
+		m := fail(t, db, c, f)
+		before := snapshot(t, db, "a")
+		pass(db, time.Second)
+		finish(t, db, claim(t, db, "a third"))
+		same(t, name+": the mapping that it returns", fail(t, db, c, f), m)
+		same(t, name+": all that is stored of it", snapshot(t, db, "a")[:2], before[:2])
+	}
+}

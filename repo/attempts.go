@@ -57,6 +57,26 @@ func (t *tx) settleStale(ctx context.Context, id string, r Result) error {
 	return t.settle(ctx, id, r)
 }
 
+// settleLeft records how the attempt ended that an earlier holder left, unless that holder has come back meanwhile: then f is
+// what it said.
+func (t *tx) settleLeft(ctx context.Context, id string, f Failure) (Failure, error) {
+	var a Attempt
+	if err := t.get(ctx, &a, "SELECT "+attemptColumns+" FROM provision_attempts WHERE id = ?", id); err != nil {
+		return f, err
+	}
+	if a.Outcome == Sent {
+		return f, t.settle(ctx, id, f.Result)
+	}
+	f.Result = Result{Outcome: a.Outcome, DashboardID: a.DashboardID, HTTPStatus: a.HTTPStatus, Error: a.Error}
+	switch a.Outcome {
+	case NotAccepted: // nothing was made, and nothing keeps the tenant from its next try
+		f.Hold, f.Deferral = false, true
+	case Orphaned:
+		f.Result.Error = fmt.Sprintf("the worker that had stopped made dashboard %q after all", a.DashboardID)
+	}
+	return f, nil
+}
+
 // UncertainAttempt is a create request whose dashboard may exist without being a mapping's, with the title to look
 // for.
 type UncertainAttempt struct {

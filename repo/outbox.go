@@ -94,7 +94,8 @@ func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error
 }
 
 // TakeLease makes holder the only one who has the named lease, until ttl from now, unless another has it. A holder
-// that has it already prolongs it.
+// that has it already prolongs it. One that ends later than anybody could have asked for is from before the clock was
+// set back, and free.
 func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
 	var taken bool
 	err := db.update(ctx, func(ctx context.Context, t *tx) (err error) {
@@ -110,7 +111,8 @@ func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Durat
 func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
 	err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
 		ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-		WHERE leases.holder = excluded.holder OR leases.until < ?`, name, holder, at(t.now.Add(ttl)), t.now)
+		WHERE leases.holder = excluded.holder OR leases.until < ? OR leases.until > ?`,
+		name, holder, at(t.now.Add(ttl)), t.now, at(t.now.Add(2*ttl))) // twice: transactions side by side do not begin at one time
 	if err != nil {
 		return false, err
 	}

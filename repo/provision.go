@@ -13,6 +13,9 @@ import (
 // work is taken up again after it. Contract: within 30 s.
 const Lease = 25 * time.Second
 
+// maxRetry is the longest that a tenant waits for its next try: what Papermap may ask for with Retry-After.
+const maxRetry = 15 * time.Minute
+
 // ErrTaken means that the dashboard id belongs to another tenant.
 var ErrTaken = errors.New("the dashboard id belongs to another tenant")
 
@@ -62,7 +65,7 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 		case asBefore:
 			c.Step = Refused
 		case provision:
-			if c.Wait = m.ClaimableAt.Sub(t.now.Time); c.Wait > 0 {
+			if c.Wait = t.wait(m); c.Wait > 0 {
 				c.Step = Wait
 				break
 			}
@@ -83,6 +86,19 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 	}
 	c.Until = started.Add(Lease)
 	return c, nil
+}
+
+// wait is how long nobody may claim the tenant. No lease and no retry is further off than the longest: if one is, the clock
+// was set back, and its time begins anew.
+func (t *tx) wait(m *Mapping) time.Duration {
+	longest := maxRetry
+	if m.Stage == Creating {
+		longest = Lease
+	}
+	if m.ClaimableAt.Sub(t.now.Time) > longest {
+		m.ClaimableAt = at(t.now.Add(longest))
+	}
+	return m.ClaimableAt.Sub(t.now.Time)
 }
 
 // claim gives the tenant to the caller and settles or hands over what an earlier holder left.
@@ -198,7 +214,7 @@ type Failure struct {
 // Fail records that the claim's attempt failed and returns the mapping that follows from it: pending to be tried
 // again, held, or failed. A failure counts only if another tenant's create succeeded in the workspace since this
 // tenant's previous failure: otherwise the API is at fault and not the event. When the claim is no longer the
-// current one, only the attempt is recorded.
+// current one, only the attempt is recorded. To repeat it changes nothing.
 func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 	var after Mapping
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
@@ -208,12 +224,22 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 		}
 		if m.Epoch != c.Mapping.Epoch {
 			defer func() { after = *m }()
+			if c.Step == Settle { // it was not the caller's, who knows less of it than anybody
+				return nil
+			}
 			if err := t.settleStale(ctx, c.Attempt.ID, f.Result); err != nil {
 				return err
 			}
 			return t.release(ctx, m, c, f)
 		}
-		if err := t.settle(ctx, c.Attempt.ID, f.Result); err != nil {
+		if after = *m; m.Stage != Creating {
+			return nil // by a try whose answer was lost
+		}
+		if c.Step == Settle {
+			if f, err = t.settleLeft(ctx, c.Attempt.ID, f); err != nil {
+				return err
+			}
+		} else if err := t.settle(ctx, c.Attempt.ID, f.Result); err != nil {
 			return err
 		}
 		m.Stage, m.ClaimableAt = Pending, at(t.now.Add(f.Retry))

@@ -441,3 +441,33 @@ func testALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped(t *testing.T) {
 	drop("relay", "b")
 	take("relay", "a", true)
 }
+
+// What was to end before begins anew, so that nobody waits longer than a lease or the longest retry.
+func TestAClockThatIsSetBackStopsNothingForLong(t *testing.T) {
+	onBoth(t, testAClockThatIsSetBackStopsNothingForLong)
+}
+
+func testAClockThatIsSetBackStopsNothingForLong(t *testing.T) {
+	db := openTest(t)
+	claim(t, db, "killed")
+	fail(t, db, claim(t, db, "put off"), Failure{Result: ambiguous.Result, Retry: 10 * time.Second, Most: 10})
+	take := func(holder string, want bool) {
+		t.Helper()
+		if got, err := db.TakeLease(ctx, "relay", holder, 20*time.Second); err != nil || got != want {
+			t.Fatalf("%s takes the lease: %v, %v; want %v", holder, got, err, want)
+		}
+	}
+	take("killed", true)
+	pass(db, -time.Second)
+	take("beside it", false) // a little is no jump
+	pass(db, -time.Hour)
+	take("next", true)
+	for tenant, longest := range map[string]time.Duration{"killed": Lease, "put off": maxRetry} {
+		c := begin(t, db, created(tenant, 10, "m-"+tenant))
+		same(t, tenant, []any{c.Step, c.Wait}, []any{Wait, longest})
+	}
+	pass(db, Lease)
+	claim(t, db, "killed")
+	pass(db, maxRetry-Lease)
+	claim(t, db, "put off")
+}

@@ -74,14 +74,15 @@ func (db *DB) settleHeld(ctx context.Context, tenantID string, do func(context.C
 	return after, nil
 }
 
-// SettleAttempt takes a possible orphan off the list, once a person has looked after it at Papermap.
+// SettleAttempt takes an attempt off the list of UncertainAttempts, once a person has looked after it at Papermap.
 func (db *DB) SettleAttempt(ctx context.Context, id string) error {
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		var a Attempt
 		if err := t.get(ctx, &a, "SELECT "+attemptColumns+" FROM provision_attempts WHERE id = ?", id); err != nil {
 			return err
 		}
-		if a.Outcome != Uncertain && a.Outcome != Orphaned {
+		left := a.Outcome == Sent && a.StartedAt.Before(t.now.Add(-Lease))
+		if a.Outcome != Uncertain && a.Outcome != Orphaned && !left {
 			return fmt.Errorf("its outcome is %s: there is nothing to look after", a.Outcome)
 		}
 		return t.exec(ctx, "UPDATE provision_attempts SET settled_at = ? WHERE id = ?", t.now, id)
@@ -99,7 +100,7 @@ type Dashboard struct {
 }
 
 // Adopt records a dashboard that the database does not know, because it was restored from an older backup, so that it is
-// not made a second time.
+// not made a second time. One that the tenant has all the same becomes a possible orphan.
 func (db *DB) Adopt(ctx context.Context, d Dashboard) error {
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, d.TenantID, d.WorkspaceID)
@@ -113,6 +114,13 @@ func (db *DB) Adopt(ctx context.Context, d Dashboard) error {
 		}
 		if m.Stage == Active {
 			m.Generation++
+		}
+		if m.Stage == Active && m.Wanted() { // else its dashboard is that of a generation which a deletion has ended
+			err := t.exec(ctx, "UPDATE provision_attempts SET outcome = 'orphaned', settled_at = NULL WHERE workspace_id = ? AND tenant_id = ? AND dashboard_id = ?",
+				m.WorkspaceID, m.TenantID, m.DashboardID)
+			if err != nil {
+				return err
+			}
 		}
 		m.WorkspaceID, m.Title = d.WorkspaceID, d.Title
 		m.CreatedEvent = max(m.CreatedEvent, eventTime(d.CreatedEvent))

@@ -3,6 +3,7 @@ package repo
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -308,6 +309,70 @@ func testAHolderThatSleptDoesNotUndoWhatAPersonSettled(t *testing.T) {
 	same(t, "possible orphans", uncertain(t, db), []string{"another's"})
 }
 
+// The next holder gives up an attempt that it finds in two commits, Begin and Fail.
+func TestWhatASleeperSaysWhileItsAttemptIsGivenUpCounts(t *testing.T) {
+	onBoth(t, testWhatASleeperSaysWhileItsAttemptIsGivenUpCounts)
+}
+
+func testWhatASleeperSaysWhileItsAttemptIsGivenUpCounts(t *testing.T) {
+	givenUp := Failure{Result: ambiguous.Result, Hold: true}
+	db := openTest(t)
+	between := func(tenant string) (slept, settler Claim) {
+		t.Helper()
+		slept = claim(t, db, tenant)
+		pass(db, Lease)
+		settler = beginWith(t, db, created(tenant, 10, "m-"+tenant), true)
+		same(t, "what the next holder has to do", settler.Step, Settle)
+		return slept, settler
+	}
+
+	slept, settler := between("made")
+	finish(t, db, slept)
+	before := attempts(t, db, "made")
+	m := fail(t, db, settler, givenUp)
+	same(t, "an attempt that made a dashboard", attempts(t, db, "made"), before)
+	same(t, "its outcome and dashboard", []any{before[0].Outcome, before[0].DashboardID}, []any{Orphaned, dashboard(slept)})
+	same(t, "its tenant", m.Stage, Held) // a person can give it that dashboard
+	if !strings.Contains(m.FailedError, dashboard(slept)) {
+		t.Errorf("why it is held: %q does not name the dashboard", m.FailedError)
+	}
+
+	slept, settler = between("refused")
+	fail(t, db, slept, unaccepted)
+	before = attempts(t, db, "refused")
+	m = fail(t, db, settler, givenUp)
+	same(t, "an attempt that made nothing", attempts(t, db, "refused"), before)
+	same(t, "its outcome", before[0].Outcome, NotAccepted)
+	same(t, "its tenant", []any{m.Stage, begin(t, db, created("refused", 10, "m-refused")).Step}, []any{Pending, Create})
+
+	slept, settler = between("refused later")
+	pass(db, Lease)
+	next := beginWith(t, db, created("refused later", 10, "m-refused later"), true)
+	fail(t, db, slept, unaccepted)
+	before = attempts(t, db, "refused later")
+	fail(t, db, settler, givenUp) // it slept, too
+	same(t, "an attempt of which its settler knows nothing", attempts(t, db, "refused later"), before)
+	same(t, "its tenant", fail(t, db, next, givenUp).Stage, Pending)
+}
+
+// A worker was killed, and its tenant deleted.
+func TestAnAttemptThatStaysSentCanBeSettled(t *testing.T) {
+	onBoth(t, testAnAttemptThatStaysSentCanBeSettled)
+}
+
+func testAnAttemptThatStaysSentCanBeSettled(t *testing.T) {
+	db := openTest(t)
+	c := claim(t, db, "a")
+	change(t, db, "a", Deleted, 20)
+	pass(db, Lease+time.Millisecond)
+	same(t, "its event", begin(t, db, created("a", 10, "m-a")).Step, Done)
+	same(t, "possible orphans", uncertain(t, db), []string{"a"})
+	if err := db.SettleAttempt(ctx, c.Attempt.ID); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "possible orphans, once it is settled", uncertain(t, db), []string(nil))
+}
+
 func TestAPossibleOrphanIsSettledOnceAndNothingElseIs(t *testing.T) {
 	onBoth(t, testAPossibleOrphanIsSettledOnceAndNothingElseIs)
 }
@@ -429,4 +494,30 @@ func testADashboardThatTheDatabaseKnowsIsNotAdoptedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "the mapping", mapping(t, db, "a"), before)
+}
+
+// The worker has made a dashboard of its own while the stream was read.
+func TestADashboardThatAnAdoptedOneReplacesBecomesAPossibleOrphan(t *testing.T) {
+	onBoth(t, testADashboardThatAnAdoptedOneReplacesBecomesAPossibleOrphan)
+}
+
+func testADashboardThatAnAdoptedOneReplacesBecomesAPossibleOrphan(t *testing.T) {
+	db := openTest(t)
+	adopt := func(tenant string) {
+		t.Helper()
+		if err := db.Adopt(ctx, Dashboard{TenantID: tenant, WorkspaceID: "w", ID: "of " + tenant, CreatedEvent: minute(30)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := claim(t, db, "a")
+	finish(t, db, c)
+	adopt("a")
+	same(t, "the dashboard", mapping(t, db, "a").DashboardID, "of a")
+	same(t, "its attempts", outcomes(t, db, "a"), []Outcome{Orphaned})
+	same(t, "possible orphans", uncertain(t, db), []string{"a"})
+
+	play(t, db, "deleted between", "c10 make d20")
+	adopt("deleted between")
+	same(t, "attempts of a generation that had ended", outcomes(t, db, "deleted between"), []Outcome{Made})
+	same(t, "possible orphans", uncertain(t, db), []string{"a"})
 }

@@ -43,7 +43,7 @@ func play(t fataler, db *DB, tenant, script string) {
 			fail(t, db, c, unaccepted)
 		case "later":
 			f := unaccepted
-			f.Retry = time.Hour
+			f.Retry = maxRetry
 			fail(t, db, c, f)
 		case "hold":
 			fail(t, db, c, Failure{Result: ambiguous.Result, Hold: true})

@@ -260,7 +260,12 @@ func (x *machine) failed(t *rapid.T) {
 		f.Result.Outcome, f.Hold = repo.Uncertain, x.hold
 		h.a.made = h.a.made || way != "unknown"
 	}
-	if h.a.outcome != repo.Made { // else a person knew it
+	hold := f.Hold
+	switch {
+	case h.claim.Step == repo.Settle && h.a.outcome != repo.Sent: // whose attempt it is has come back, and knows more
+		hold = h.a.outcome != repo.NotAccepted
+	case h.claim.Step == repo.Settle && m.claim != h.taken: // nor does one that slept itself
+	case h.a.outcome != repo.Made: // else a person knew it
 		h.a.outcome, h.a.dashboard = f.Result.Outcome, ""
 	}
 	if m.claim == h.taken {
@@ -269,7 +274,7 @@ func (x *machine) failed(t *rapid.T) {
 		case f.Permanent:
 			m.stage, m.failed = repo.Failed, h.claim.Message
 			m.tell(events.TypeDashboardFailed)
-		case f.Hold:
+		case hold:
 			m.stage = repo.Held
 			m.tell(events.TypeDashboardHeld)
 		}
