@@ -83,6 +83,7 @@ type Created struct {
 	EventID                                              string
 	EventTime                                            time.Time
 	Message                                              string // the stored message, to know its redelivery
+	Entered                                              string // the workspace that the caller may create in; empty: WorkspaceID
 }
 
 // next is what follows from a tenant.created.

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,11 +24,12 @@ var ErrTaken = errors.New("the dashboard id belongs to another tenant")
 type Step int
 
 const (
-	Done    Step = iota // nothing: superseded, or recorded before
-	Create              // the caller holds the claim and its attempt is committed as sent: create the dashboard now
-	Wait                // somebody else holds the claim, or a retry is not due yet
-	Settle              // the caller holds the claim, and an attempt of an earlier holder has an unknown outcome (only with hold)
-	Refused             // this message has ended as failed before: end it the same way
+	Done      Step = iota // nothing: superseded, or recorded before
+	Create                // the caller holds the claim and its attempt is committed as sent: create the dashboard now
+	Wait                  // somebody else holds the claim, or a retry is not due yet
+	Settle                // the caller holds the claim, and an attempt of an earlier holder has an unknown outcome (only with hold)
+	Refused               // this message has ended as failed before: end it the same way
+	Elsewhere             // the tenant belongs to another workspace than the caller may create in
 )
 
 // Claim is the right to provision one tenant, as Begin gave it.
@@ -42,6 +44,8 @@ type Claim struct {
 
 // Begin records the intent to give the tenant a dashboard. When that is to be done now and nobody else does it, it
 // claims the tenant and commits a new attempt as sent, all in one transaction, before the caller sends anything.
+//
+// A tenant stays in the workspace where it was begun. Begin claims it for e.Entered alone, because an attempt is a call.
 //
 // An attempt of an earlier holder that is still "sent" has an unknown outcome. With hold, Begin hands it over to be
 // settled instead of making another.
@@ -67,6 +71,10 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 		case provision:
 			if c.Wait = t.wait(m); c.Wait > 0 {
 				c.Step = Wait
+				break
+			}
+			if m.WorkspaceID != cmp.Or(e.Entered, e.WorkspaceID) {
+				c.Step = Elsewhere
 				break
 			}
 			if err := t.claim(ctx, m, &c, id.String(), hold); err != nil {

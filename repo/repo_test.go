@@ -471,3 +471,20 @@ func testAClockThatIsSetBackStopsNothingForLong(t *testing.T) {
 	pass(db, maxRetry-Lease)
 	claim(t, db, "put off")
 }
+
+func TestATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun(t *testing.T) {
+	onBoth(t, testATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun)
+}
+
+func testATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun(t *testing.T) {
+	db := openTest(t)
+	fail(t, db, claim(t, db, "a"), unaccepted)
+	e := created("a", 20, "of another workspace")
+	e.WorkspaceID = "other"
+	c := begin(t, db, e)
+	same(t, "step, stage and workspace", []any{c.Step, c.Mapping.Stage, c.Mapping.WorkspaceID}, []any{Elsewhere, Pending, "w"})
+	same(t, "attempts", outcomes(t, db, "a"), []Outcome{NotAccepted})
+	e.Entered = "w"
+	c = begin(t, db, e)
+	same(t, "step and workspace for the one that it is in", []any{c.Step, c.Attempt.WorkspaceID}, []any{Create, "w"})
+}

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-var stepNames = map[Step]string{Done: "Done", Create: "Create", Wait: "Wait", Settle: "Settle", Refused: "Refused"}
+var stepNames = map[Step]string{Done: "Done", Create: "Create", Wait: "Wait", Settle: "Settle", Refused: "Refused", Elsewhere: "Elsewhere"}
 
 // deliver hands an event over once: c, s, r or d for created, suspended, resumed or deleted, and its minute.
 // A created comes as the stored message of the name given; only then is there a claim.

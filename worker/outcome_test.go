@@ -265,3 +265,86 @@ func testEchoedSecretsAreKeptNowhere(t *testing.T) {
 		})
 	}
 }
+
+// lockDatabase lets nobody else write until unlock.
+func (w *world) lockDatabase() (unlock func()) {
+	w.t.Helper()
+	conn, err := w.sql.Connx(w.t.Context())
+	w.must(err)
+	begin := "BEGIN IMMEDIATE"
+	if w.shared {
+		begin = "BEGIN; LOCK TABLE tenant_dashboards IN EXCLUSIVE MODE"
+	}
+	_, err = conn.ExecContext(w.t.Context(), begin)
+	w.must(err)
+	return func() {
+		w.t.Helper()
+		_, err := conn.ExecContext(w.t.Context(), "ROLLBACK")
+		w.must(err)
+		w.must(conn.Close())
+	}
+}
+
+func TestAKnownOutcomeIsNotRepeatedWhenTheDatabaseWasAway(t *testing.T) {
+	onBoth(t, testAKnownOutcomeIsNotRepeatedWhenTheDatabaseWasAway)
+}
+
+func testAKnownOutcomeIsNotRepeatedWhenTheDatabaseWasAway(t *testing.T) {
+	w := start(t, options{faults: []string{"tenant=refused status=422"}})
+	release := w.holdAnswers()
+	w.create("made", "refused")
+	eventually(t, soon, w.sent(2))
+	unlock := w.lockDatabase()
+	release()
+	w.intercept(nil)
+	eventually(t, soon, func() error {
+		if n := strings.Count(w.logs.String(), "cannot record what came of a create"); n < 2 {
+			return fmt.Errorf("%d outcomes could not be written so far", n)
+		}
+		return nil
+	})
+	unlock()
+	eventually(t, soon, w.are(repo.Active, "made"))
+	eventually(t, soon, w.are(repo.Failed, "refused"))
+	eventually(t, soon, w.settled)
+	for tenant, want := range map[string]string{"made": "created", "refused": "refused"} {
+		if n := w.creates(tenant); n != 1 || w.outcomes(tenant) != want {
+			t.Errorf("%s: %d requests, attempts %s, want one that is %s", tenant, n, w.outcomes(tenant), want)
+		}
+	}
+}
+
+// One row of provision_attempts is one call, also for an event that names another workspace than the tenant's.
+func TestATenantsWorkspaceThatIsPausedOrGoneMakesNoAttempts(t *testing.T) {
+	onBoth(t, testATenantsWorkspaceThatIsPausedOrGoneMakesNoAttempts)
+}
+
+func testATenantsWorkspaceThatIsPausedOrGoneMakesNoAttempts(t *testing.T) {
+	w := start(t, options{noWorker: true})
+	claim, err := w.db.Begin(t.Context(), repo.Created{
+		TenantID: "gone", WorkspaceID: "ws-gone", Title: "T", EventID: "before", EventTime: time.Now(), Message: "before",
+	}, false)
+	w.must(err)
+	_, err = w.db.Fail(t.Context(), claim, repo.Failure{Result: repo.Result{Outcome: repo.NotAccepted}, Deferral: true})
+	w.must(err)
+	w.sim.RevokeKey("ak_b")
+	w.startWorker()
+	w.publish(events.TypeTenantCreated, object("tenant_id", "paused", "name", "N", "workspace_id", "ws-b"))
+	eventually(t, soon, w.paused("workspace ws-b is paused"))
+	w.create("paused", "gone") // for the default workspace, which is open
+	eventually(t, soon, func() error {
+		waits, gone := strings.Count(w.logs.String(), "the workspace is paused"), strings.Count(w.logs.String(), "is not configured any more")
+		if waits < 6 || gone < 3 {
+			return fmt.Errorf("offered %d and %d times", waits, gone)
+		}
+		return nil
+	})
+	if n, a := w.creates("paused"), w.attempts("paused"); n != len(a) || w.outcomes("gone") != "refused" {
+		t.Errorf("paused: %d requests, attempts %+v; gone: attempts %s", n, a, w.outcomes("gone"))
+	}
+	w.sim.AddKey("ws-b", workspaceB.Key)
+	eventually(t, recovery, w.are(repo.Active, "paused"))
+	if m := w.mapping("paused"); m.WorkspaceID != "ws-b" {
+		t.Errorf("it was made in %s", m.WorkspaceID)
+	}
+}

@@ -22,8 +22,10 @@ const (
 	leaseMargin = 3 * time.Second
 	// busyWait is how soon an event looks again whether the holder of its tenant is done.
 	busyWait = 2 * time.Second
-	// recordFor is how long a known outcome is tried to be written while the database fails.
-	recordFor = time.Minute
+	// insistEvery is about how often an outcome is tried to be written while the database fails.
+	insistEvery = 5 * time.Second
+
+	titlePrefix = "Dashboard - "
 )
 
 // MaxTimeout is the longest PAPERMAP_TIMEOUT: a request must end before its lease does.
@@ -36,8 +38,20 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 	if err != nil {
 		return err
 	}
+	title := data.Title
+	if title == "" {
+		title = titlePrefix + data.Name
+	}
+	return w.provisionIn(ctx, ws, e, repo.Created{
+		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: title, Description: data.Description, CreatedBy: data.CreatedBy,
+		EventID: e.ID, EventTime: e.Time, Message: e.Message,
+	})
+}
+
+// provisionIn does so if ws is where the tenant belongs, and is not paused.
+func (w *Worker) provisionIn(ctx context.Context, ws *workspace, e events.Event, created repo.Created) error {
 	if ws.gate.wantsUntried() {
-		m, err := w.db.Mapping(ctx, data.TenantID)
+		m, err := w.db.Mapping(ctx, created.TenantID)
 		switch {
 		case err == nil && !m.FailedAt.IsZero():
 			return &events.Retry{After: untriedFirst, Err: errors.New("after a pause, tenants that never failed go first")}
@@ -49,21 +63,14 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 	if err != nil {
 		return &events.Retry{After: events.Delay(e.Deliveries), Err: err}
 	}
-	title := data.Title
-	if title == "" {
-		title = "Dashboard - " + data.Name
-	}
 	failpoint.Hit(failpoint.Begin)
-	claim, err := w.db.Begin(ctx, repo.Created{
-		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: title, Description: data.Description, CreatedBy: data.CreatedBy,
-		EventID: e.ID, EventTime: e.Time, Message: e.Message,
-	}, w.cfg.Hold)
-	if err != nil {
+	created.Entered = ws.ID
+	claim, err := w.db.Begin(ctx, created, w.cfg.Hold)
+	if err != nil || claim.Step != repo.Create {
 		ws.gate.unused(turn)
-		return err
 	}
-	if claim.Step != repo.Create || claim.Mapping.WorkspaceID != ws.ID {
-		ws.gate.unused(turn)
+	if err != nil {
+		return err
 	}
 	switch claim.Step {
 	case repo.Wait:
@@ -72,6 +79,12 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 			after = min(after, busyWait)
 		}
 		return &events.Retry{After: after, Err: errors.New("the tenant is being provisioned, or waits for its next try")}
+	case repo.Elsewhere: // it was begun in another workspace than the event names, and stays there
+		other, ok := w.workspaceOf(claim.Mapping.WorkspaceID)
+		if !ok {
+			return fmt.Errorf("tenant %q belongs to workspace %q, which is not configured any more", created.TenantID, claim.Mapping.WorkspaceID)
+		}
+		return w.provisionIn(ctx, other, e, created)
 	case repo.Refused:
 		return w.permanent(ctx, claim.Mapping)
 	case repo.Settle:
@@ -86,18 +99,6 @@ func (w *Worker) provision(ctx context.Context, e events.Event, data events.Tena
 // create makes the claimed tenant's dashboard and records what came of it.
 func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, ws *workspace, turn uint64) error {
 	m := claim.Mapping
-	if m.WorkspaceID != ws.ID { // the tenant was begun in another workspace than the event names, and stays there
-		var ok bool
-		var err error
-		if ws, ok = w.workspaceOf(m.WorkspaceID); ok {
-			turn, err = ws.gate.enter()
-		}
-		if !ok || err != nil {
-			return w.failed(ctx, e, claim, &papermap.Error{
-				Class: papermap.Configuration, Message: fmt.Sprintf("workspace %q is not configured or is paused", m.WorkspaceID),
-			}, "")
-		}
-	}
 	dashboard, err := w.call(ctx, claim, ws)
 	failpoint.Hit(failpoint.Answered)
 	ws.gate.leave(turn, err)
@@ -132,7 +133,7 @@ func (w *Worker) call(ctx context.Context, claim repo.Claim, ws *workspace) (pap
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	if !time.Now().Before(deadline) { // we slept; ctx may not know yet
-		return papermap.Dashboard{}, &papermap.Error{Class: papermap.Retryable, Message: "the lease ended before the request was sent"}
+		return papermap.Dashboard{}, &papermap.Error{Class: papermap.Retryable, Deferred: true, Message: "the lease ended before the request was sent"}
 	}
 	failpoint.Hit(failpoint.Send)
 	m := claim.Mapping
@@ -141,8 +142,7 @@ func (w *Worker) call(ctx context.Context, claim repo.Claim, ws *workspace) (pap
 	})
 }
 
-// record writes the dashboard. A known outcome must not be lost because the database is busy, so it is tried again
-// for a while, also when the worker is asked to stop.
+// record writes the dashboard.
 func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboard papermap.Dashboard) (recorded bool, err error) {
 	m := claim.Mapping
 	m.DashboardID = dashboard.ID
@@ -151,15 +151,30 @@ func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboard paperma
 		return false, err
 	}
 	w.causes.note(ctx, n)
-	tries := backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(recordFor))
-	err = backoff.Retry(func() error {
-		recorded, err = w.db.Finish(context.WithoutCancel(ctx), claim, dashboard.ID, dashboard.Status, n)
+	err = w.insist(ctx, func(ctx context.Context) error {
+		recorded, err = w.db.Finish(ctx, claim, dashboard.ID, dashboard.Status, n)
 		if errors.Is(err, repo.ErrTaken) {
 			return backoff.Permanent(err)
 		}
 		return err
-	}, backoff.WithContext(tries, ctx))
+	})
 	return recorded, err
+}
+
+// insist writes what came of a create, however long the database is away: lost, it would be repeated. It gives up after one
+// try when ctx has ended, which is when the grace of a stop is over.
+func (w *Worker) insist(ctx context.Context, write func(context.Context) error) error {
+	said := false
+	return backoff.RetryNotify(
+		func() error { return write(context.WithoutCancel(ctx)) },
+		backoff.WithContext(backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(insistEvery)), ctx),
+		func(err error, _ time.Duration) {
+			if !said {
+				w.log.Warn("cannot record what came of a create; trying until it works", "error", err)
+			}
+			said = true
+		},
+	)
 }
 
 // failed records a create that made no dashboard to keep, and returns what settles the event.
@@ -168,7 +183,11 @@ func (w *Worker) failed(ctx context.Context, e events.Event, claim repo.Claim, c
 	if err != nil {
 		return err
 	}
-	m, err := w.db.Fail(context.WithoutCancel(ctx), claim, failure)
+	var m repo.Mapping
+	err = w.insist(ctx, func(ctx context.Context) error {
+		m, err = w.db.Fail(ctx, claim, failure)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -263,11 +282,16 @@ func DashboardCreated(m repo.Mapping) (repo.Notice, error) {
 	})
 }
 
-// CreatedAgain is the mapping's own tenant.created once more, as far as it is recorded: the name is gone into the title.
+// CreatedAgain is the mapping's own tenant.created once more, as far as it is recorded: a title that was not made from a name
+// stands for the name, too.
 func CreatedAgain(m repo.Mapping) (repo.Notice, error) {
-	n, err := notice(events.TypeTenantCreated, map[string]string{
-		"tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "name": m.Title, "title": m.Title, "description": m.Description, "created_by": m.CreatedBy,
-	})
+	data := map[string]string{"tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "description": m.Description, "created_by": m.CreatedBy}
+	if name, made := strings.CutPrefix(m.Title, titlePrefix); made && strings.TrimSpace(name) != "" {
+		data["name"] = name
+	} else {
+		data["name"], data["title"] = m.Title, m.Title
+	}
+	n, err := notice(events.TypeTenantCreated, data)
 	n.OriginalID, n.OriginalTime = m.CreatedEventID, m.CreatedEvent
 	return n, err
 }

@@ -359,7 +359,7 @@ func (x *machine) recreated(t *rapid.T) {
 	read, err := events.Decode(events.Raw{Type: row.Type, Header: e.Header, Data: e.Data, Sequence: 1, Time: time.Now()})
 	must(t, err)
 	data, ok := read.Data.(events.TenantCreated)
-	same(t, "the event as it is read", []any{ok, read.ID, read.Time, data.TenantID, data.Title}, []any{true, row.OriginalID, at(m.created), id, after.Title})
+	same(t, "the event as it is read", []any{ok, read.ID, read.Time, data.TenantID, "Dashboard - " + data.Name}, []any{true, row.OriginalID, at(m.created), id, after.Title})
 	x.messages++
 	x.again = append(x.again, modelEvent{id, fmt.Sprint("message-", x.messages), m.created})
 }
