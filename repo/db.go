@@ -44,6 +44,31 @@ type DB struct {
 	now     func() time.Time // the clock that leases go by; nil for PostgreSQL's own
 }
 
+// pool is a pool of connections that reads within spans, and not for ever.
+type pool struct {
+	*sqlx.DB
+	patience time.Duration // with the server; 0 for SQLite: no limit
+}
+
+func (p pool) GetContext(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := p.limit(ctx)
+	defer cancel()
+	return traced(ctx, p.DriverName(), query, func(ctx context.Context) error { return p.DB.GetContext(ctx, dest, query, args...) })
+}
+
+func (p pool) SelectContext(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := p.limit(ctx)
+	defer cancel()
+	return traced(ctx, p.DriverName(), query, func(ctx context.Context) error { return p.DB.SelectContext(ctx, dest, query, args...) })
+}
+
+func (p pool) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.patience == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, p.patience)
+}
+
 // Open opens the database at address, "sqlite:PATH" or "postgres://…", without migrating it. An SQLite file that does
 // not exist is created; its folder is not.
 func Open(ctx context.Context, address string) (*DB, error) {

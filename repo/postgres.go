@@ -23,6 +23,7 @@ const (
 	postgresConns = 32 // at most; the worker's transactions are short
 	postgresTries = 10 // of a transaction that the server gave up for another's sake
 	commitWait    = 10 * time.Second
+	silence       = 20 * time.Second // without an answer, a connection is given up: statement_timeout is over, so nobody is there any more
 )
 
 // Codes of https://www.postgresql.org/docs/current/errcodes-appendix.html that mean something to us.
@@ -59,7 +60,7 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 	if err := both.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), both.Close())
 	}
-	return &DB{dialect: goose.DialectPostgres, read: pool{both}, write: both}, nil
+	return &DB{dialect: goose.DialectPostgres, read: pool{both, silence}, write: both}, nil
 }
 
 // Unreachable says whether the error of an Open may go away by itself: no server answers yet, or it is starting up.
@@ -117,6 +118,8 @@ func (db *DB) transact(ctx context.Context, do work) error {
 }
 
 func (db *DB) transactOnce(ctx context.Context, do work) error {
+	ctx, cancel := db.read.limit(ctx)
+	defer cancel()
 	sqlTx, err := db.write.BeginTxx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("beginning a transaction: %w", err)

@@ -56,10 +56,12 @@ func TestPostgresRunsATransactionAgainThatWasGivenUpForAnother(t *testing.T) {
 }
 
 // commitProxy passes connections on to the server at upstream. While lose is true, the first COMMIT that comes is passed
-// on or not, as deliver says, and the client's connection is closed without its answer.
+// on or not, as deliver says, and the client's connection is closed without its answer. While silent is true nothing is passed
+// on, and nothing closed: the server's host has died, or a firewall has forgotten the connections.
 type commitProxy struct {
 	upstream      string
 	lose, deliver atomic.Bool
+	silent        atomic.Bool
 	lost          atomic.Int32
 }
 
@@ -81,6 +83,9 @@ func (p *commitProxy) serve(client net.Conn) {
 			if err != nil {
 				return
 			}
+			if p.silent.Load() {
+				continue
+			}
 			if swallow.Load() { // it has answered, so it has committed
 				return
 			}
@@ -94,6 +99,9 @@ func (p *commitProxy) serve(client net.Conn) {
 		n, err := client.Read(buffer)
 		if err != nil {
 			return
+		}
+		if p.silent.Load() {
+			continue
 		}
 		if p.lose.Load() && bytes.Contains(bytes.ToLower(buffer[:n]), []byte("commit")) {
 			p.lose.Store(false)
@@ -113,9 +121,10 @@ func (p *commitProxy) serve(client net.Conn) {
 	}
 }
 
-func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
-	direct := pgtest.Need(t, postgres)
-	address, err := url.Parse(direct)
+// openThroughProxy opens a new, migrated database through a proxy.
+func openThroughProxy(t *testing.T) (*DB, *commitProxy) {
+	t.Helper()
+	address, err := url.Parse(pgtest.Need(t, postgres))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,6 +156,11 @@ func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
 	if _, err := db.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return db, proxy
+}
+
+func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
+	db, proxy := openThroughProxy(t)
 	for _, delivered := range []bool{true, false} {
 		tenant := map[bool]string{true: "delivered", false: "lost"}[delivered]
 		proxy.deliver.Store(delivered)
@@ -163,6 +177,31 @@ func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
 	if proxy.lost.Load() != 2 {
 		t.Errorf("%d commits were lost, want 2", proxy.lost.Load())
 	}
+}
+
+func TestPostgresThatFallsSilentKeepsNobodyWaiting(t *testing.T) {
+	db, proxy := openThroughProxy(t)
+	db.read.patience = 2 * time.Second
+	c := claim(t, db, "a")
+	proxy.silent.Store(true)
+	for what, do := range map[string]func() error{
+		"a write": func() error { _, err := db.Finish(ctx, c, "d", 200, note("n")); return err }, // ctx never ends
+		"a read":  func() error { _, err := db.Mapping(ctx, "a"); return err },
+		"a list":  func() error { _, err := db.Attempts(ctx, "a"); return err },
+	} {
+		done := make(chan error, 1)
+		go func() { done <- do() }()
+		select {
+		case err := <-done:
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(10 * db.read.patience):
+			t.Fatalf("%s is still under way", what)
+		}
+	}
+	proxy.silent.Store(false)
+	same(t, "recorded once the server answers again", finish(t, db, c), true)
 }
 
 func TestPostgresReadOnlyIsSaid(t *testing.T) {

@@ -38,7 +38,7 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
 	}
 	read.SetMaxOpenConns(4)
-	db := &DB{dialect: goose.DialectSQLite3, path: path, read: pool{read}, write: write, now: time.Now}
+	db := &DB{dialect: goose.DialectSQLite3, path: path, read: pool{DB: read}, write: write, now: time.Now}
 	db.group = &group{
 		write: write, now: func() time.Time { return db.now() },
 		queue: make(chan *job), stop: make(chan struct{}), done: make(chan struct{}),

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"strings"
 
-	"github.com/jmoiron/sqlx"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
@@ -69,17 +68,6 @@ func summary(query string) (operation, table string) {
 		}
 	}
 	return operation, ""
-}
-
-// pool is a pool of connections that reads within spans.
-type pool struct{ *sqlx.DB }
-
-func (p pool) GetContext(ctx context.Context, dest any, query string, args ...any) error {
-	return traced(ctx, p.DriverName(), query, func(ctx context.Context) error { return p.DB.GetContext(ctx, dest, query, args...) })
-}
-
-func (p pool) SelectContext(ctx context.Context, dest any, query string, args ...any) error {
-	return traced(ctx, p.DriverName(), query, func(ctx context.Context) error { return p.DB.SelectContext(ctx, dest, query, args...) })
 }
 
 // What a transaction runs, it runs within spans too.
