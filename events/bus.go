@@ -40,6 +40,9 @@ type Options struct {
 	Tracer trace.Tracer // nil: no spans, and no trace in messages
 }
 
+// publishWait is how long one of many events that are published at once waits for the stream's acknowledgement.
+const publishWait = 10 * time.Second
+
 // Bus is a connection to NATS with the worker's streams.
 type Bus struct {
 	o      Options
@@ -123,7 +126,8 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 		case <-time.After(time.Second): // the connection was made, and lost just now
 		}
 	}
-	if b.js, err = jetstream.New(b.nc); err != nil {
+	// Without an end, publishes that got no acknowledgement would add up to the most that may wait for one, and then stop all others.
+	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
 		return nil, fmt.Errorf("opening JetStream: %w", err)
 	}
 	return b, nil
@@ -320,6 +324,8 @@ func (b *Bus) explain(err error) error {
 		return fmt.Errorf("no stream takes it; is the worker running, and is NATS_STREAM %s right? %w", b.o.Stream, err)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("start the NATS server with JetStream (-js): %w", err)
+	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
+		return fmt.Errorf("%w (%w)", ErrTooLarge, err)
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -106,6 +107,9 @@ func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err erro
 	return ack.Duplicate, nil
 }
 
+// ErrTooLarge means that an event is larger than the NATS server or the stream takes, and so can never be published.
+var ErrTooLarge = errors.New("larger than NATS takes: raise max_payload of the server, or max_msg_size of the stream")
+
 // PublishAll publishes the events at once, in no order, and returns for each nil when the stream has stored it.
 func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 	errs := make([]error, len(list))
@@ -121,10 +125,13 @@ func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 			select {
 			case <-ack.Ok():
 			case err := <-ack.Err():
-				errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, b.explain(err))
+				errs[i] = err
 			case <-ctx.Done():
-				errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, ctx.Err())
+				errs[i] = ctx.Err()
 			}
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("publishing %s: %w", list[i].Type, b.explain(errs[i]))
 		}
 		failSpan(spans[i], errs[i])
 		spans[i].End()

@@ -41,11 +41,19 @@ func (t *tx) notify(ctx context.Context, tenantID string, n Notice) error {
 		n.EventID, tenantID, n.Type, string(n.Data), n.OriginalID, n.OriginalTime, t.now)
 }
 
-// Unsent reads at most limit events that wait to be published, in the order in which a tenant's must leave. Rows
-// are found by their state and never by the last id seen: ids are given before transactions commit.
-func (db *DB) Unsent(ctx context.Context, limit int) ([]Outgoing, error) {
+// Unsent reads at most limit events that wait to be published, in the order in which a tenant's must leave, except those of
+// some tenants. Rows are found by their state and never by the last id seen: ids are given before transactions commit.
+func (db *DB) Unsent(ctx context.Context, limit int, except ...string) ([]Outgoing, error) {
+	others, args := "", []any{limit}
+	if len(except) > 0 {
+		var err error
+		if others, args, err = sqlx.In(" AND tenant_id NOT IN (?)", except); err != nil {
+			return nil, fmt.Errorf("reading the outbox: %w", err)
+		}
+		args = append(args, limit)
+	}
 	var list []Outgoing
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+outboxColumns+" FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT ?"), limit)
+	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+outboxColumns+" FROM outbox WHERE sent_at IS NULL"+others+" ORDER BY id LIMIT ?"), args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}

@@ -2,9 +2,12 @@ package worker
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"papermap-worker/events"
+	"papermap-worker/repo"
 	"papermap-worker/worker/failpoint"
 )
 
@@ -23,14 +26,17 @@ func (w *Worker) relay(ctx context.Context) {
 	defer poll.Stop()
 	prune := time.NewTicker(time.Minute)
 	defer prune.Stop()
-	said := false
+	said := ""
 	var mine time.Time // until when this replica is the relay, as far as it knows
 	pass := func(ctx context.Context) {
 		err := w.relayAll(ctx, &mine)
-		if err != nil && !said && ctx.Err() == nil {
+		switch {
+		case err == nil:
+			said = ""
+		case err.Error() != said && ctx.Err() == nil: // say it once
+			said = err.Error()
 			w.log.Warn("cannot publish events out; they wait in the database", "error", err)
 		}
-		said = err != nil
 	}
 	for {
 		select {
@@ -54,35 +60,41 @@ func (w *Worker) relay(ctx context.Context) {
 	}
 }
 
-// relayAll publishes until nothing waits, or this replica is not the relay.
+// relayAll publishes until nothing waits that can be published, or this replica is not the relay. Its error says what is left.
 func (w *Worker) relayAll(ctx context.Context, mine *time.Time) error {
+	var stuck []string // tenants with an event that can never be published: what they have after it waits, all others go on
+	var left error
 	for {
-		waiting, err := w.db.Unsent(ctx, 1)
+		waiting, err := w.db.Unsent(ctx, 1, stuck...)
 		if err != nil || len(waiting) == 0 {
-			return err
+			return errors.Join(left, err)
 		}
 		if asked := time.Now(); mine.Sub(asked) < relayLease/2 {
 			taken, err := w.db.TakeLease(ctx, "outbox", w.id, relayLease)
 			if err != nil || !taken {
-				return err
+				return errors.Join(left, err)
 			}
 			*mine = asked.Add(relayLease)
 		}
-		if err := w.relayBatch(ctx); err != nil {
-			return err
+		tooLarge, err := w.relayBatch(ctx, stuck)
+		for _, r := range tooLarge {
+			stuck, left = append(stuck, r.TenantID), errors.Join(left, fmt.Errorf("event %s of tenant %q: %w", r.EventID, r.TenantID, events.ErrTooLarge))
+		}
+		if err != nil {
+			return errors.Join(left, err)
 		}
 	}
 }
 
-// relayBatch publishes the oldest events, at most one of each tenant, because they are published at once.
-func (w *Worker) relayBatch(ctx context.Context) error {
-	rows, err := w.db.Unsent(ctx, relayBatch)
+// relayBatch publishes the oldest events of tenants that are not stuck, at most one of each, because they are published at once.
+func (w *Worker) relayBatch(ctx context.Context, stuck []string) (tooLarge []repo.Outgoing, err error) {
+	rows, err := w.db.Unsent(ctx, relayBatch, stuck...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	failpoint.Hit(failpoint.OutboxRead)
 	var batch []events.Outgoing
-	var ids []int64
+	var of []repo.Outgoing
 	seen := map[string]bool{}
 	for _, r := range rows {
 		if seen[r.TenantID] {
@@ -91,27 +103,30 @@ func (w *Worker) relayBatch(ctx context.Context) error {
 		seen[r.TenantID] = true
 		e, err := events.Structured(r.EventID, r.Type, r.TenantID, r.CreatedAt.Time, r.Data)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if r.OriginalID != "" {
 			e = e.As(r.OriginalID, time.Unix(0, r.OriginalTime))
 		}
 		e.Cause = w.causes.of(r.EventID)
-		batch, ids = append(batch, e), append(ids, r.ID)
+		batch, of = append(batch, e), append(of, r)
 	}
 	publishing, cancel := context.WithTimeout(ctx, relayLease/2)
 	defer cancel()
 	var sent []int64
 	for i, publishErr := range w.bus.PublishAll(publishing, batch) {
-		if publishErr == nil {
-			sent = append(sent, ids[i])
-		} else {
+		switch {
+		case publishErr == nil:
+			sent = append(sent, of[i].ID)
+		case errors.Is(publishErr, events.ErrTooLarge):
+			tooLarge = append(tooLarge, of[i])
+		default:
 			err = publishErr
 		}
 	}
 	failpoint.Hit(failpoint.OutboxSent)
 	if markErr := w.db.MarkSent(ctx, sent); markErr != nil {
-		return markErr
+		return nil, markErr
 	}
-	return err
+	return tooLarge, err
 }

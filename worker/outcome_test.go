@@ -348,3 +348,38 @@ func testATenantsWorkspaceThatIsPausedOrGoneMakesNoAttempts(t *testing.T) {
 		t.Errorf("it was made in %s", m.WorkspaceID)
 	}
 }
+
+func TestAnEventOutThatIsTooLargeKeepsOnlyItsTenantsBack(t *testing.T) {
+	onBoth(t, testAnEventOutThatIsTooLargeKeepsOnlyItsTenantsBack)
+}
+
+func testAnEventOutThatIsTooLargeKeepsOnlyItsTenantsBack(t *testing.T) {
+	w := start(t, options{})
+	const rows = 300 // more than are read at once, behind the first of two tenants
+	for i := range rows {
+		text := "x"
+		if i < 2 {
+			text = strings.Repeat("x", 1<<20)
+		}
+		_, err := w.sql.Exec(w.sql.Rebind("INSERT INTO outbox (event_id, tenant_id, type, data, created_at) VALUES (?, ?, ?, ?, ?)"),
+			fmt.Sprint("large-", i), fmt.Sprint("large-", i%2), events.TypeDashboardCreated, `"`+text+`"`, "2026-01-01T00:00:00.000Z")
+		w.must(err)
+	}
+	w.create("a")
+	eventually(t, soon, func() error {
+		if told := w.announced("a"); len(told) != 1 {
+			return fmt.Errorf("announced: %q", told)
+		}
+		return nil
+	})
+	if n := strings.Count(w.logs.String(), "cannot publish events out"); n < 1 || n > 4*len(w.workers) {
+		t.Errorf("the log says %d times that some wait", n)
+	}
+	eventually(t, soon, func() error {
+		list, err := w.db.Unsent(t.Context(), 2*rows)
+		if err == nil && len(list) != rows {
+			err = fmt.Errorf("%d events wait, want %d", len(list), rows)
+		}
+		return err
+	})
+}
