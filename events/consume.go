@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +22,7 @@ import (
 
 const (
 	ackWait   = 15 * time.Second // a killed worker's events are offered again after this; one in hand says so three times as often
+	lookEvery = 5 * time.Second  // how often a consumer is looked at, while events are fetched
 	fetchWait = time.Second      // how long a pull waits for events, and so the longest that a stop waits for one
 )
 
@@ -107,20 +110,29 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 	if err := c.bus.EnsureStreams(ctx); err != nil {
 		return err
 	}
-	js, err := c.bus.js.CreateOrUpdateConsumer(ctx, c.bus.o.Stream, jetstream.ConsumerConfig{
-		Durable:        c.Durable,
-		FilterSubjects: c.bus.o.Subjects.events(c.Types), // exact, or we would take our own events out
-		DeliverPolicy:  jetstream.DeliverAllPolicy,
-		AckPolicy:      jetstream.AckExplicitPolicy,
-		AckWait:        c.ackWait,
-		MaxDeliver:     -1, // a limit would drop events silently; failures are counted in the database
-		MaxAckPending:  -1, // events that wait for a retry count, and must not keep others out
-	})
+	js, err := c.ensure(ctx)
 	if err != nil {
-		return fmt.Errorf("making consumer %s: %w", c.Durable, err)
+		return err
 	}
+	made, looked := settings(js.CachedInfo()), time.Now()
 	working()
 	for ctx.Err() == nil { // take alone would still find free slots now and then
+		if time.Since(looked) > lookEvery {
+			info, err := js.Info(ctx)
+			looked = time.Now()
+			switch {
+			case errors.Is(err, jetstream.ErrConsumerNotFound):
+				return fmt.Errorf("looking at consumer %s: %w", c.Durable, err)
+			case err != nil: // a fetch will say what is wrong; if nothing is, we lack the right
+				looked = looked.Add(time.Minute)
+			case !reflect.DeepEqual(settings(info), made): // nothing else would tell: events just stay away, or are dropped
+				c.log.Warn("somebody has changed the consumer; putting it right")
+				if js, err = c.ensure(ctx); err != nil {
+					return err
+				}
+				made = settings(js.CachedInfo())
+			}
+		}
 		n, err := c.take(ctx)
 		if err != nil {
 			return err
@@ -133,6 +145,46 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// ensure makes the durable consumer, or puts it right. One through which events of ours were lost begins again with the
+// oldest in the stream, which handlers must bear anyway: the server would not hand out afterwards what has passed it.
+func (c *Consumer) ensure(ctx context.Context) (jetstream.Consumer, error) {
+	want := jetstream.ConsumerConfig{
+		Durable:        c.Durable,
+		FilterSubjects: c.bus.o.Subjects.events(c.Types), // exact, or we would take our own events out
+		DeliverPolicy:  jetstream.DeliverAllPolicy,
+		AckPolicy:      jetstream.AckExplicitPolicy,
+		AckWait:        c.ackWait,
+		MaxDeliver:     -1, // a limit would drop events silently; failures are counted in the database
+		MaxAckPending:  -1, // events that wait for a retry count, and must not keep others out
+	}
+	if old, err := c.bus.js.Consumer(ctx, c.bus.o.Stream, c.Durable); err == nil && loses(old.CachedInfo().Config, want) {
+		err := c.bus.js.DeleteConsumer(ctx, c.bus.o.Stream, c.Durable)
+		if err != nil {
+			c.log.Error("somebody had changed the consumer so that events may have passed it, and it cannot be deleted: delete it yourself, and it begins again", "error", err)
+		} else {
+			c.log.Warn("somebody had changed the consumer so that events may have passed it; it begins with the oldest again")
+		}
+	}
+	js, err := c.bus.js.CreateOrUpdateConsumer(ctx, c.bus.o.Stream, want)
+	if err != nil {
+		return nil, fmt.Errorf("making consumer %s: %w", c.Durable, err)
+	}
+	return js, nil
+}
+
+// loses says whether events that a consumer is to hand out may have passed one that is like this.
+func loses(is, want jetstream.ConsumerConfig) bool {
+	return is.MaxDeliver > 0 || slices.ContainsFunc(want.FilterSubjects, func(s string) bool { return !slices.Contains(is.FilterSubjects, s) })
+}
+
+// settings are those of a consumer that decide what it hands out. Servers add to the metadata as they like, and an operator
+// may pause it.
+func settings(info *jetstream.ConsumerInfo) jetstream.ConsumerConfig {
+	config := info.Config
+	config.Metadata, config.PauseUntil = nil, nil
+	return config
 }
 
 // take waits for a free slot and for admission, and returns how many slots it took.

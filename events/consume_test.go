@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -231,6 +233,71 @@ func TestConsumerIsBuiltAgainAfterItOrItsStreamWasDeleted(t *testing.T) {
 	publish(t, b, createdEvent("3"))
 	eventually(t, "the third is done", func() bool { return calls.Load() > before && pending(t, b, MainConsumer) == 0 })
 	eventually(t, "it is healthy", c.Healthy)
+}
+
+func TestAConsumerThatSomebodyChangedIsPutRightAndLosesNoEvent(t *testing.T) {
+	for name, change := range map[string]func(*jetstream.ConsumerConfig){
+		"filter":     func(config *jetstream.ConsumerConfig) { config.FilterSubjects = []string{"papermap.events.usage.sync"} },
+		"deliveries": func(config *jetstream.ConsumerConfig) { config.MaxDeliver = 1 },
+		"ack wait":   func(config *jetstream.ConsumerConfig) { config.AckWait = time.Hour },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBus(t)
+			said := make(logged, 100)
+			b.log = slog.New(slog.NewTextHandler(said, nil))
+			c := b.MainConsumer(4, time.Second)
+			var changed, handled atomic.Bool
+			c.Handle = func(_ context.Context, e Event) error {
+				if e.ID == "late" && changed.CompareAndSwap(false, true) {
+					return &Retry{After: time.Second, Err: errors.New("later")}
+				}
+				handled.Store(handled.Load() || e.ID == "late")
+				return nil
+			}
+			consume(t, c)
+			publish(t, b, createdEvent("1"))
+			eventually(t, "the first is done", func() bool { return pending(t, b, MainConsumer) == 0 })
+			js, err := b.js.Consumer(t.Context(), b.o.Stream, MainConsumer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := js.CachedInfo().Config
+			config := before
+			change(&config)
+			if _, err := b.js.UpdateConsumer(t.Context(), b.o.Stream, config); err != nil {
+				t.Fatal(err)
+			}
+			late := createdEvent("2")
+			late.ID = "late"
+			publish(t, b, late)
+			said.wait(t, "somebody has changed the consumer")
+			eventually(t, "the event that came meanwhile is done", func() bool { return handled.Load() && pending(t, b, MainConsumer) == 0 })
+			info, err := js.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, info.Config); diff != "" {
+				t.Errorf("the consumer (-before +now)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAConsumerThatWasChangedWhileNobodyConsumedLosesNoEvent(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	if _, err := b.js.CreateConsumer(t.Context(), b.o.Stream, jetstream.ConsumerConfig{
+		Durable: MainConsumer, FilterSubjects: []string{"papermap.events.usage.sync"}, AckPolicy: jetstream.AckExplicitPolicy,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, createdEvent("1"))
+	c := b.MainConsumer(4, time.Second)
+	var handled atomic.Bool
+	c.Handle = func(context.Context, Event) error { handled.Store(true); return nil }
+	consume(t, c)
+	eventually(t, "the event is done", handled.Load)
 }
 
 func TestStopGivesBackAtOnceWhatIsNotBegunAndFinishesTheRest(t *testing.T) {
