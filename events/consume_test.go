@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,19 @@ func TestEventThatCanNeverBeHandledBecomesOneDeadLetterWithinOneDelivery(t *test
 	}
 	if d := byID["refused"]; d.Code != "REFUSED" || d.SideEffect != "maybe" || d.Attempts != 7 || d.Error != "no" || d.Type != TypeTenantCreated {
 		t.Errorf("dead letter of a refused event: %+v", d)
+	}
+}
+
+func TestEventAsLargeAsTheServerTakesBecomesADeadLetter(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	consume(t, b.MainConsumer(1, time.Second)) // it has no handler: nothing gets that far
+	expected := len("NATS/1.0\r\nNats-Expected-Stream: PAPERMAP\r\n\r\n")
+	data := bytes.Repeat([]byte("x"), int(b.nc.MaxPayload())-expected)
+	publish(t, b, Outgoing{Type: TypeTenantCreated, Data: data})
+	eventually(t, "it is a dead letter", func() bool { return len(deadLetters(t, b)) == 1 })
+	if d := deadLetters(t, b)[0]; d.Truncated == "" || !bytes.HasPrefix(data, d.Data) {
+		t.Errorf("cut %q, %d bytes", d.Truncated, len(d.Data))
 	}
 }
 

@@ -48,6 +48,7 @@ func TestSchemasAndDecoderAgreeOnTenantIDs(t *testing.T) {
 
 func TestSchemasAndDecoderAgreeOnData(t *testing.T) {
 	created, suspended, sync := events.TypeTenantCreated, events.TypeTenantSuspended, events.TypeUsageSync
+	long := func(n int) string { return strings.Repeat("é", n) }
 	for _, c := range []struct {
 		eventType, data string
 		accepted        bool
@@ -68,6 +69,11 @@ func TestSchemasAndDecoderAgreeOnData(t *testing.T) {
 		{created, `{"tenant_id":"a","name":"b","title":"\u0000"}`, false},
 		{created, `{"tenant_id":"a","name":"b","description":"\u0000"}`, false},
 		{created, `{"tenant_id":"a","name":"b","created_by":"\u0000"}`, false},
+		{created, `{"tenant_id":"a","name":"` + long(1000) + `","title":"` + long(1000) + `","description":"` + long(10_000) + `","created_by":"` + long(255) + `"}`, true},
+		{created, `{"tenant_id":"a","name":"` + long(1001) + `"}`, false},
+		{created, `{"tenant_id":"a","name":"b","title":"` + long(1001) + `"}`, false},
+		{created, `{"tenant_id":"a","name":"b","description":"` + long(10_001) + `"}`, false},
+		{created, `{"tenant_id":"a","name":"b","created_by":"` + long(256) + `"}`, false},
 		{created, `{"tenant_id":"a","name":"b","workspace_id":"w "}`, false},
 		{created, `{"tenant_id":"a","name":"b","workspace_id":"` + strings.Repeat("w", 256) + `"}`, false},
 		{created, `{"tenant_id":"a","name":"b","wor` + "\u212a" + `space_id":"w"}`, false},

@@ -33,7 +33,8 @@ func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) e
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	raw.Header = tracedDead(ctx, raw.Header)
-	msg := deadLetter(raw, e, p, int(b.nc.MaxPayload()))
+	added := headerSize(nats.Header{jetstream.ExpectedStreamHeader: {b.deadStream()}}) // by the publish
+	msg := deadLetter(raw, e, p, int(b.nc.MaxPayload())-added)
 	msg.Subject = b.o.Subjects.Dead(raw.Type)
 	if _, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.deadStream())); err != nil {
 		return fmt.Errorf("publishing a dead letter: %w", err)

@@ -31,6 +31,10 @@ const (
 	maxAhead    = 5 * time.Minute
 )
 
+// maxTexts are the longest texts of a tenant.created. With them the API's answer and an event that is published again, which
+// hold them too, stay far below what is read and what NATS takes.
+var maxTexts = map[string]int{"name": 1000, "title": 1000, "description": 10_000, "created_by": 255}
+
 // Decode reads an event in any of its three forms: CloudEvents binary, CloudEvents structured, or plain JSON. Its
 // error is a *Permanent, and even then the event's ID, Time and Message are set as far as they are known.
 func Decode(r Raw) (Event, error) {
@@ -298,6 +302,9 @@ func readFields(data []byte, fields []field) error {
 	for _, f := range fields {
 		if strings.ContainsRune(*f.dest, 0) { // PostgreSQL refuses it, SQLite does not
 			return wrongField(fmt.Errorf("%q has a NUL character", f.name))
+		}
+		if most, limited := maxTexts[f.name]; limited && utf8.RuneCountInString(*f.dest) > most {
+			return wrongField(fmt.Errorf("%q has more than %d characters", f.name, most))
 		}
 		if f.name == "workspace_id" && *f.dest != "" {
 			if err := validateID(f.name, *f.dest); err != nil {

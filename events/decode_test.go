@@ -455,6 +455,7 @@ func TestMessagesQuoteLittleOfTheInput(t *testing.T) {
 		raw(TypeTenantCreated, created("a"), nats.Header{"Papermap-Event-Time": {long}}),
 		raw(TypeTenantCreated, created("a"), nats.Header{"Nats-Msg-Id": {long}}),
 		raw(TypeTenantCreated, created(long), nil),
+		raw(TypeTenantCreated, `{"tenant_id":"a","name":"`+long+`q"}`, nil),
 		raw(TypeTenantCreated, long, nil),
 		raw(TypeTenantCreated, `{"`+long+`":1,"`+long+`":2}`, nil),
 		raw(TypeUsageSync, `{"from_period":"`+long+`"}`, nil),

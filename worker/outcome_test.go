@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap/simulator"
@@ -173,6 +174,31 @@ func testALostAnswerIsRecreatedAsConfigured(t *testing.T) {
 	orphans, err := w.db.UncertainAttempts(t.Context())
 	if err != nil || len(orphans) != 1 || orphans[0].Mark != made[0].Mark || orphans[0].Title != made[0].Title {
 		t.Errorf("possible orphans %+v, %v; the lost one is %+v", orphans, err, made[0])
+	}
+}
+
+// The event that is published again must fit into what the worker takes, too.
+func TestAHeldTenantIsCreatedAgainHoweverLongItsTexts(t *testing.T) {
+	onBoth(t, testAHeldTenantIsCreatedAgainHoweverLongItsTexts)
+}
+
+func testAHeldTenantIsCreatedAgainHoweverLongItsTexts(t *testing.T) {
+	w := start(t, options{config: func(c *worker.Config) { c.Hold = true }, faults: []string{"on=create count=2 drop=after"}})
+	long := func(n int) string { return strings.Repeat("🙂", n) }
+	titles := map[string]string{"named": "Dashboard - " + long(1000), "titled": long(1000)}
+	w.publish(events.TypeTenantCreated, object("tenant_id", "named", "name", long(1000), "description", long(10_000), "created_by", long(255)))
+	w.publish(events.TypeTenantCreated, object("tenant_id", "titled", "name", "N", "title", long(1000), "description", long(10_000)))
+	eventually(t, soon, w.are(repo.Held, "named", "titled"))
+	for tenant, title := range titles {
+		_, err := w.db.Recreate(t.Context(), tenant, worker.CreatedAgain)
+		w.must(err)
+		eventually(t, soon, w.are(repo.Active, tenant))
+		if m := w.mapping(tenant); m.Title != title {
+			t.Errorf("%s has a title of %d characters, want %d", tenant, utf8.RuneCountInString(m.Title), utf8.RuneCountInString(title))
+		}
+	}
+	if n := len(w.dead()); n > 0 {
+		t.Errorf("%d dead letters", n)
 	}
 }
 

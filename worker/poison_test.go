@@ -38,7 +38,7 @@ func poisons() []poisonEvent {
 		created("id empty", `{"tenant_id":"","name":"P"}`), created("id blank", `{"tenant_id":"  ","name":"P"}`), created("id padded", `{"tenant_id":" poison","name":"P"}`),
 		created("id too long", `{"tenant_id":"`+strings.Repeat("p", 256)+`","name":"P"}`), created("id with CR LF", `{"tenant_id":"poi\r\nson","name":"P"}`),
 		created("id a number", `{"tenant_id":7,"name":"P"}`), created("id a bool", `{"tenant_id":true,"name":"P"}`), created("id an object", `{"tenant_id":{},"name":"P"}`),
-		created("id null", `{"tenant_id":null,"name":"P"}`), created("no name", `{"tenant_id":"poison"}`), created("name null", `{"tenant_id":"poison","name":null}`),
+		created("id null", `{"tenant_id":null,"name":"P"}`), created("no name", `{"tenant_id":"poison"}`), created("name too long", `{"tenant_id":"poison","name":"`+strings.Repeat("n", 500_000)+`"}`), created("name null", `{"tenant_id":"poison","name":null}`),
 		created("unknown workspace", `{"tenant_id":"poison","name":"P","workspace_id":"ws-nowhere"}`),
 		binary("wrong version", "ce-specversion", "0.3", "ce-id", "1", "ce-source", "/x"), binary("no id", "ce-specversion", "1.0", "ce-source", "/x"),
 		binary("another type", "ce-specversion", "1.0", "ce-id", "1", "ce-source", "/x", "ce-type", "tenant.deleted"),
