@@ -12,6 +12,7 @@ import (
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
+	"papermap-worker/worker"
 )
 
 type deadCmd struct {
@@ -265,8 +266,9 @@ func (c *replayCmd) Run(a *app) error {
 	defer done()
 
 	count := 0
-	created := map[string]time.Time{}         // when each tenant's newest tenant.created so far happened
-	dashboards := map[string]repo.Dashboard{} // the newest of each tenant
+	created := map[string]time.Time{}                 // when each tenant's newest tenant.created so far happened
+	dashboards := map[string]repo.Dashboard{}         // the newest of each tenant
+	changes := map[string]map[repo.Status]time.Time{} // the newest of each kind and tenant
 	err = bus.Since(a.ctx, since, func(p events.Past) error {
 		if d := p.Dashboard; d != nil {
 			dashboards[d.TenantID] = repo.Dashboard{
@@ -274,8 +276,18 @@ func (c *replayCmd) Run(a *app) error {
 			}
 			return nil
 		}
-		if data, ok := p.Data.(events.TenantCreated); ok && p.Time.After(created[data.TenantID]) {
-			created[data.TenantID] = p.Time
+		switch data := p.Data.(type) {
+		case events.TenantCreated:
+			if p.Time.After(created[data.TenantID]) {
+				created[data.TenantID] = p.Time
+			}
+		case events.TenantChange:
+			if changes[data.TenantID] == nil {
+				changes[data.TenantID] = map[repo.Status]time.Time{}
+			}
+			if to, _ := worker.ChangedTo(p.Type); p.Time.After(changes[data.TenantID][to]) {
+				changes[data.TenantID][to] = p.Time
+			}
 		}
 		count++
 		return nil
@@ -295,6 +307,11 @@ func (c *replayCmd) Run(a *app) error {
 		unknown++
 		if c.DryRun {
 			continue
+		}
+		for to, when := range changes[tenantID] { // first, or a tenant that was suspended since would get tokens until its event is back
+			if _, err := db.Change(a.ctx, repo.Change{TenantID: tenantID, WorkspaceID: d.WorkspaceID, To: to, EventTime: when}); err != nil {
+				return err
+			}
 		}
 		if err := db.Adopt(a.ctx, d); err != nil {
 			return err

@@ -16,11 +16,7 @@ func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantC
 	if err != nil {
 		return err
 	}
-	to, ok := map[string]repo.Status{
-		events.TypeTenantSuspended: repo.Suspended,
-		events.TypeTenantResumed:   repo.Active,
-		events.TypeTenantDeleted:   repo.Deleted,
-	}[e.Type]
+	to, ok := ChangedTo(e.Type)
 	if !ok {
 		return &events.Permanent{Code: "UNKNOWN_TYPE", Err: fmt.Errorf("no handler for events of type %s", e.Type)}
 	}
@@ -35,6 +31,16 @@ func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantC
 		w.log.InfoContext(ctx, "a tenant's access changed", "tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
 	}
 	return nil
+}
+
+// ChangedTo is the status that an event about a tenant's access asks for; ok is false for any other type.
+func ChangedTo(eventType string) (to repo.Status, ok bool) {
+	to, ok = map[string]repo.Status{
+		events.TypeTenantSuspended: repo.Suspended,
+		events.TypeTenantResumed:   repo.Active,
+		events.TypeTenantDeleted:   repo.Deleted,
+	}[eventType]
+	return to, ok
 }
 
 // changed makes this and the other replicas read the tenant's mapping anew.
