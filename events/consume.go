@@ -126,7 +126,7 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 			case err != nil: // a fetch will say what is wrong; if nothing is, we lack the right
 				looked = looked.Add(time.Minute)
 			case !reflect.DeepEqual(settings(info), made): // nothing else would tell: events just stay away, or are dropped
-				c.log.Warn("somebody has changed the consumer; putting it right")
+				c.log.WarnContext(ctx, "somebody has changed the consumer; putting it right")
 				if js, err = c.ensure(ctx); err != nil {
 					return err
 				}
@@ -162,9 +162,9 @@ func (c *Consumer) ensure(ctx context.Context) (jetstream.Consumer, error) {
 	if old, err := c.bus.js.Consumer(ctx, c.bus.o.Stream, c.Durable); err == nil && loses(old.CachedInfo().Config, want) {
 		err := c.bus.js.DeleteConsumer(ctx, c.bus.o.Stream, c.Durable)
 		if err != nil {
-			c.log.Error("somebody had changed the consumer so that events may have passed it, and it cannot be deleted: delete it yourself, and it begins again", "error", err)
+			c.log.ErrorContext(ctx, "somebody had changed the consumer so that events may have passed it, and it cannot be deleted: delete it yourself, and it begins again", "error", err)
 		} else {
-			c.log.Warn("somebody had changed the consumer so that events may have passed it; it begins with the oldest again")
+			c.log.WarnContext(ctx, "somebody had changed the consumer so that events may have passed it; it begins with the oldest again")
 		}
 	}
 	js, err := c.bus.js.CreateOrUpdateConsumer(ctx, c.bus.o.Stream, want)

@@ -170,7 +170,7 @@ func (w *Worker) insist(ctx context.Context, write func(context.Context) error) 
 		backoff.WithContext(backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(insistEvery)), ctx),
 		func(err error, _ time.Duration) {
 			if !said {
-				w.log.Warn("cannot record what came of a create; trying until it works", "error", err)
+				w.log.WarnContext(ctx, "cannot record what came of a create; trying until it works", "error", err)
 			}
 			said = true
 		},

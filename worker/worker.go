@@ -223,6 +223,11 @@ func (w *Worker) Run(ctx context.Context) error {
 
 // handle does what an event asks for.
 func (w *Worker) handle(ctx context.Context, e events.Event) error {
+	defer func() {
+		if w.draining.Load() {
+			failpoint.Hit(failpoint.Draining)
+		}
+	}()
 	switch data := e.Data.(type) {
 	case events.TenantCreated:
 		return w.provision(ctx, e, data)

@@ -29,7 +29,7 @@ const (
 	UsageRecord   = "usage-record"   // pages are about to be committed
 	UsageRecorded = "usage-recorded" // they are committed, with the checkpoint
 	Migrated      = "migrated"       // one migration is applied, the next is not
-	Draining      = "draining"       // the worker was asked to stop and has work in hand
+	Draining      = "draining"       // the worker was asked to stop, or has then done one of the events in hand
 )
 
 // All lists the places.

@@ -224,6 +224,11 @@ func (c *chaos) run() {
 		p.signal(syscall.SIGTERM)
 		c.expectExit(p, "after SIGTERM at the end")
 	}
+	for _, place := range inTurn() {
+		if c.hit[place] == 0 {
+			t.Logf("%s: no worker was killed at %s", c.name, place)
+		}
+	}
 	history.Published = c.load.published
 	var err error
 	if history.Reported, err = c.load.reported(); err != nil {
@@ -285,8 +290,11 @@ func (c *chaos) killer(ctx context.Context, slot int, random *rand.Rand) {
 		case (life == 1 && slot == 0 && c.replicas > 1 || n < 4) && c.sleeps.CompareAndSwap(false, true): // past its lease, while another works
 			place, action = []string{failpoint.Send, failpoint.Sent, failpoint.Answered}[random.IntN(3)], "stop"
 		case n < 75:
-			if place = c.draw(random); place == failpoint.DeadStored || place == failpoint.Draining {
+			switch place = c.draw(random); place {
+			case failpoint.DeadStored:
 				nth = 1
+			case failpoint.Draining: // at the signal, or after one of the events in hand
+				nth = 1 + random.IntN(3)
 			}
 		}
 		var env []string

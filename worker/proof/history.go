@@ -185,7 +185,8 @@ func Quiet(ctx context.Context, s System) error {
 // other, so what it returns is of one moment only when all is quiet.
 //
 // An event in the stream of which no acknowledgement came to the publisher is found in seen.Published by its type and
-// data; one that was replayed, by its identity, and becomes one more entry. Any other is an error: nobody could say how
+// data; one that was replayed, by its identity, and becomes one more entry. A tenant.created that the worker published again
+// itself, out of its outbox, is among the events out as well. Any other is an error: nobody could say how
 // it should have ended.
 func Collect(ctx context.Context, s System, seen History) (History, error) {
 	h := seen
@@ -268,6 +269,10 @@ func (s System) readSimulator(ctx context.Context, h *History) error {
 // readEvents reads the worker's stream: when the events in were stored, and the events out.
 func (s System) readEvents(ctx context.Context, h *History) error {
 	h.Published, h.Out = slices.Clone(h.Published), nil
+	own := map[string]bool{} // events of the outbox, by id
+	for _, r := range h.Outbox {
+		own[r.EventID] = true
+	}
 	acknowledged := map[uint64][]int{} // indexes in h.Published
 	for i, p := range h.Published {
 		if p.Sequence > 0 {
@@ -276,8 +281,8 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 	}
 	return s.read(ctx, s.Stream, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		sequence, eventType := meta.Sequence.Stream, strings.TrimPrefix(msg.Subject(), s.Subjects.Event(""))
-		switch eventType {
-		case events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld, events.TypeUsageSynced:
+		isOut := slices.Contains([]string{events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld, events.TypeUsageSynced}, eventType)
+		if isOut || own[msg.Headers().Get(jetstream.MsgIDHeader)] {
 			var e struct {
 				ID      string         `json:"id"`
 				Subject string         `json:"subject"`
@@ -287,6 +292,8 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 				return fmt.Errorf("reading the event out %d (%s): %w", sequence, eventType, err)
 			}
 			h.Out = append(h.Out, Out{Sequence: sequence, Type: eventType, ID: e.ID, Tenant: e.Subject, Data: e.Data})
+		}
+		if isOut {
 			return nil
 		}
 		indexes := acknowledged[sequence]
@@ -316,7 +323,7 @@ func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, erro
 		if replayed == "" || p.Type != eventType || cmp.Or(p.EventID, p.message()) != replayed {
 			continue
 		}
-		p.EventID, p.Time = replayed, p.when()
+		p.EventID, p.Time, p.Data = replayed, p.when(), msg.Data()
 		h.Published = append(h.Published, p)
 		return len(h.Published) - 1, nil
 	}

@@ -360,6 +360,47 @@ func (r *run) complete(h proof.History) {
 	}
 }
 
+// What `tenants resolve --recreate` puts into the outbox is an event in, and among the events out as well.
+func TestATenantThatIsCreatedAgainIsNoViolation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "papermap.db")
+	r := start(t, "sqlite3", "sqlite:"+path, "file:"+path+"?_busy_timeout=5000")
+	event := happened(about(events.TypeTenantCreated, "acme"), time.Now())
+	claim, err := r.system.Repo.Begin(t.Context(), repo.Created{
+		TenantID: "acme", WorkspaceID: "ws-a", Title: "Dashboard - acme", EventID: event.EventID, EventTime: event.Time, Message: "1",
+	}, true)
+	r.must(err)
+	_, err = r.system.Repo.Fail(t.Context(), claim, repo.Failure{
+		Result: repo.Result{Outcome: repo.Uncertain, Error: "no answer"}, Hold: true,
+		HeldNotice: repo.Notice{
+			EventID: "held", Type: events.TypeDashboardHeld, Data: fmt.Appendf(nil, `{"tenant_id":"acme","workspace_id":"ws-a","attempt":%q}`, claim.Attempt.ID),
+		},
+	})
+	r.must(err)
+	r.publish(event)
+	r.quiet()
+	_, err = r.system.Repo.Recreate(t.Context(), "acme", worker.CreatedAgain)
+	r.must(err)
+	r.eventually(func() error {
+		m, err := r.system.Repo.Mapping(t.Context(), "acme")
+		if err == nil && m.Status != repo.Active {
+			err = fmt.Errorf("acme is %s", m.Status)
+		}
+		return err
+	})
+	r.quiet()
+	h := r.collect()
+	for _, v := range proof.Check(h) {
+		t.Error(v)
+	}
+	var out []string
+	for _, o := range h.Out {
+		out = append(out, o.Type)
+	}
+	if want := []string{events.TypeDashboardHeld, events.TypeTenantCreated, events.TypeDashboardCreated}; !slices.Equal(out, want) || len(h.Published) != 2 {
+		t.Errorf("events out %v, want %v; %d in, want 2", out, want, len(h.Published))
+	}
+}
+
 func TestCollectRefusesAnEventThatTheHistoryDoesNotKnow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "papermap.db")
 	r := start(t, "sqlite3", "sqlite:"+path, "file:"+path)
