@@ -39,7 +39,7 @@ var maxTexts = map[string]int{"name": 1000, "title": 1000, "description": 10_000
 // error is a *Permanent, and even then the event's ID, Time and Message are set as far as they are known.
 func Decode(r Raw) (Event, error) {
 	message := fmt.Sprintf("%d-%d", r.Sequence, r.Time.UnixNano())
-	e := Event{ID: message, Type: r.Type, Time: r.Time.UTC(), Message: message}
+	e := Event{ID: message, Type: r.Type, Time: r.Time.UTC(), Message: message, Stored: r.Time}
 	h, err := readHeaders(r.Header)
 	if err != nil {
 		return e, err

@@ -191,7 +191,7 @@ func TestThreeFormsGiveTheSameData(t *testing.T) {
 				t.Errorf("%s %s: %v", c.eventType, form.name, err)
 				continue
 			}
-			want := Event{ID: "e1", Type: c.eventType, Time: time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC), Message: message, Data: c.want}
+			want := Event{ID: "e1", Type: c.eventType, Time: time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC), Message: message, Stored: form.raw.Time, Data: c.want}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("%s %s: (-want +got)\n%s", c.eventType, form.name, d)
 			}

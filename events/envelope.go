@@ -21,6 +21,7 @@ type Event struct {
 	Type       string    // the subject's part after "<prefix>.events."
 	Time       time.Time // Papermap-Event-Time, else CloudEvents time, else the stream's; UTC
 	Message    string    // the stored message, "<stream sequence>-<stream time in Unix ns>": the same at each redelivery, another for a copy
+	Stored     time.Time // when the stream stored the message: of a copy or a replay, that one's
 	Deliveries int       // how often the message was delivered, this time included
 	Data       any       // TenantCreated, TenantChange or UsageSync
 }

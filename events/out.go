@@ -40,6 +40,7 @@ type DashboardHeld struct {
 // UsageSynced is the data of usage.synced.
 type UsageSynced struct {
 	WorkspaceID  string `json:"workspace_id"`
+	TenantID     string `json:"tenant_id,omitempty"` // when only this one's usage was read
 	FromPeriod   string `json:"from_period"`
 	ToPeriod     string `json:"to_period"`
 	Tenants      int    `json:"tenants"`       // that have usage in those months

@@ -368,22 +368,23 @@ func (r *usageReader) page() (UsagePage, error) {
 	page, perPage := r.number("page"), r.number("per_page")
 	next := r.next()
 	asked, rows := r.query, len(r.rows)+len(r.rejected)
-	if perPage < 1 {
-		perPage = asked.PerPage
-	}
 
-	// Numbers that contradict each other or what we see are as good as none. Pages may be 0 or 1 when there are no rows.
-	if total >= 0 && (asked.Page-1)*min(perPage, rows)+rows > total {
+	// Numbers that contradict each other or what we see are as good as none. Pages may be 0 or 1 when there are no rows, and
+	// shorter than was asked for when the API does not say how long they are.
+	longest := perPage
+	if longest < 1 {
+		longest = asked.PerPage
+	}
+	if total >= 0 && (asked.Page-1)*min(longest, rows)+rows > total {
 		total = -1
 	}
-	if total >= 0 {
-		fromTotal := (total + perPage - 1) / perPage
-		switch {
-		case pages < 0:
-			pages = fromTotal
-		case max(pages, 1) != max(fromTotal, 1):
-			pages, total = -1, -1
-		}
+	switch {
+	case total < 0:
+	case perPage > 0 && pages < 0:
+		pages = (total + perPage - 1) / perPage
+	case perPage > 0 && max(pages, 1) != max((total+perPage-1)/perPage, 1),
+		perPage < 1 && pages >= 0 && (pages < (total+longest-1)/longest || pages > max(total, 1)):
+		pages, total = -1, -1
 	}
 	if page >= 0 && page != asked.Page || rows > 0 && pages >= 0 && asked.Page > pages {
 		pages = -1
@@ -397,7 +398,7 @@ func (r *usageReader) page() (UsagePage, error) {
 	case pages >= 0:
 		p.More = asked.Page < pages
 	default:
-		p.More = rows >= min(perPage, asked.PerPage)
+		p.More = rows > 0 // a page may be shorter than was asked for and not be the last
 	}
 	return p, nil
 }

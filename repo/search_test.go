@@ -133,7 +133,7 @@ func TestSearchReadsAnIndexInItsOrder(t *testing.T) {
 func TestSumsOfMonthsAndTheMostUsage(t *testing.T) {
 	onBoth(t, func(t *testing.T) {
 		db := openTest(t)
-		run, err := db.StartRun(ctx, Run{WorkspaceID: "w", EventID: "e", FromPeriod: "2026-01", ToPeriod: "2026-02"}, false)
+		run, err := db.StartRun(ctx, Run{WorkspaceID: "w", EventID: "e", FromPeriod: "2026-01", ToPeriod: "2026-02"}, db.now(), false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,7 +4,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"testing"
+	"time"
+
+	"github.com/pressly/goose/v3"
 
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
@@ -32,79 +36,70 @@ func usagePages(b *testing.B, n int, use func(papermap.UsagePage)) {
 	}
 }
 
-const benchPages = 400 // of 100 rows
-
-func perSecond(b *testing.B, rows int) {
-	b.ReportMetric(float64(rows)*float64(b.N)/b.Elapsed().Seconds(), "rows/s")
-}
-
-// The rate of decoding alone, against which BenchmarkUsageRecord is held.
-func BenchmarkUsageDecodeAndDrop(b *testing.B) {
-	rows := 0
-	for range b.N {
-		rows = 0
-		usagePages(b, benchPages, func(p papermap.UsagePage) { rows += len(p.Rows) })
-	}
-	perSecond(b, rows)
-}
-
-// The rate of recording decoded pages, eight in a transaction as a run does: keys in the order of the index, in none,
-// and rows that are known already.
+// BenchmarkUsageRecord holds the rate of recording decoded pages against that of decoding and dropping them: keys in the
+// order of the index, in none, rows that are known already, and rows of which each has changed. A transaction takes as many
+// pages as a run's does, of which twice eight are on their way.
 func BenchmarkUsageRecord(b *testing.B) {
 	for _, database := range []string{"SQLite", "PostgreSQL"} {
-		b.Run(database, func(b *testing.B) {
-			var decoded []UsageRow
-			usagePages(b, benchPages, func(p papermap.UsagePage) {
-				for _, r := range p.Rows {
-					decoded = append(decoded, UsageRow(r))
-				}
-			})
-			for _, order := range []string{"ordered", "shuffled", "unchanged", "changed"} {
-				b.Run(order, func(b *testing.B) { recordAll(b, decoded, order) })
-			}
-		})
+		for _, order := range []string{"ordered", "shuffled", "unchanged", "changed"} {
+			b.Run(database+"/"+order, func(b *testing.B) { benchmarkUsageRecord(b, order) })
+		}
 	}
 }
 
-func recordAll(b *testing.B, decoded []UsageRow, order string) {
+func benchmarkUsageRecord(b *testing.B, order string) {
+	const pages = 400
 	db := openTest(b)
-	rows := append([]UsageRow(nil), decoded...)
-	if order == "shuffled" {
-		rand.New(rand.NewPCG(1, 1)).Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
-	}
-	record := func(n int, rows []UsageRow) {
-		run, err := db.StartRun(ctx, want("w", fmt.Sprint("run-", n)), false)
+	together := min(db.PagesTogether(), 16)
+	record := func(event string, rows []UsageRow) (took time.Duration) {
+		run, err := db.StartRun(ctx, want("w", event), db.now(), false)
 		if err != nil {
 			b.Fatal(err)
 		}
-		for len(rows) > 0 {
-			var pages []Page
-			for range min(8, len(rows)/100) {
-				pages = append(pages, Page{Number: run.NextPage + len(pages), Rows: rows[:100]})
-				rows = rows[100:]
+		began := time.Now()
+		for batch := range slices.Chunk(rows, 100*together) {
+			var list []Page
+			for page := range slices.Chunk(batch, 100) {
+				list = append(list, Page{Number: run.NextPage + len(list), Rows: page})
 			}
-			if err := db.RecordPages(ctx, &run, pages); err != nil {
+			if err := db.RecordPages(ctx, &run, list); err != nil {
 				b.Fatal(err)
 			}
 		}
+		took = time.Since(began)
 		endRun(b, db, &run, RunDone)
+		return took
 	}
-	if order == "unchanged" || order == "changed" {
-		record(-1, rows)
-	}
-	b.ResetTimer()
-	for n := range b.N {
-		b.StopTimer()
-		if order == "changed" {
+	var dropped, recorded time.Duration
+	n := 0
+	for b.Loop() {
+		n++
+		began := time.Now()
+		usagePages(b, pages, func(papermap.UsagePage) {})
+		dropped += time.Since(began)
+
+		rows := make([]UsageRow, 0, 100*pages)
+		usagePages(b, pages, func(p papermap.UsagePage) {
+			for _, r := range p.Rows {
+				rows = append(rows, UsageRow(r))
+			}
+		})
+		switch order {
+		case "shuffled":
+			rand.New(rand.NewPCG(1, 1)).Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
+		case "unchanged":
+			record(fmt.Sprint("before", n), rows)
+		case "changed":
+			record(fmt.Sprint("before", n), rows)
 			for i := range rows {
 				rows[i].Requests++
 			}
 		}
-		if order == "ordered" || order == "shuffled" {
-			db.write.MustExec("DELETE FROM tenant_usage")
-		}
-		b.StartTimer()
-		record(n, rows)
+		recorded += record(fmt.Sprint("run", n), rows)
+		db.write.MustExec(map[goose.Dialect]string{goose.DialectSQLite3: "DELETE FROM tenant_usage", goose.DialectPostgres: "TRUNCATE tenant_usage"}[db.dialect])
 	}
-	perSecond(b, len(rows))
+	b.ReportMetric(float64(100*pages*n)/dropped.Seconds(), "dropped-rows/s")
+	b.ReportMetric(float64(100*pages*n)/recorded.Seconds(), "recorded-rows/s")
+	b.ReportMetric(dropped.Seconds()/recorded.Seconds(), "recorded/dropped")
+	b.ReportMetric(0, "ns/op")
 }

@@ -21,7 +21,7 @@ func want(workspace, event string) Run {
 // startRun begins the run that an event asks for, in workspace w.
 func startRun(t fataler, db *DB, event string) *Run {
 	t.Helper()
-	run, err := db.StartRun(ctx, want("w", event), false)
+	run, err := db.StartRun(ctx, want("w", event), db.now(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,43 +395,162 @@ func TestOneRunOfAWorkspaceIsAtWorkAtATime(t *testing.T) {
 
 func testOneRunOfAWorkspaceIsAtWorkAtATime(t *testing.T) {
 	db := openTest(t)
-	start := func(workspace, event string, skip bool) (Run, error) {
-		return db.StartRun(ctx, want(workspace, event), skip)
+	start := func(workspace, event string) (Run, error) {
+		return db.StartRun(ctx, want(workspace, event), db.now(), false)
 	}
 	first := startRun(t, db, "first")
-	if _, err := start("w", "second", false); !errors.Is(err, ErrRunBusy) {
+	if _, err := start("w", "second"); !errors.Is(err, ErrRunBusy) {
 		t.Errorf("a second run gave %v, want ErrRunBusy", err)
 	}
 	same(t, "runs that wait for their turn", storedRun(t, db, "second").ID, "")
 	for range 2 { // the same event, once more
-		if run, err := start("w", "first", true); !errors.Is(err, ErrRunBusy) || run.Status != Running {
-			t.Errorf("a copy of the event at work gave %v and status %s, want ErrRunBusy and running", err, run.Status)
+		if _, err := start("w", "first"); !errors.Is(err, ErrRunBusy) {
+			t.Errorf("a copy of the event at work gave %v, want ErrRunBusy", err)
 		}
 	}
-	if run, err := start("w", "tick", true); !errors.Is(err, ErrRunBusy) || run.Status != Skipped {
-		t.Errorf("a tick gave %v and status %s, want ErrRunBusy and skipped", err, run.Status)
-	}
-	skipped := storedRun(t, db, "tick")
-	if skipped.Status != Skipped || skipped.Error == "" || !skipped.FinishedAt.Equal(db.now()) || skipped.FromPeriod != "2026-01" || skipped.ToPeriod != "2026-03" {
-		t.Errorf("the skipped run is recorded as %+v", skipped)
-	}
-	if other, err := start("other", "first", false); err != nil || other.ID == first.ID {
+	if other, err := start("other", "first"); err != nil || other.ID == first.ID {
 		t.Errorf("another workspace's run gave %v", err)
 	}
 	record(t, db, first, row("a", "1", 1)) // none of which disturbs it
 	endRun(t, db, first, RunDone)
 
-	for _, event := range []string{"first", "tick"} {
-		if _, err := start("w", event, true); !errors.Is(err, ErrRunOver) {
-			t.Errorf("%s again gave %v, want ErrRunOver", event, err)
-		}
+	if _, err := start("w", "first"); !errors.Is(err, ErrRunOver) {
+		t.Errorf("first again gave %v, want ErrRunOver", err)
 	}
 	second := startRun(t, db, "second")
 	same(t, "a new run", []any{second.Status, second.Pass, second.NextPage, second.Pages, second.Total}, []any{Running, 1, 1, 0, int64(-1)})
+	recorded := storedRun(t, db, "second")
+	same(t, "it as recorded", []any{recorded.ID, recorded.Status, recorded.Pass, recorded.NextPage, recorded.Total, recorded.StartedAt}, []any{second.ID, Running, 1, 1, int64(-1), Time{db.now()}})
 	endRun(t, db, second, Incomplete)
-	if _, err := start("w", "second", false); !errors.Is(err, ErrRunOver) {
+	if _, err := start("w", "second"); !errors.Is(err, ErrRunOver) {
 		t.Errorf("an incomplete run again gave %v, want ErrRunOver", err)
 	}
+}
+
+// A tick needs no run of its own when another one reads what it would read, at work, waiting, or begun since.
+func TestATickIsSkippedWhenAnotherRunDoesItsWork(t *testing.T) {
+	onBoth(t, testATickIsSkippedWhenAnotherRunDoesItsWork)
+}
+
+func testATickIsSkippedWhenAnotherRunDoesItsWork(t *testing.T) {
+	began := func(t *testing.T, db *DB, want Run) *Run {
+		t.Helper()
+		run, err := db.StartRun(ctx, want, db.now(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &run
+	}
+	leave := func(t *testing.T, db *DB, run *Run) {
+		t.Helper()
+		if err := db.LeaveRun(ctx, run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	longer, shorter, oneTenants := want("w", "other"), want("w", "other"), want("w", "other")
+	longer.FromPeriod, longer.ToPeriod, shorter.FromPeriod, oneTenants.TenantID = "2025-01", "2026-04", "2026-02", "a"
+	for _, c := range []struct {
+		name   string
+		before func(t *testing.T, db *DB) // a minute before the tick is looked at, which was asked for 30 s before that
+		want   string
+	}{
+		{"nothing", func(*testing.T, *DB) {}, "runs"},
+		{"a run at work", func(t *testing.T, db *DB) { began(t, db, want("w", "other")); pass(db, 50*time.Second) }, "skipped"},
+		{"a run that waits for Papermap", func(t *testing.T, db *DB) { leave(t, db, began(t, db, want("w", "other"))) }, "skipped"},
+		{"a run whose worker was killed", func(t *testing.T, db *DB) { began(t, db, want("w", "other")); pass(db, 15*time.Minute) }, "skipped"},
+		{"a run that nobody comes back for", func(t *testing.T, db *DB) { began(t, db, want("w", "other")); pass(db, 20*time.Minute) }, "runs"},
+		{"a run over more months", func(t *testing.T, db *DB) { leave(t, db, began(t, db, longer)) }, "skipped"},
+		{"a run over fewer months, at work", func(t *testing.T, db *DB) { began(t, db, shorter); pass(db, -50*time.Second) }, "waits"},
+		{"a run over fewer months, waiting", func(t *testing.T, db *DB) { leave(t, db, began(t, db, shorter)) }, "runs"},
+		{"one tenant's run, at work", func(t *testing.T, db *DB) { began(t, db, oneTenants); pass(db, -50*time.Second) }, "waits"},
+		{"one tenant's run, done since", func(t *testing.T, db *DB) { pass(db, 40*time.Second); endRun(t, db, began(t, db, oneTenants), RunDone) }, "runs"},
+		{"another workspace's run", func(t *testing.T, db *DB) { began(t, db, want("w2", "other")) }, "runs"},
+		{"a run that began before and is done", func(t *testing.T, db *DB) {
+			run := began(t, db, want("w", "other"))
+			for range 5 {
+				pass(db, 10*time.Second)
+				record(t, db, run)
+			}
+			endRun(t, db, run, RunDone)
+		}, "runs"},
+		{"a run that began since and is done", func(t *testing.T, db *DB) {
+			pass(db, 40*time.Second)
+			endRun(t, db, began(t, db, want("w", "other")), RunDone)
+		}, "skipped"},
+		{"a run that began since and is incomplete", func(t *testing.T, db *DB) {
+			pass(db, 40*time.Second)
+			endRun(t, db, began(t, db, want("w", "other")), Incomplete)
+		}, "skipped"},
+		{"a run that began since and failed", func(t *testing.T, db *DB) {
+			pass(db, 40*time.Second)
+			endRun(t, db, began(t, db, want("w", "other")), RunFailed)
+		}, "runs"},
+		{"a tick that was skipped", func(t *testing.T, db *DB) {
+			other := began(t, db, want("w", "other"))
+			if _, err := db.StartRun(ctx, want("w", "tick before"), db.now(), true); err != nil {
+				t.Fatal(err)
+			}
+			endRun(t, db, other, RunDone)
+		}, "runs"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			db := openTest(t)
+			asked := db.now().Add(30 * time.Second)
+			c.before(t, db)
+			pass(db, time.Minute)
+			run, err := db.StartRun(ctx, want("w", "tick"), asked, true)
+			stored := storedRun(t, db, "tick")
+			switch c.want {
+			case "waits":
+				if !errors.Is(err, ErrRunBusy) || stored.ID != "" {
+					t.Errorf("the tick gave %v and run %+v, want ErrRunBusy and none", err, stored)
+				}
+			case "runs":
+				if err != nil || run.Status != Running {
+					t.Errorf("the tick gave %v and run %+v", err, run)
+				}
+			case "skipped":
+				if err != nil || run.Status != Skipped || stored.ID != run.ID || stored.Status != Skipped || stored.Error != "the run of event other does its work" ||
+					!stored.FinishedAt.Equal(db.now()) || stored.FromPeriod != "2026-01" {
+					t.Errorf("the tick gave %v and run %+v, recorded as %+v", err, run, stored)
+				}
+				if run, err := db.StartRun(ctx, want("w", "tick"), asked, true); !errors.Is(err, ErrRunOver) || run.Status != Skipped {
+					t.Errorf("a copy of it gave %v and run %+v, want ErrRunOver", err, run)
+				}
+				pass(db, RunLease+time.Second)
+				began(t, db, want("w", "next")) // the lease is not the skipped run's
+			}
+		})
+	}
+}
+
+// Who waits for all runs of an event must see those, too, that have not begun.
+func TestRunsThatAreToComeAreThereBeforeTheFirstBegins(t *testing.T) {
+	onBoth(t, testRunsThatAreToComeAreThereBeforeTheFirstBegins)
+}
+
+func testRunsThatAreToComeAreThereBeforeTheFirstBegins(t *testing.T) {
+	db := openTest(t)
+	planned := []Run{want("w", "e"), want("w2", "e")}
+	for range 2 {
+		if err := db.PlanRuns(ctx, planned); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same(t, "runs", count(t, db, "usage_runs WHERE status = 'running' AND pass = 0"), 2)
+	pass(db, time.Minute)
+	run := startRun(t, db, "e")
+	same(t, "a planned run that begins", []any{run.Pass, run.NextPage, run.Total, run.StartedAt, storedRun(t, db, "e").StartedAt}, []any{1, 1, int64(-1), Time{db.now()}, Time{db.now()}})
+	record(t, db, run, row("a", "1", 1))
+	if err := db.PlanRuns(ctx, planned); err != nil { // when the event comes again
+		t.Fatal(err)
+	}
+	endRun(t, db, run, RunDone)
+	if err := db.PlanRuns(ctx, planned); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "the run that is done", []any{storedRun(t, db, "e").Status, storedRun(t, db, "e").ID}, []any{RunDone, run.ID})
+	same(t, "runs", count(t, db, "usage_runs"), 2)
 }
 
 // Copies of an event that come at once, each to a replica of its own: one run is made, and only once.
@@ -445,7 +564,7 @@ func testCopiesOfAnEventAtOnceAreOneRun(t *testing.T) {
 		var group sync.WaitGroup
 		for range 16 {
 			group.Go(func() {
-				run, err := db.StartRun(ctx, want("w", event), true)
+				run, err := db.StartRun(ctx, want("w", event), db.now(), true)
 				switch {
 				case err == nil:
 					made.Add(1)
@@ -465,6 +584,7 @@ func testCopiesOfAnEventAtOnceAreOneRun(t *testing.T) {
 	same(t, "events out", len(unsent(t, db, 100)), 20)
 }
 
+// The event of a failed run becomes a dead letter: only when that is replayed, the API is to be asked again.
 func TestAFailedRunMayBeginAgainWhereItStopped(t *testing.T) {
 	onBoth(t, testAFailedRunMayBeginAgainWhereItStopped)
 }
@@ -478,7 +598,11 @@ func testAFailedRunMayBeginAgainWhereItStopped(t *testing.T) {
 	}
 	failed := storedRun(t, db, "e")
 	same(t, "the failed run", []any{failed.Status, failed.Error, failed.FinishedAt}, []any{RunFailed, "status 400", Time{db.now()}})
+	asked := db.now().Add(-time.Second)
 	pass(db, time.Hour)
+	if over, err := db.StartRun(ctx, want("w", "e"), asked, false); !errors.Is(err, ErrRunOver) || over.Status != RunFailed || over.Error != "status 400" {
+		t.Errorf("the event that has failed, redelivered, gave %v and run %+v, want ErrRunOver", err, over)
+	}
 	again := startRun(t, db, "e")
 	same(t, "the run again", []any{again.ID, again.Status, again.NextPage, again.Written, storedRun(t, db, "e").FinishedAt}, []any{run.ID, Running, 2, int64(1), Time{}})
 	endRun(t, db, again, RunDone)
@@ -492,7 +616,7 @@ func testAHolderThatSleptHasLostItsRun(t *testing.T) {
 	slept := startRun(t, db, "e")
 	record(t, db, slept, row("a", "1", 1))
 	pass(db, RunLease)
-	if _, err := db.StartRun(ctx, want("w", "e"), false); !errors.Is(err, ErrRunBusy) {
+	if _, err := db.StartRun(ctx, want("w", "e"), db.now(), false); !errors.Is(err, ErrRunBusy) {
 		t.Fatalf("at the end of the lease another got the run: %v", err)
 	}
 	pass(db, time.Millisecond)
@@ -516,7 +640,7 @@ func testAHolderThatSleptHasLostItsRun(t *testing.T) {
 	if err := db.LeaveRun(ctx, slept); err != nil { // it is not his to give up
 		t.Errorf("LeaveRun gave %v", err)
 	}
-	if _, err := db.StartRun(ctx, want("w", "third"), false); !errors.Is(err, ErrRunBusy) {
+	if _, err := db.StartRun(ctx, want("w", "third"), db.now(), false); !errors.Is(err, ErrRunBusy) {
 		t.Errorf("the heir lost the run to the one who slept: a third got %v", err)
 	}
 	same(t, "usage", usage(t, db, UsageFilter{}), []string{"a=1/1"})
@@ -547,7 +671,7 @@ func testASignOfLifeKeepsTheRun(t *testing.T) {
 		pass(db, RunLease-time.Second)
 		sign()
 		pass(db, RunLease-time.Second)
-		if _, err := db.StartRun(ctx, want("w", "e"), false); !errors.Is(err, ErrRunBusy) {
+		if _, err := db.StartRun(ctx, want("w", "e"), db.now(), false); !errors.Is(err, ErrRunBusy) {
 			t.Errorf("after %s another got the run: %v", what, err)
 		}
 	}
@@ -586,7 +710,7 @@ func TestARunThatBeginsAgainForgetsItsRejectsAndKeepsWhatItWrote(t *testing.T) {
 
 func testARunThatBeginsAgainForgetsItsRejectsAndKeepsWhatItWrote(t *testing.T) {
 	db := openTest(t)
-	other, err := db.StartRun(ctx, want("other", "e"), false)
+	other, err := db.StartRun(ctx, want("other", "e"), db.now(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -617,6 +741,61 @@ func testARunThatBeginsAgainForgetsItsRejectsAndKeepsWhatItWrote(t *testing.T) {
 	same(t, "rejects", kept, []string{`no credits {"tenant_id":"x"}`, "no tenant {}"})
 }
 
+// The same bad rows come again in each run, a row for each run stays: neither may fill the disk.
+func TestRejectsAndRunsDoNotPileUp(t *testing.T) { onBoth(t, testRejectsAndRunsDoNotPileUp) }
+
+func testRejectsAndRunsDoNotPileUp(t *testing.T) {
+	db := openTest(t)
+	bad := []Reject{{0, "no credits", "{}"}, {1, "no tenant", "{}"}}
+	run := func(want Run, status RunStatus) {
+		t.Helper()
+		run, err := db.StartRun(ctx, want, db.now(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.RecordPages(ctx, &run, []Page{{Number: 1, Rejected: bad}}); err != nil {
+			t.Fatal(err)
+		}
+		endRun(t, db, &run, status)
+		pass(db, time.Hour)
+	}
+	rejectsOf := func() (events []string) {
+		t.Helper()
+		err := db.read.Select(&events, "SELECT DISTINCT r.event_id || '/' || r.workspace_id AS e FROM usage_rejects j JOIN usage_runs r ON r.id = j.run_id ORDER BY e")
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "rejects without a run", count(t, db, "usage_rejects WHERE run_id NOT IN (SELECT id FROM usage_runs)"), 0)
+		return events
+	}
+	oneTenants, longer := want("w", "a's"), want("w", "longer")
+	oneTenants.TenantID, longer.FromPeriod = "a", "2025-06"
+	run(longer, RunDone)
+	run(want("w2", "other"), RunDone)
+	run(oneTenants, RunDone)
+	for hour := range 24 {
+		run(want("w", fmt.Sprint("hour", hour)), RunDone)
+	}
+	same(t, "runs with rejects after a day", rejectsOf(), []string{"hour23/w", "longer/w", "other/w2"})
+	run(want("w", "failed"), RunFailed)
+	same(t, "after one that did not read all", rejectsOf(), []string{"failed/w", "hour23/w", "longer/w", "other/w2"})
+	run(want("w", "incomplete"), Incomplete)
+	same(t, "after one that read all, as it was when it looked", rejectsOf(), []string{"incomplete/w", "longer/w", "other/w2"})
+	same(t, "runs", count(t, db, "usage_runs WHERE workspace_id = 'w'"), 28)
+
+	if err := db.PlanRuns(ctx, []Run{want("w", "lost")}); err != nil {
+		t.Fatal(err)
+	}
+	pass(db, 31*24*time.Hour)
+	run(want("w", "late"), Incomplete)
+	var left []string
+	if err := db.read.Select(&left, "SELECT event_id FROM usage_runs ORDER BY started_at"); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "runs after a month, the newest that is done among them", left, []string{"other", "hour23", "late"})
+	same(t, "runs with rejects", rejectsOf(), []string{"late/w", "other/w2"})
+}
+
 func TestOnlyARunThatIsDoneTellsOfIt(t *testing.T) { onBoth(t, testOnlyARunThatIsDoneTellsOfIt) }
 
 func testOnlyARunThatIsDoneTellsOfIt(t *testing.T) {
@@ -643,7 +822,7 @@ func testOnlyARunThatIsDoneTellsOfIt(t *testing.T) {
 
 	of := want("w", "one")
 	of.TenantID = "c"
-	one, err := db.StartRun(ctx, of, false)
+	one, err := db.StartRun(ctx, of, db.now(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -662,35 +841,12 @@ func testOnlyARunThatIsDoneTellsOfIt(t *testing.T) {
 	}
 }
 
-func TestASkippedRunIsRecordedAndDisturbsNone(t *testing.T) {
-	onBoth(t, testASkippedRunIsRecordedAndDisturbsNone)
-}
-
-func testASkippedRunIsRecordedAndDisturbsNone(t *testing.T) {
-	db := openTest(t)
-	for range 2 {
-		if _, err := db.SkipRun(ctx, want("w", "late"), "it waited too long"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	late := storedRun(t, db, "late")
-	same(t, "the run", []any{late.Status, late.Error, late.FinishedAt}, []any{Skipped, "it waited too long", Time{db.now()}})
-	endRun(t, db, startRun(t, db, "done"), RunDone)
-	if _, err := db.SkipRun(ctx, want("w", "done"), "it waited too long"); err != nil {
-		t.Fatal(err)
-	}
-	same(t, "a run that was done", storedRun(t, db, "done").Status, RunDone)
-}
-
 func TestRunsAreListedNewestFirst(t *testing.T) { onBoth(t, testRunsAreListedNewestFirst) }
 
 func testRunsAreListedNewestFirst(t *testing.T) {
 	db := openTest(t)
 	for _, event := range []string{"a", "b", "c"} {
-		if _, err := db.SkipRun(ctx, want("w", event), ""); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := db.SkipRun(ctx, want("w2", event), ""); err != nil {
+		if err := db.PlanRuns(ctx, []Run{want("w", event), want("w2", event)}); err != nil {
 			t.Fatal(err)
 		}
 		pass(db, time.Second)
@@ -719,7 +875,7 @@ func TestUsageIsReadInOrderAndByWhatIsAskedFor(t *testing.T) {
 func testUsageIsReadInOrderAndByWhatIsAskedFor(t *testing.T) {
 	db := openTest(t)
 	for _, workspace := range []string{"w2", "w1"} {
-		run, err := db.StartRun(ctx, want(workspace, "e"), false)
+		run, err := db.StartRun(ctx, want(workspace, "e"), db.now(), false)
 		if err != nil {
 			t.Fatal(err)
 		}

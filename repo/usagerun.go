@@ -18,7 +18,7 @@ const (
 	RunDone    RunStatus = "done"
 	Incomplete RunStatus = "incomplete" // the totals kept shifting while they were read
 	RunFailed  RunStatus = "failed"     // the API refused
-	Skipped    RunStatus = "skipped"    // a tick that came while another run was at work, or too late
+	Skipped    RunStatus = "skipped"    // a tick whose work another run does
 )
 
 // Run is a row of usage_runs: one reading of a workspace's usage, or of one tenant's.
@@ -30,7 +30,7 @@ type Run struct {
 	FromPeriod  string    `db:"from_period" json:"from_period"`
 	ToPeriod    string    `db:"to_period" json:"to_period"`
 	Status      RunStatus `db:"status" json:"status"`
-	Pass        int       `db:"pass" json:"pass"`           // 1, and one more each time that it began again
+	Pass        int       `db:"pass" json:"pass"`           // 1, and one more each time that the totals shifted; 0 before it begins
 	NextPage    int       `db:"next_page" json:"next_page"` // all pages before are recorded
 	Pages       int       `db:"pages" json:"pages"`         // 0 while unknown
 	Total       int64     `db:"total" json:"total"`         // rows that the API speaks of; -1 when it does not
@@ -49,6 +49,14 @@ type Run struct {
 // RunLease is how long a run is kept from others after its last sign of life.
 const RunLease = 25 * time.Second
 
+const (
+	// runForgotten is how long a run that has not ended, and of which nothing was heard, keeps ticks from beginning another.
+	// The longest that one waits for the API is 15 minutes.
+	runForgotten = 20 * time.Minute
+
+	runsKept = 30 * 24 * time.Hour
+)
+
 var (
 	// ErrRunLost means that another process has the run now.
 	ErrRunLost = errors.New("the usage run passed to another worker")
@@ -61,10 +69,13 @@ var (
 const runColumns = `id, workspace_id, event_id, tenant_id, from_period, to_period, status, pass, next_page, pages, total,
 	rows_read, rows_written, rows_rejected, rows_changed, error, started_at, updated_at, finished_at`
 
-// StartRun begins the run that an event asks for, or goes on with it where it stopped. Over all replicas one run of a
-// workspace is at work at a time: ErrRunBusy says that it is another's turn; with skip a new run is then recorded as skipped,
-// and the run that is returned says so. ErrRunOver says that the event was served before.
-func (db *DB) StartRun(ctx context.Context, want Run, skip bool) (Run, error) {
+// StartRun begins the run that an event asks for, or goes on with it where it stopped. asked is when the event was stored:
+// a run that failed after it is over, one that failed before is asked for anew.
+//
+// Over all replicas one run of a workspace is at work at a time: ErrRunBusy says that it is another's turn. ErrRunOver says
+// that the event's run has ended; it is returned all the same. A tick that finds its work in hand, or done since it was
+// asked for, becomes a run that is returned as skipped.
+func (db *DB) StartRun(ctx context.Context, want Run, asked time.Time, tick bool) (Run, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return Run{}, fmt.Errorf("making a run id: %w", err)
@@ -79,38 +90,45 @@ func (db *DB) StartRun(ctx context.Context, want Run, skip bool) (Run, error) {
 		if err != nil {
 			return err
 		}
-		err = t.get(ctx, &run, "SELECT "+runColumns+" FROM usage_runs WHERE workspace_id = ? AND event_id = ?", want.WorkspaceID, want.EventID)
-		if err != nil && err != ErrNotFound {
-			return err
-		}
-		isNew := err == ErrNotFound
-		if !isNew && run.Status != Running && run.Status != RunFailed {
-			state = ErrRunOver
+		giveBack := func() error {
 			return t.exec(ctx, "DELETE FROM leases WHERE name = ? AND holder = ?", runLease(want.WorkspaceID), holder)
+		}
+		err = t.get(ctx, &run, "SELECT "+runColumns+" FROM usage_runs WHERE workspace_id = ? AND event_id = ?", want.WorkspaceID, want.EventID)
+		isNew := err == ErrNotFound
+		switch {
+		case isNew:
+			run = want
+			run.ID, run.Status, run.Total, run.UpdatedAt = id.String(), Running, -1, t.now
+		case err != nil:
+			return err
+		case run.Status != Running && (run.Status != RunFailed || run.FinishedAt.After(asked)):
+			state = ErrRunOver
+			return giveBack()
+		}
+		if isNew && tick {
+			switch other, err := t.instead(ctx, want, asked); {
+			case err == nil:
+				run.Status, run.StartedAt, run.FinishedAt, run.Error = Skipped, t.now, t.now, fmt.Sprintf("the run of event %s does its work", other)
+				if err := t.insertRun(ctx, run); err != nil {
+					return err
+				}
+				return giveBack()
+			case err != ErrNotFound:
+				return err
+			}
 		}
 		if !taken {
 			state = ErrRunBusy
-			if !isNew || !skip {
-				return nil
-			}
-		}
-		if isNew {
-			run = want
-			run.ID, run.Status, run.Pass, run.NextPage, run.Total, run.StartedAt, run.UpdatedAt = id.String(), Running, 1, 1, -1, t.now, t.now
-			if !taken {
-				run.Status, run.FinishedAt, run.Error = Skipped, t.now, ErrRunBusy.Error()
-			}
-			if _, err := t.insertRun(ctx, run); err != nil {
-				return err
-			}
-			if !taken { // the other may be this very event's
-				return t.get(ctx, &run, "SELECT "+runColumns+" FROM usage_runs WHERE workspace_id = ? AND event_id = ?", want.WorkspaceID, want.EventID)
-			}
-			run.holder = holder
 			return nil
 		}
+		if run.Pass == 0 {
+			run.Pass, run.NextPage, run.StartedAt = 1, 1, t.now
+		}
 		run.holder, run.Status, run.FinishedAt = holder, Running, Time{}
-		return t.exec(ctx, "UPDATE usage_runs SET status = 'running', finished_at = NULL, updated_at = ? WHERE id = ?", t.now, run.ID)
+		if isNew {
+			return t.insertRun(ctx, run)
+		}
+		return t.saveRun(ctx, &run)
 	})
 	if err == nil {
 		err = state
@@ -123,34 +141,51 @@ func (db *DB) StartRun(ctx context.Context, want Run, skip bool) (Run, error) {
 
 func runLease(workspaceID string) string { return "usage:" + workspaceID }
 
-// SkipRun records a run that is not to be made, and why, unless it has begun already.
-func (db *DB) SkipRun(ctx context.Context, want Run, why string) (skipped bool, err error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return false, fmt.Errorf("making a run id: %w", err)
-	}
-	want.ID, want.Status, want.Error = id.String(), Skipped, why
-	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		want.StartedAt, want.UpdatedAt, want.FinishedAt = t.now, t.now, t.now
-		skipped, err = t.insertRun(ctx, want)
-		return err
+// instead finds the event of a run that does the work of a tick: a whole one, over the same months at least, that has not
+// ended, or has begun since.
+func (t *tx) instead(ctx context.Context, tick Run, asked time.Time) (eventID string, err error) {
+	err = t.get(ctx, &eventID, `SELECT event_id FROM usage_runs WHERE workspace_id = ? AND tenant_id = '' AND from_period <= ? AND to_period >= ?
+		AND (status = 'running' AND updated_at > ? OR status IN ('done', 'incomplete') AND started_at > ?) ORDER BY started_at DESC LIMIT 1`,
+		tick.WorkspaceID, tick.FromPeriod, tick.ToPeriod, at(t.now.Add(-runForgotten)), at(asked))
+	return eventID, err
+}
+
+// PlanRuns records all runs that one event asks for, so that who waits for them knows of those, too, that have not begun.
+func (db *DB) PlanRuns(ctx context.Context, runs []Run) error {
+	err := db.update(ctx, func(ctx context.Context, t *tx) error {
+		for _, run := range runs {
+			id, err := uuid.NewV7()
+			if err != nil {
+				return fmt.Errorf("making a run id: %w", err)
+			}
+			run.ID, run.Status, run.Total, run.StartedAt, run.UpdatedAt = id.String(), Running, -1, t.now, t.now
+			if err := t.insertRun(ctx, run); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return false, fmt.Errorf("recording a skipped usage run of workspace %q: %w", want.WorkspaceID, err)
+		return fmt.Errorf("planning usage runs: %w", err)
 	}
-	return skipped, nil
+	return nil
 }
 
 // insertRun does nothing when there is a run of the event already.
-func (t *tx) insertRun(ctx context.Context, run Run) (inserted bool, err error) {
-	result, err := t.NamedExecContext(ctx, `INSERT INTO usage_runs (id, workspace_id, event_id, tenant_id, from_period, to_period, status, error, started_at, updated_at, finished_at)
-		VALUES (:id, :workspace_id, :event_id, :tenant_id, :from_period, :to_period, :status, :error, :started_at, :updated_at, :finished_at)
+func (t *tx) insertRun(ctx context.Context, run Run) error {
+	_, err := t.NamedExecContext(ctx, `INSERT INTO usage_runs (id, workspace_id, event_id, tenant_id, from_period, to_period, status, pass, total, error, started_at, updated_at, finished_at)
+		VALUES (:id, :workspace_id, :event_id, :tenant_id, :from_period, :to_period, :status, :pass, :total, :error, :started_at, :updated_at, :finished_at)
 		ON CONFLICT DO NOTHING`, run)
-	if err != nil {
-		return false, err
-	}
-	n, err := result.RowsAffected()
-	return n > 0, err
+	return err
+}
+
+// saveRun writes what may change of a run, and that it lives.
+func (t *tx) saveRun(ctx context.Context, run *Run) error {
+	run.UpdatedAt = t.now
+	_, err := t.NamedExecContext(ctx, `UPDATE usage_runs SET status = :status, pass = :pass, next_page = :next_page, pages = :pages, total = :total,
+		rows_read = :rows_read, rows_written = :rows_written, rows_rejected = :rows_rejected, rows_changed = :rows_changed, error = :error,
+		started_at = :started_at, updated_at = :updated_at, finished_at = :finished_at WHERE id = :id`, *run)
+	return err
 }
 
 // Page is a page of usage to be recorded.
@@ -215,8 +250,16 @@ func (db *DB) RestartRun(ctx context.Context, run *Run) error {
 func (db *DB) EndRun(ctx context.Context, run *Run, status RunStatus, why string, n func(tenants int) (Notice, error)) error {
 	err := db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		after.Status, after.Error, after.FinishedAt = status, why, t.now
-		if err := t.exec(ctx, "DELETE FROM leases WHERE name = ?", runLease(run.WorkspaceID)); err != nil || status != RunDone {
+		if err := t.exec(ctx, "DELETE FROM leases WHERE name = ?", runLease(run.WorkspaceID)); err != nil {
 			return err
+		}
+		if run.TenantID == "" && (status == RunDone || status == Incomplete) {
+			if err := t.forgetRuns(ctx, run); err != nil {
+				return err
+			}
+		}
+		if status != RunDone {
+			return nil
 		}
 		where, args := UsageFilter{WorkspaceID: run.WorkspaceID, TenantID: run.TenantID, FromPeriod: run.FromPeriod, ToPeriod: run.ToPeriod}.where()
 		var tenants int
@@ -233,6 +276,28 @@ func (db *DB) EndRun(ctx context.Context, run *Run, status RunStatus, why string
 		run.holder = ""
 	}
 	return err
+}
+
+// forgetRuns deletes what the end of a whole run makes old: the rejects of earlier runs over its months, and all of runs that
+// ended long ago, but for the newest that is done.
+func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
+	const others = "(SELECT id FROM usage_runs WHERE workspace_id = ? AND id <> ? AND "
+	const old = others + `started_at < ? AND updated_at < ? AND id NOT IN (
+		SELECT id FROM usage_runs WHERE workspace_id = ? AND tenant_id = '' AND status = 'done' ORDER BY started_at DESC LIMIT 1))`
+	before := at(t.now.Add(-runsKept))
+	for _, d := range []struct {
+		query string
+		args  []any
+	}{
+		{"DELETE FROM usage_rejects WHERE run_id IN " + others + "status <> 'running' AND from_period >= ? AND to_period <= ?)", []any{run.FromPeriod, run.ToPeriod}},
+		{"DELETE FROM usage_rejects WHERE run_id IN " + old, []any{before, before, run.WorkspaceID}},
+		{"DELETE FROM usage_runs WHERE id IN " + old, []any{before, before, run.WorkspaceID}},
+	} {
+		if err := t.exec(ctx, d.query, append([]any{run.WorkspaceID, run.ID}, d.args...)...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // KeepRun is a sign of life of a run that has nothing to record now, with what it waits for.
@@ -267,11 +332,7 @@ func (db *DB) changeRun(ctx context.Context, run *Run, do func(context.Context, 
 		if err := do(ctx, t, &after); err != nil {
 			return err
 		}
-		after.UpdatedAt = t.now
-		_, err = t.NamedExecContext(ctx, `UPDATE usage_runs SET status = :status, pass = :pass, next_page = :next_page, pages = :pages, total = :total,
-			rows_read = :rows_read, rows_written = :rows_written, rows_rejected = :rows_rejected, rows_changed = :rows_changed, error = :error,
-			updated_at = :updated_at, finished_at = :finished_at WHERE id = :id`, after)
-		return err
+		return t.saveRun(ctx, &after)
 	})
 	if err != nil {
 		return fmt.Errorf("recording usage of workspace %q: %w", run.WorkspaceID, err)

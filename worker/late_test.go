@@ -42,7 +42,7 @@ func TestAScheduledRunThatWasInterruptedGoesOnHoweverLate(t *testing.T) {
 	eventually(t, soon, w.usageRunIs(id, repo.RunDone))
 }
 
-// Ticks are judged by their slots, not by the broker's clock.
+// Whether a tick is made does not depend on how a worker's clock and the broker's differ.
 func TestAWorkerWhoseClockIsAheadOfTheBrokersSyncsAllTheSame(t *testing.T) {
 	t.Parallel()
 	w := start(t, options{config: func(c *worker.Config) {

@@ -32,11 +32,16 @@ type metrics struct {
 	database    prometheus.Counter
 	usageRuns   *prometheus.CounterVec // by status
 	usageRows   *prometheus.CounterVec // by what became of them
+	usageDone   *prometheus.GaugeVec   // pages of the run at work in this process, by workspace
+	usagePages  *prometheus.GaugeVec
 }
 
 func newMetrics(version string) *metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "papermap", Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "papermap", Name: name, Help: help}, labels)
 	}
 	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "papermap", Name: name, Help: help, Buckets: buckets}, labels)
@@ -52,7 +57,9 @@ func newMetrics(version string) *metrics {
 		requestTime: histogram("api_request_seconds", "Time of one request to Papermap's API.", slow, "route"),
 		tokens:      counter("token_requests_total", "Requests for an embed token, by the answer's code; ok for a token.", "outcome"),
 		tokenTime:   prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "papermap", Name: "token_seconds", Help: "Time to answer a request for an embed token.", Buckets: quick}),
-		usageRuns:   counter("usage_runs_total", "Usage runs that ended, by status.", "status"),
+		usageRuns:   counter("usage_runs_total", "Usage runs that ended, by status: done, incomplete, failed or skipped.", "status"),
+		usageDone:   gauge("usage_run_pages_done", "Pages that the usage run at work in this process has recorded; 0 while there is none.", "workspace_id"),
+		usagePages:  gauge("usage_run_pages", "Pages that the usage run at work in this process has in all; 0 while nobody knows.", "workspace_id"),
 		usageRows:   counter("usage_rows_total", "Rows of usage, by what became of them: read, written, rejected or went_down.", "outcome"),
 	}
 	m.minted = m.tokens.WithLabelValues("ok")
@@ -63,7 +70,7 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.events, m.eventTime, m.attempts, m.requests, m.requestTime, m.tokens, m.tokenTime, lookups, m.usageRuns, m.usageRows, info,
+	m.registry.MustRegister(m.events, m.eventTime, m.attempts, m.requests, m.requestTime, m.tokens, m.tokenTime, lookups, m.usageRuns, m.usageRows, m.usageDone, m.usagePages, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// What has not happened yet is 0, so that the first time is seen as an increase.
 	for _, eventType := range events.TypesIn() {
@@ -114,6 +121,12 @@ func (m *metrics) answered(err error, took time.Duration) {
 		outcome = known.Code
 	}
 	m.tokens.WithLabelValues(outcome).Inc()
+}
+
+// reading tells how far a usage run is; pages is 0 while nobody knows how many there are.
+func (m *metrics) reading(workspaceID string, done, pages int) {
+	m.usageDone.WithLabelValues(workspaceID).Set(float64(done))
+	m.usagePages.WithLabelValues(workspaceID).Set(float64(pages))
 }
 
 // ended counts a usage run.

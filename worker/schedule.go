@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -106,10 +105,11 @@ func (w *Worker) schedule(ctx context.Context) {
 	}
 }
 
-// tick publishes one slot's events.
+// tick publishes one slot's events. They name the slot's months, whatever the clock of the worker that makes the run.
 func (w *Worker) tick(ctx context.Context, slot time.Time) error {
+	from, to := periods(slot, "", "")
 	for id := range w.workspaces {
-		data, err := json.Marshal(map[string]string{"workspace_id": id})
+		data, err := json.Marshal(map[string]string{"workspace_id": id, "from_period": from, "to_period": to}, json.Deterministic(true))
 		if err != nil {
 			return fmt.Errorf("encoding a tick: %w", err)
 		}
@@ -121,15 +121,4 @@ func (w *Worker) tick(ctx context.Context, slot time.Time) error {
 		}
 	}
 	return nil
-}
-
-// tooLate says whether a tick has waited so long, behind a pause, that newer ones do its work.
-func (w *Worker) tooLate(eventID string) bool {
-	seconds, err := strconv.ParseInt(eventID[strings.LastIndexByte(eventID, '.')+1:], 10, 64)
-	if w.cfg.Schedule == nil || err != nil {
-		return false
-	}
-	slot := time.Unix(seconds, 0)
-	interval := w.cfg.Schedule.Next(slot).Sub(slot)
-	return w.now().Sub(slot) > max(2*interval, 5*time.Minute)
 }

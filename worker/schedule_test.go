@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"papermap-worker/events"
+	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 )
@@ -131,38 +134,36 @@ type clock struct{ nanoseconds atomic.Int64 }
 func (c *clock) set(now time.Time) { c.nanoseconds.Store(now.UnixNano()) }
 func (c *clock) now() time.Time    { return time.Unix(0, c.nanoseconds.Load()).In(kiritimati) }
 
+// The months are those of the event's time, in UTC, whenever and by whomever the run is made.
 func TestARunReadsTheMonthsThatItsEventNames(t *testing.T) {
 	t.Parallel()
 	var now clock
-	now.set(time.Now())
+	now.set(time.Now().AddDate(0, 3, 0))
 	w := start(t, options{config: func(c *worker.Config) { c.Clock = now.now }})
-	for i, c := range []struct{ now, from, to, want string }{
-		{"2026-03-15T12:00:00Z", "", "", "2026-02 2026-03"},
-		{"2026-01-01T00:00:00Z", "", "", "2025-12 2026-01"},
-		{"2026-12-31T23:59:59.999Z", "", "", "2026-11 2026-12"},
-		{"2026-03-31T23:59:59Z", "", "", "2026-02 2026-03"}, // February has no 31st
-		{"2028-02-29T23:59:59Z", "", "", "2028-01 2028-02"},
-		{"2026-04-01T13:59:59+14:00", "", "", "2026-02 2026-03"}, // in Kiritimati it is April
-		{"2026-03-15T12:00:00Z", "2025-11", "", "2025-11 2026-03"},
-		{"2026-03-15T12:00:00Z", "2026-03", "", "2026-03 2026-03"},
-		{"2026-03-15T12:00:00Z", "2026-07", "", "2026-07 2026-07"}, // to come
-		{"2026-03-15T12:00:00Z", "", "2026-03", "2026-02 2026-03"},
-		{"2026-03-15T12:00:00Z", "", "2025-06", "2025-06 2025-06"},
-		{"2026-03-15T12:00:00Z", "", "2026-09", "2026-02 2026-09"},
-		{"2026-03-15T12:00:00Z", "2025-01", "2025-02", "2025-01 2025-02"},
+	for i, c := range []struct{ time, from, to, want string }{
+		{"2025-03-15T12:00:00Z", "", "", "2025-02 2025-03"},
+		{"2025-01-01T00:00:00Z", "", "", "2024-12 2025-01"},
+		{"2024-12-31T23:59:59.999Z", "", "", "2024-11 2024-12"},
+		{"2025-03-31T23:59:59Z", "", "", "2025-02 2025-03"}, // February has no 31st
+		{"2024-02-29T23:59:59Z", "", "", "2024-01 2024-02"},
+		{"2025-04-01T13:59:59+14:00", "", "", "2025-02 2025-03"}, // in Kiritimati it is April
+		{"2025-03-15T12:00:00Z", "2024-11", "", "2024-11 2025-03"},
+		{"2025-03-15T12:00:00Z", "2025-03", "", "2025-03 2025-03"},
+		{"2025-03-15T12:00:00Z", "2025-07", "", "2025-07 2025-07"}, // to come
+		{"2025-03-15T12:00:00Z", "", "2025-03", "2025-02 2025-03"},
+		{"2025-03-15T12:00:00Z", "", "2024-06", "2024-06 2024-06"},
+		{"2025-03-15T12:00:00Z", "", "2025-09", "2025-02 2025-09"},
+		{"2025-03-15T12:00:00Z", "2024-01", "2024-02", "2024-01 2024-02"},
 	} {
-		at, err := time.Parse(time.RFC3339Nano, c.now)
-		w.must(err)
-		now.set(at)
-		id := fmt.Sprint("e", i)
-		var fields []string
+		fields := []string{"workspace_id", "ws-a"}
 		if c.from != "" {
 			fields = append(fields, "from_period", c.from)
 		}
 		if c.to != "" {
 			fields = append(fields, "to_period", c.to)
 		}
-		w.sync(id, append(fields, "workspace_id", "ws-a")...)
+		id := fmt.Sprint("e", i)
+		w.publish(events.TypeUsageSync, object(fields...), "Nats-Msg-Id", id, "Papermap-Event-Time", c.time)
 		eventually(t, soon, w.usageRunIs(id, repo.RunDone))
 		if run := w.usageRun(id, "ws-a"); run.FromPeriod+" "+run.ToPeriod != c.want {
 			t.Errorf("%+v: the run reads %s to %s", c, run.FromPeriod, run.ToPeriod)
@@ -172,6 +173,30 @@ func TestARunReadsTheMonthsThatItsEventNames(t *testing.T) {
 		if r.Status != 200 {
 			t.Errorf("the API answered %d to %s", r.Status, r.Path)
 		}
+	}
+}
+
+// The tick of the first of January reads December and January, also when the worker that makes the run has another month.
+func TestATickReadsTheMonthsOfItsSlot(t *testing.T) {
+	t.Parallel()
+	for at, want := range map[string]string{
+		"2026-01-01T00:00:00Z": "2025-12 2026-01", "2025-12-31T23:59:59Z": "2025-11 2025-12", "2024-02-29T23:59:59Z": "2024-01 2024-02", "2025-03-31T12:00:00Z": "2025-02 2025-03",
+	} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			slot, err := time.Parse(time.RFC3339, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var now clock
+			now.set(slot)
+			w := start(t, options{config: func(c *worker.Config) { c.Clock, c.Schedule = now.now, schedule(t, "@every 1s") }})
+			id := fmt.Sprint("usage-tick.ws-a.", slot.Unix())
+			eventually(t, soon, w.usageRunIs(id, repo.RunDone))
+			if r := w.usageRun(id, "ws-a"); r.FromPeriod+" "+r.ToPeriod != want {
+				t.Errorf("it reads %s to %s, want %s", r.FromPeriod, r.ToPeriod, want)
+			}
+		})
 	}
 }
 
@@ -267,35 +292,43 @@ func TestTheScheduleGoesOnWhenNATSComesBack(t *testing.T) {
 	}
 }
 
-// A tick that waited behind a pause is not worked off beside the newer ones.
-func TestATickThatWaitedTooLongIsSkippedAndSaysSo(t *testing.T) {
+// Ticks that waited behind a pause all ask for the same: one run does, and the others say so.
+func TestTicksThatWaitedAreOneRun(t *testing.T) {
 	t.Parallel()
-	var now clock
-	slot := schedule(t, "@every 10m").Last(time.Now())
-	tick, late := fmt.Sprintf("usage-tick.ws-a.%d", slot.Unix()), fmt.Sprintf("usage-tick.ws-a.%d", slot.Add(-10*time.Minute).Unix())
-	now.set(slot)
-	w := start(t, options{noWorker: true, config: func(c *worker.Config) { c.Clock, c.Schedule = now.now, schedule(t, "@every 10m") }})
-	w.sync(tick, "workspace_id", "ws-a")
-	w.sync("manual", "workspace_id", "ws-a")
-	now.set(slot.Add(19 * time.Minute)) // up to two intervals it is in time
-	first := w.startWorker()
-	eventually(t, soon, w.usageRunIs(tick, repo.RunDone, repo.Skipped)) // skipped if the manual one was at work
-	eventually(t, soon, w.usageRunIs("manual", repo.RunDone))
-	first.stop()
-	if strings.Contains(w.logs.String(), "it waited so long") {
-		t.Error("a tick of 19 minutes was too old for a schedule of 10")
+	w := start(t, options{noWorker: true})
+	w.sim.SetUsage("ws-a", simulator.Usage{Tenants: 400})
+	for slot := range 5 {
+		w.sync(fmt.Sprint("usage-tick.ws-a.", slot), "workspace_id", "ws-a")
 	}
-
-	w.sync(late, "workspace_id", "ws-a")
-	w.sync("manual 2", "workspace_id", "ws-a")
-	now.set(slot.Add(11 * time.Minute))
-	w.startWorker()
-	eventually(t, soon, w.usageRunIs(late, repo.Skipped))
-	eventually(t, soon, w.usageRunIs("manual 2", repo.RunDone)) // however long it waited
-	if run := w.usageRun(late, "ws-a"); !strings.Contains(run.Error, "too long") || !strings.Contains(w.logs.String(), "it waited so long") {
-		t.Errorf("the skipped run says %q", run.Error)
+	first := w.startWorker()
+	eventually(t, soon, w.settled)
+	w.sync("usage-tick.ws-a.5", "workspace_id", "ws-a")
+	eventually(t, soon, w.usageRunIs("usage-tick.ws-a.5", repo.RunDone))
+	became := map[repo.RunStatus]int{}
+	for slot := range 5 {
+		became[w.usageRun(fmt.Sprint("usage-tick.ws-a.", slot), "ws-a").Status]++
+	}
+	if want := map[repo.RunStatus]int{repo.RunDone: 1, repo.Skipped: 4}; !maps.Equal(became, want) {
+		t.Errorf("the ticks that waited became %v, want %v", became, want)
+	}
+	if n := strings.Count(w.logs.String(), "skipped a scheduled usage run: another does its work"); n != 4 {
+		t.Errorf("%d of 4 skipped runs are in the log", n)
+	}
+	if n, ok := metric(t, first, "papermap_usage_runs_total", "skipped"); !ok || n != 4 {
+		t.Errorf("%v of 4 skipped runs are in the metrics", n)
 	}
 	if n := len(w.dead()); n > 0 {
 		t.Errorf("%d dead letters", n)
+	}
+}
+
+func TestWithoutAScheduleNothingTicks(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: func(c *worker.Config) { c.Schedule = nil }})
+	w.create("a")
+	eventually(t, soon, w.are(repo.Active, "a"))
+	w.workers[0].stop() // with a schedule the slot before the start is published first of all
+	if ticks := w.stored("PAPERMAP", "papermap.events.usage.sync"); len(ticks) > 0 {
+		t.Errorf("%d events", len(ticks))
 	}
 }

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -628,7 +630,7 @@ func TestOneTenantsUsageIsReadOverItsHistory(t *testing.T) {
 		}
 	}
 	for i, told := range w.synced() {
-		if told.Tenants != 1 || told.Rows < 1 || told.Rows > 2 {
+		if told.TenantID != tenants[i] || told.Tenants != 1 || told.Rows < 1 || told.Rows > 2 {
 			t.Errorf("of %q told %+v", tenants[i], told)
 		}
 	}
@@ -701,8 +703,8 @@ func TestRunsOfAWorkspaceFollowOneAnotherAndTicksDoNotQueue(t *testing.T) {
 		}
 		return nil
 	})
-	if tick := w.usageRun("usage-tick.ws-a.1", "ws-a"); !strings.Contains(tick.Error, "another usage run of the workspace is at work") ||
-		!strings.Contains(w.logs.String(), "skipped a scheduled usage run: the one before is still at work") {
+	if tick := w.usageRun("usage-tick.ws-a.1", "ws-a"); tick.Error != "the run of event first does its work" ||
+		!strings.Contains(w.logs.String(), "skipped a scheduled usage run: another does its work") {
 		t.Errorf("the skipped run says %+v", tick)
 	}
 	if second := w.usageRun("second", "ws-a"); second.ID != "" {
@@ -718,6 +720,220 @@ func TestRunsOfAWorkspaceFollowOneAnotherAndTicksDoNotQueue(t *testing.T) {
 	if told := w.synced(); len(told) != 3 || len(w.dead()) > 0 {
 		t.Errorf("told %+v, %d dead letters", told, len(w.dead()))
 	}
+}
+
+// A run that waits for Papermap is not over: the ticks that come meanwhile neither begin another nor cut its waiting short.
+func TestTicksAreSkippedAndAskNothingWhileARunWaits(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: together(1)})
+	w.sim.SetUsage("ws-a", simulator.Usage{Tenants: 400})
+	var ill atomic.Bool
+	var mu sync.Mutex
+	var refused []time.Time
+	ill.Store(true)
+	w.refusePages(http.StatusTooManyRequests, func(r *http.Request) bool { // for 4 s
+		if page(r) != 4 || !ill.Load() {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		refused = append(refused, time.Now())
+		return true
+	})
+	waits := func(times int) func() error {
+		return func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			if len(refused) < times {
+				return fmt.Errorf("refused %d times", len(refused))
+			}
+			return nil
+		}
+	}
+	w.sync("usage-tick.ws-a.1", "workspace_id", "ws-a")
+	for n := range 3 {
+		eventually(t, soon, waits(n+1))
+		id := fmt.Sprint("usage-tick.ws-a.", n+2)
+		w.sync(id, "workspace_id", "ws-a")
+		eventually(t, soon, w.usageRunIs(id, repo.Skipped))
+	}
+	ill.Store(false)
+	eventually(t, soon, w.usageRunIs("usage-tick.ws-a.1", repo.RunDone))
+	eventually(t, soon, w.settled)
+	if got := w.pagesAsked("ws-a"); !maps.Equal(got, once(8)) {
+		t.Errorf("pages that were answered: %v, want each of 8 once", got)
+	}
+	for i := range refused[1:] {
+		if waited := refused[i+1].Sub(refused[i]); waited < 4*time.Second {
+			t.Errorf("asked again after %v, where Papermap had asked for 4 s", waited)
+		}
+	}
+}
+
+// Only a run that reads what a tick would read takes its place.
+func TestATickWaitsForARunOfOneTenantAndIsMade(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: together(1)})
+	w.sim.SetUsage("ws-a", simulator.Usage{Tenants: 10})
+	reached, release := w.holdPage(1)
+	w.sync("one", "workspace_id", "ws-a", "tenant_id", "org-0000001", "from_period", "2020-01", "to_period", "2020-01")
+	eventually(t, soon, reached)
+	w.sync("usage-tick.ws-a.1", "workspace_id", "ws-a")
+	eventually(t, soon, func() error {
+		if !strings.Contains(w.logs.String(), repo.ErrRunBusy.Error()) {
+			return errors.New("nobody has looked at the tick")
+		}
+		return nil
+	})
+	release()
+	eventually(t, soon, w.usageRunIs("usage-tick.ws-a.1", repo.RunDone))
+	eventually(t, soon, w.settled)
+	for _, told := range w.synced() {
+		if want := map[bool]string{true: "org-0000001"}[told.FromPeriod == "2020-01"]; told.TenantID != want {
+			t.Errorf("told %+v, want tenant %q", told, want)
+		}
+	}
+}
+
+// A workspace that refuses is asked once, however long the event waits for another workspace's sake; then it is a dead letter.
+func TestARefusedRunIsNotMadeAgainForAnotherWorkspacesSake(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{})
+	var ill atomic.Bool
+	var a, b atomic.Int64
+	ill.Store(true)
+	w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+		status := http.StatusUnauthorized
+		switch {
+		case strings.Contains(r.URL.Path, "ws-a"):
+			status = http.StatusUnprocessableEntity
+			a.Add(1)
+		case ill.Load():
+			b.Add(1)
+		default:
+			w.sim.ServeHTTP(rw, r)
+			return
+		}
+		rw.Header().Set("Content-Type", "application/json")
+		rw.WriteHeader(status)
+		_, _ = rw.Write([]byte(`{"success":false,"message":"no usage today"}`))
+	})
+	w.sync("e")
+	eventually(t, soon, func() error {
+		if b.Load() < 3 {
+			return fmt.Errorf("ws-b was asked %d times", b.Load())
+		}
+		return nil
+	})
+	ill.Store(false)
+	eventually(t, soon, w.settled)
+	failures := strings.Count(w.logs.String(), `"a usage run failed: Papermap refuses"`)
+	if counted, _ := metric(t, w.workers[0], "papermap_usage_runs_total", "failed"); a.Load() != 1 || failures != 1 || counted != 1 {
+		t.Errorf("the workspace that refuses was asked %d times, its failure logged %d and counted %v times", a.Load(), failures, counted)
+	}
+	letters := w.dead()
+	if len(letters) != 1 || letters[0].Header.Get("Papermap-Error-Code") != "API_REFUSED" || !strings.Contains(letters[0].Header.Get("Papermap-Error"), "no usage today") {
+		t.Errorf("dead letters %+v", letters)
+	}
+	if b := w.usageRun("e", "ws-b"); b.Status != repo.RunDone {
+		t.Errorf("the run of ws-b is %+v", b)
+	}
+}
+
+// Who waits for a sync of all workspaces must know from the beginning how many runs that are.
+func TestASyncOfAllWorkspacesShowsAllItsRunsFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: together(1)})
+	reached, release := w.holdPage(1)
+	w.sync("e")
+	eventually(t, soon, reached)
+	begun, planned := w.usageRun("e", "ws-a"), w.usageRun("e", "ws-b")
+	if begun.Status != repo.Running || begun.Pass != 1 || planned.Status != repo.Running || planned.Pass != 0 {
+		t.Errorf("while the first is at work, the runs are %+v and %+v", begun, planned)
+	}
+	release()
+	eventually(t, soon, w.settled)
+	if b := w.usageRun("e", "ws-b"); b.Status != repo.RunDone || b.ID != planned.ID || b.StartedAt.Before(w.usageRun("e", "ws-a").FinishedAt.Time) {
+		t.Errorf("the second run is %+v", b)
+	}
+}
+
+// Papermap's limit is shared: tenants get their dashboards while a run takes all that it can get of PAPERMAP_MAX_RPS.
+func TestARunLeavesTenantsTheirShareOfTheRequests(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: func(c *worker.Config) { c.MaxRPS, c.UsageConcurrency = 2, 8 }})
+	w.sim.SetUsage("ws-a", simulator.Usage{Tenants: 100_000})
+	w.sync("e", "workspace_id", "ws-a", "from_period", "2026-01", "to_period", "2026-01")
+	eventually(t, soon, func() error {
+		if r := w.usageRun("e", "ws-a"); r.NextPage < 3 {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	began := time.Now()
+	w.create("a", "b", "c", "d")
+	eventually(t, soon, w.are(repo.Active, "a", "b", "c", "d"))
+	if took := time.Since(began); took > 10*time.Second { // 2 s at best
+		t.Errorf("four dashboards took %v at 2 requests per second", took)
+	}
+}
+
+// A run is an event in hand for as long as it takes: tenants do not wait for its end.
+func TestRunsLeaveSlotsForTenants(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*worker.Config){
+		"few slots":    func(c *worker.Config) { c.Concurrency = 2 },
+		"few requests": func(c *worker.Config) { c.MaxRPS = 0.9 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, options{config: change})
+			for _, workspace := range []string{"ws-a", "ws-b"} {
+				w.sim.SetUsage(workspace, simulator.Usage{Tenants: 400})
+			}
+			held := make(chan struct{})
+			var holding atomic.Int64
+			w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodGet && page(r) > 0 {
+					holding.Add(1)
+					select {
+					case <-held:
+					case <-r.Context().Done():
+					}
+				}
+				w.sim.ServeHTTP(rw, r)
+			})
+			w.sync("a", "workspace_id", "ws-a", "from_period", "2026-01", "to_period", "2026-01")
+			w.sync("b", "workspace_id", "ws-b", "from_period", "2026-01", "to_period", "2026-01")
+			eventually(t, soon, func() error {
+				if holding.Load() == 0 {
+					return errors.New("no run is at work")
+				}
+				return nil
+			})
+			w.create("x")
+			eventually(t, 9*time.Second, w.are(repo.Active, "x")) // a request takes 10 at most
+			close(held)
+			eventually(t, soon, w.settled)
+		})
+	}
+}
+
+func TestTheHistorysPathIsWhatTheConfigurationSays(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{config: func(c *worker.Config) { c.HistoryPath = "/v2/{tenant_id}/usage/{workspace_id}" }})
+	var asked atomic.Value
+	w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+		asked.Store(r.URL.EscapedPath())
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = rw.Write([]byte(`{"success":true,"data":{"usage":[{"tenant_id":"a/b","credits":1.5,"period":"2026-01"}],"total":1}}`))
+	})
+	w.sync("e", "workspace_id", "ws-a", "tenant_id", "a/b", "from_period", "2026-01", "to_period", "2026-01")
+	eventually(t, soon, w.usageRunIs("e", repo.RunDone))
+	if got := asked.Load(); got != "/v2/a%2Fb/usage/ws-a" {
+		t.Errorf("asked for %v", got)
+	}
+	w.checkUsage("ws-a", []papermap.UsageRow{{TenantID: "a/b", Period: "2026-01", Credits: "1.5"}})
 }
 
 // Copies of one event, in three workers' hands at once, are one run.
@@ -739,70 +955,6 @@ func TestCopiesOfASyncAreOneRunOverAllWorkers(t *testing.T) {
 	}
 	if told := w.synced(); len(told) != 1 {
 		t.Errorf("told %+v", told)
-	}
-}
-
-// Workers whose clocks differ by minutes publish the same slots at other times.
-func TestOneRunForEachSlotHoweverManyWorkersAndClocks(t *testing.T) {
-	t.Parallel()
-	for _, workers := range []int{2, 3} {
-		t.Run(fmt.Sprint(workers), func(t *testing.T) {
-			t.Parallel()
-			w := start(t, options{noWorker: true, config: func(c *worker.Config) { c.UsageConcurrency, c.Schedule = 2, schedule(t, "@every 2s") }})
-			w.sim.SetUsage("ws-a", simulator.Usage{Tenants: 120})
-			for n := range workers {
-				apart := time.Duration(n) * time.Minute
-				w.config.Clock = func() time.Time { return time.Now().Add(apart) }
-				w.startWorker()
-			}
-			want := 7 * workers
-			var list []repo.Run
-			eventually(t, soon, func() error {
-				var err error
-				list, err = w.db.Runs(context.Background(), "", 10_000)
-				w.must(err)
-				list = slices.DeleteFunc(list, func(r repo.Run) bool { return r.WorkspaceID != "ws-a" || r.Status == repo.Running })
-				if len(list) < want {
-					return fmt.Errorf("%d runs have ended, want %d", len(list), want)
-				}
-				return nil
-			})
-			for _, i := range w.workers {
-				i.stop()
-			}
-			slots, done := map[string]bool{}, 0
-			list, err := w.db.Runs(t.Context(), "", 10_000)
-			w.must(err)
-			list = slices.DeleteFunc(list, func(r repo.Run) bool { return r.WorkspaceID != "ws-a" })
-			slices.SortFunc(list, func(a, b repo.Run) int { return a.StartedAt.Compare(b.StartedAt.Time) })
-			var before repo.Run
-			for _, r := range list {
-				if slots[r.EventID] || !strings.HasPrefix(r.EventID, "usage-tick.ws-a.") {
-					t.Errorf("a second run of slot %s", r.EventID)
-				}
-				slots[r.EventID] = true
-				if r.Status == repo.Skipped {
-					continue
-				}
-				done++
-				if before.ID != "" && r.StartedAt.Before(before.FinishedAt.Time) {
-					t.Errorf("run %s began at %v, before %s ended at %v", r.EventID, r.StartedAt, before.EventID, before.FinishedAt)
-				}
-				before = r
-			}
-			if asked := w.pagesAsked("ws-a"); asked[1] != done || done < 5 { // the last may have been stopped behind its first page
-				t.Errorf("%d runs asked for these pages: %v", done, asked)
-			}
-			ticks := w.stored("PAPERMAP", "papermap.events.usage.sync")
-			ids := map[string]bool{}
-			for _, msg := range ticks {
-				ids[msg.Header.Get("Nats-Msg-Id")] = true
-			}
-			if len(ids) != len(ticks) {
-				t.Errorf("%d events of %d slots", len(ticks), len(ids))
-			}
-			t.Logf("%d runs, %d of them skipped, %d events", len(list), len(list)-done, len(ticks))
-		})
 	}
 }
 

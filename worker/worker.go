@@ -62,6 +62,7 @@ type Worker struct {
 	log        *slog.Logger
 	workspaces map[string]*workspace
 	admission  chan struct{} // rung when a gate changes
+	runs       chan struct{} // as many usage runs as may be at work at once: half of the slots
 	outbox     chan struct{} // rung when there is an event to relay
 	id         string        // of this process, as a holder of leases
 	main       *events.Consumer
@@ -144,7 +145,6 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	if w.now = cfg.Clock; w.now == nil {
 		w.now = time.Now
 	}
-	w.cfg.UsageConcurrency = max(1, cfg.UsageConcurrency)
 	w.metrics = newMetrics(cfg.Version)
 	w.metrics.registry.MustRegister(readings{w})
 	w.tenants = newTenants(w.loadTenant)
@@ -156,14 +156,18 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	if cfg.MaxRPS > 0 {
 		limit = rate.Limit(cfg.MaxRPS)
 		// More in hand than two seconds' worth would claim their tenants only to find no turn within the client's budget.
-		w.cfg.Concurrency = min(cfg.Concurrency, max(1, int(2*cfg.MaxRPS)))
+		w.cfg.Concurrency = min(cfg.Concurrency, max(2, int(2*cfg.MaxRPS)))
+		w.cfg.UsageConcurrency = min(cfg.UsageConcurrency, int(cfg.MaxRPS/2)) // for the limit serves all in turn, and tenants wait for theirs
 	}
+	w.cfg.UsageConcurrency = max(1, w.cfg.UsageConcurrency)
+	w.runs = make(chan struct{}, max(1, w.cfg.Concurrency/2))
 	options := papermap.ClientOptions{
 		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))), UserAgent: "papermap-worker/" + cfg.Version,
 		HistoryPath: cfg.HistoryPath, Observe: w.metrics.requested,
 	}
 	for _, ws := range cfg.Workspaces {
 		api := papermap.NewClient(ws, options)
+		w.metrics.reading(ws.ID, 0, 0)
 		w.workspaces[ws.ID] = &workspace{ws, api, newGate(api.Probe, w.admission, log.With("workspace_id", ws.ID)), papermap.NewMinter(ws.EmbedKey, ws.ID)}
 	}
 	w.main = bus.MainConsumer(w.cfg.Concurrency, cfg.Grace)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -171,6 +172,25 @@ func (w *world) waiting() int {
 	c, err := w.js.Consumer(context.Background(), "PAPERMAP", mainConsumer)
 	w.must(err)
 	return int(c.CachedInfo().NumPending) + c.CachedInfo().NumAckPending
+}
+
+// metric reads a counter or a gauge of a worker that has a label of this value. ok says that there is one.
+func metric(t *testing.T, i *instance, name, label string) (value float64, ok bool) {
+	t.Helper()
+	families, err := i.Metrics().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetValue() == label {
+					return m.GetCounter().GetValue() + m.GetGauge().GetValue(), true // it has one of them
+				}
+			}
+		}
+	}
+	return 0, false
 }
 
 // stored reads the messages of a stream whose subject begins so, oldest first.
