@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -146,6 +147,19 @@ func (db *DB) transactOnce(ctx context.Context, do work) error {
 		return err
 	}
 	return db.committed(context.WithoutCancel(ctx), begun.ID, err)
+}
+
+// beginPatient begins a transaction that only reads, and whose reader may take any time between two rows. When the server is
+// done before the reader is, it may end the transaction as idle: what it has sent is read all the same.
+func (db *DB) beginPatient(ctx context.Context) (*sqlx.Tx, error) {
+	t, err := db.read.BeginTxx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("beginning a transaction: %w", err)
+	}
+	if _, err := t.ExecContext(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
+		return nil, errors.Join(fmt.Errorf("lifting the time-out: %w", err), t.Rollback())
+	}
+	return t, nil
 }
 
 // committed finds out what became of a transaction whose COMMIT got no answer (lost is why).

@@ -3,8 +3,10 @@ package repo
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
 )
 
@@ -31,8 +33,15 @@ type Usage struct {
 // UsageFilter selects rows of usage. A field that is empty selects all.
 type UsageFilter struct{ WorkspaceID, TenantID, FromPeriod, ToPeriod string }
 
+// usedWorkspaces goes along the key from one workspace to the next: as many steps as there are workspaces.
+const usedWorkspaces = `WITH RECURSIVE w (id) AS (SELECT MIN(workspace_id) FROM tenant_usage
+	UNION ALL SELECT (SELECT MIN(workspace_id) FROM tenant_usage WHERE workspace_id > w.id) FROM w WHERE w.id IS NOT NULL) SELECT id FROM w`
+
 func (f UsageFilter) where() (text string, args []any) {
 	var parts []string
+	if f.WorkspaceID == "" && f.TenantID != "" {
+		parts = append(parts, "u.workspace_id IN ("+usedWorkspaces+")") // with which the key begins
+	}
 	for _, c := range []struct{ is, value string }{
 		{"u.workspace_id = ?", f.WorkspaceID}, {"u.tenant_id = ?", f.TenantID}, {"u.period >= ?", f.FromPeriod}, {"u.period <= ?", f.ToPeriod},
 	} {
@@ -69,25 +78,35 @@ func (db *DB) Usage(ctx context.Context, f UsageFilter, offset, limit int) (list
 	return list, total, nil
 }
 
-// EachUsage hands out every row of usage that the filter selects, without holding them all.
+// EachUsage hands out every row of usage that the filter selects, without holding them all, at the pace of each.
 func (db *DB) EachUsage(ctx context.Context, f UsageFilter, each func(Usage) error) error {
+	fail := func(err error) error { return fmt.Errorf("reading usage: %w", err) }
+	var from sqlx.QueryerContext = db.read
+	if db.dialect == goose.DialectPostgres {
+		patient, err := db.beginPatient(ctx)
+		if err != nil {
+			return fail(err)
+		}
+		defer patient.Rollback()
+		from = patient
+	}
 	query, args := f.query()
-	rows, err := db.read.QueryxContext(ctx, db.read.Rebind(query), args...)
+	rows, err := from.QueryxContext(ctx, db.read.Rebind(query), args...)
 	if err != nil {
-		return fmt.Errorf("reading usage: %w", err)
+		return fail(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var u Usage
 		if err := rows.StructScan(&u); err != nil {
-			return fmt.Errorf("reading usage: %w", err)
+			return fail(err)
 		}
 		if err := each(u); err != nil {
 			return err
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("reading usage: %w", err)
+		return fail(err)
 	}
 	return nil
 }
@@ -123,31 +142,35 @@ type usageKey struct{ tenantID, period string }
 // recordUsage writes the rows that are new or have another value than before, and returns how many, and of those how
 // many went down. A row whose value is known already is not touched.
 func (t *tx) recordUsage(ctx context.Context, dialect goose.Dialect, run *Run, rows []UsageRow) (written, down int64, err error) {
-	newest := make(map[usageKey]UsageRow, len(rows)) // of a key that stands twice in the pages the later one counts
-	for _, r := range rows {
-		newest[usageKey{r.TenantID, r.Period}] = r
+	newest := make(map[usageKey]int, len(rows)) // of a key that stands twice in the pages the later one counts
+	for i, r := range rows {
+		newest[usageKey{r.TenantID, r.Period}] = i
 	}
 	if len(newest) < len(rows) {
 		distinct := make([]UsageRow, 0, len(newest))
-		for _, r := range rows {
-			if k := (usageKey{r.TenantID, r.Period}); newest[k] == r {
+		for i, r := range rows {
+			if newest[usageKey{r.TenantID, r.Period}] == i {
+				newest[usageKey{r.TenantID, r.Period}] = len(distinct)
 				distinct = append(distinct, r)
-				delete(newest, k)
 			}
 		}
-		return t.recordUsage(ctx, dialect, run, distinct)
+		rows = distinct
 	}
-	const most = 500 // rows in a statement of SQLite, which takes 32,766 values
-	for dialect == goose.DialectSQLite3 && len(rows) > most {
-		w, d, err := t.recordUsage(ctx, dialect, run, rows[:most])
+	now := func(k usageKey) UsageRow { return rows[newest[k]] }
+	for together := range slices.Chunk(rows, rowsTogether) {
+		w, d, err := t.recordTogether(ctx, dialect, run, together, now)
 		if err != nil {
 			return 0, 0, err
 		}
-		written, down, rows = written+w, down+d, rows[most:]
+		written, down = written+w, down+d
 	}
-	if len(rows) == 0 {
-		return written, down, nil
-	}
+	return written, down, nil
+}
+
+const rowsTogether = 3200 // in a statement, as many as a transaction on PostgreSQL; SQLite takes 32,766 values
+
+// recordTogether is recordUsage for distinct rows in as few statements as can be. now is each key's row.
+func (t *tx) recordTogether(ctx context.Context, dialect goose.Dialect, run *Run, rows []UsageRow, now func(usageKey) UsageRow) (written, down int64, err error) {
 	set := usageSet(dialect, rows)
 	inserted, err := t.ExecContext(ctx, set.insert+" ON CONFLICT DO NOTHING", set.args(run.WorkspaceID, t.now)...)
 	if err != nil {
@@ -155,7 +178,7 @@ func (t *tx) recordUsage(ctx context.Context, dialect goose.Dialect, run *Run, r
 	}
 	n, err := inserted.RowsAffected()
 	if err != nil || n == int64(len(rows)) {
-		return written + n, down, err
+		return n, 0, err
 	}
 
 	var before []struct {
@@ -169,7 +192,7 @@ func (t *tx) recordUsage(ctx context.Context, dialect goose.Dialect, run *Run, r
 	}
 	var other []UsageRow
 	for _, b := range before {
-		after := newest[usageKey{b.TenantID, b.Period}]
+		after := now(usageKey{b.TenantID, b.Period})
 		if after == UsageRow(b) {
 			continue
 		}
@@ -189,7 +212,7 @@ func (t *tx) recordUsage(ctx context.Context, dialect goose.Dialect, run *Run, r
 		_, err = t.ExecContext(ctx, set.insert+` ON CONFLICT (workspace_id, tenant_id, period)
 			DO UPDATE SET credits = excluded.credits, requests = excluded.requests, synced_at = excluded.synced_at`, set.args(run.WorkspaceID, t.now)...)
 	}
-	return written + n + int64(len(other)), down, err
+	return n + int64(len(other)), down, err
 }
 
 // set is statements over many rows of usage.

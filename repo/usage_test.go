@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
+
+	"papermap-worker/repo/pgtest"
 )
 
 // want is the run that an event asks for.
@@ -1000,5 +1002,92 @@ func testTokenCountsAddUp(t *testing.T) {
 	same(t, "counts", got, []string{"w a 2026-03 40", "w a 2026-04 8", "w b 2026-03 8", "w2 a 2026-03 8"})
 	if err := db.AddTokens(ctx, nil); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// One tenant's usage is what its own page asks for, whether or not it names the workspace.
+func TestOneTenantsUsageIsFoundByItsKeyInAnyWorkspace(t *testing.T) {
+	onBoth(t, testOneTenantsUsageIsFoundByItsKeyInAnyWorkspace)
+}
+
+func testOneTenantsUsageIsFoundByItsKeyInAnyWorkspace(t *testing.T) {
+	db := openTest(t)
+	for _, workspace := range []string{"w1", "w2", "w3"} {
+		run, err := db.StartRun(ctx, want(workspace, "e"), db.now(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows := make([]UsageRow, 20_000)
+		for i := range rows {
+			rows[i] = row(fmt.Sprintf("org-%05d", i), "1", 1)
+		}
+		record(t, db, &run, rows...)
+	}
+	explain := "EXPLAIN QUERY PLAN "
+	if db.dialect == goose.DialectPostgres {
+		db.write.MustExec("ANALYZE tenant_usage")
+		explain = "EXPLAIN "
+	}
+	for _, f := range []UsageFilter{{TenantID: "org-01234"}, {WorkspaceID: "w2", TenantID: "org-01234"}} {
+		query, args := f.query()
+		rows, err := db.read.Queryx(db.read.Rebind(explain+query), args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			columns, err := rows.SliceScan()
+			if err != nil {
+				t.Fatal(err)
+			}
+			step := fmt.Sprint(columns[len(columns)-1])
+			if strings.HasPrefix(step, "SCAN u") || strings.Contains(step, "Seq Scan on tenant_usage") {
+				t.Errorf("%+v reads the whole table: %s", f, step)
+			}
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same(t, "its usage", usage(t, db, UsageFilter{TenantID: "org-01234"}), []string{"org-01234=1/1", "org-01234=1/1", "org-01234=1/1"})
+	if list, total, err := db.Usage(ctx, UsageFilter{TenantID: "nobody"}, 0, 10); err != nil || total != 0 || len(list) != 0 {
+		t.Errorf("nobody's usage: %+v, %d, %v", list, total, err)
+	}
+}
+
+// An export goes to wherever somebody reads it, as slowly as they like: no time-out that is meant for the worker's own
+// statements cuts it. They are cut here to match a reader who takes two seconds rather than a minute.
+func TestUsageIsReadToTheEndHoweverSlowly(t *testing.T) {
+	address := pgtest.Need(t, postgres)
+	separator := "?"
+	if strings.Contains(address, "?") {
+		separator = "&"
+	}
+	db := openAddress(t, address+separator+"statement_timeout=1s&idle_in_transaction_session_timeout=1s")
+	if _, err := db.Migrate(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, rows := range []int{3, 200_000} { // the server is done with the few before the reader is, and waits for him with the many
+		tx := db.write.MustBegin()
+		tx.MustExec("SET LOCAL statement_timeout = 0")
+		tx.MustExec("DELETE FROM tenant_usage")
+		tx.MustExec(`INSERT INTO tenant_usage (workspace_id, tenant_id, period, credits, requests, synced_at)
+			SELECT 'w', 'org-' || lpad(n::text, 100, '0'), '2026-03', n, n, now() FROM generate_series(1, $1::int) n`, rows)
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		read := 0
+		err := db.EachUsage(ctx, UsageFilter{}, func(Usage) error {
+			if read++; read == 1 {
+				<-time.After(2 * time.Second) // the slow reader
+			}
+			return nil
+		})
+		if err != nil || read != rows {
+			t.Errorf("%d of %d rows: %v", read, rows, err)
+		}
+		var timeout string
+		if err := db.read.Get(&timeout, "SHOW statement_timeout"); err != nil || timeout != "1s" {
+			t.Errorf("after it, other statements may take %q (%v)", timeout, err)
+		}
 	}
 }
