@@ -86,35 +86,22 @@ func (c *publishChangeCmd) Run(a *app, k *kong.Context) error {
 	return c.publish(a, strings.Replace(k.Selected().Name, "-", ".", 1), map[string]string{"tenant_id": c.TenantID, "reason": c.Reason})
 }
 
-type publishUsageCmd struct {
-	TenantID   string `help:"Sync one tenant only."`
-	FromPeriod string `help:"First month, YYYY-MM."`
-	ToPeriod   string `help:"Last month, YYYY-MM."`
-	Wait       bool   `help:"Wait until it is done, with its progress, which is read from the database (DATABASE_URL)."`
-	publishFlags
-}
-
-func (c *publishUsageCmd) Run(a *app) error {
-	fields := map[string]string{"tenant_id": c.TenantID, "from_period": c.FromPeriod, "to_period": c.ToPeriod}
-	if !c.Wait {
-		return c.publish(a, events.TypeUsageSync, fields)
-	}
-	db, err := openMigrated(a)
+// publish publishes an event, once it is one that the worker takes.
+func (f publishFlags) publish(a *app, eventType string, fields map[string]string) error {
+	e, err := f.event(eventType, fields)
 	if err != nil {
 		return err
 	}
-	defer db.Close()
-	if c.EventID == "" {
-		c.EventID = uuid.NewString()
-	}
-	if err := c.publish(a, events.TypeUsageSync, fields); err != nil {
+	bus, done, err := f.connect(a)
+	if err != nil {
 		return err
 	}
-	return waitForRuns(a.ctx, a, db, c.EventID)
+	defer done()
+	return publish(a, bus, e)
 }
 
-// publish publishes an event in plain JSON, without the fields that are empty, once it is one that the worker takes.
-func (f publishFlags) publish(a *app, eventType string, fields map[string]string) error {
+// event makes an event in plain JSON, without the fields that are empty, and refuses one that the worker would not take.
+func (f publishFlags) event(eventType string, fields map[string]string) (events.Outgoing, error) {
 	fields["workspace_id"] = f.WorkspaceID
 	for name, value := range fields {
 		if value == "" {
@@ -123,20 +110,19 @@ func (f publishFlags) publish(a *app, eventType string, fields map[string]string
 	}
 	data, err := json.Marshal(fields, json.Deterministic(true))
 	if err != nil {
-		return &usageError{fmt.Sprintf("the event cannot be encoded: %v", err)}
+		return events.Outgoing{}, &usageError{fmt.Sprintf("the event cannot be encoded: %v", err)}
 	}
 	e := events.Outgoing{ID: f.EventID, Type: eventType, Data: data}
 	if e.ID == "" {
 		e.ID = uuid.NewString()
 	}
 	if _, err := events.Decode(events.Raw{Type: eventType, Data: data, Time: time.Now()}); err != nil {
-		return &usageError{fmt.Sprintf("the worker would refuse the event: %v", err)}
+		return events.Outgoing{}, &usageError{fmt.Sprintf("the worker would refuse the event: %v", err)}
 	}
-	bus, done, err := f.connect(a)
-	if err != nil {
-		return err
-	}
-	defer done()
+	return e, nil
+}
+
+func publish(a *app, bus *events.Bus, e events.Outgoing) error {
 	ctx, cancel := context.WithTimeout(a.ctx, 10*time.Second)
 	defer cancel()
 	duplicate, err := bus.Publish(ctx, e)
@@ -144,10 +130,10 @@ func (f publishFlags) publish(a *app, eventType string, fields map[string]string
 		return err
 	}
 	if duplicate {
-		fmt.Fprintf(a.stdout, "%s %s was published before; this copy was dropped\n", eventType, e.ID)
+		fmt.Fprintf(a.stdout, "%s %s was published before; this copy was dropped\n", e.Type, e.ID)
 		return nil
 	}
-	fmt.Fprintf(a.stdout, "published %s, event id %s\n", eventType, e.ID)
+	fmt.Fprintf(a.stdout, "published %s, event id %s\n", e.Type, e.ID)
 	return nil
 }
 

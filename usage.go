@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,51 +249,117 @@ func runPages(r repo.Run) string {
 	return fmt.Sprintf("%d of %d", r.NextPage-1, r.Pages)
 }
 
-// waitForRuns shows the progress of the runs that an event asked for until all have ended.
-func waitForRuns(ctx context.Context, a *app, db *repo.DB, eventID string) error {
-	file, ok := a.stdout.(*os.File)
-	terminal := ok && term.IsTerminal(int(file.Fd()))
+type publishUsageCmd struct {
+	TenantID   string `help:"Sync one tenant only."`
+	FromPeriod string `help:"First month, YYYY-MM."`
+	ToPeriod   string `help:"Last month, YYYY-MM."`
+	Wait       bool   `help:"Wait until it is done, with its progress, which is read from the database (DATABASE_URL)."`
+	publishFlags
+}
+
+func (c *publishUsageCmd) Run(a *app) error {
+	fields := map[string]string{"tenant_id": c.TenantID, "from_period": c.FromPeriod, "to_period": c.ToPeriod}
+	if !c.Wait {
+		return c.publish(a, events.TypeUsageSync, fields)
+	}
+	e, err := c.event(events.TypeUsageSync, fields)
+	if err != nil {
+		return err
+	}
+	db, err := openMigrated(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	bus, done, err := c.connect(a)
+	if err != nil {
+		return err
+	}
+	defer done()
+	dead := make(chan events.DeadLetter, 1)
+	stop, err := bus.OnDead(a.ctx, e.Type, func(d events.DeadLetter) {
+		if d.EventID != e.ID {
+			return
+		}
+		select {
+		case dead <- d:
+		default: // one is enough
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := publish(a, bus, e); err != nil {
+		return err
+	}
+	return waitForRuns(a.ctx, a.stdout, onTerminal(a.stdout), db, e.ID, dead)
+}
+
+func onTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+const clearLine = "\r\x1b[K"
+
+// waitForRuns waits until all runs that an event asked for have ended, or the event itself has, as a dead letter. On a
+// terminal it shows how far they are.
+func waitForRuns(ctx context.Context, out io.Writer, terminal bool, db *repo.DB, eventID string, dead <-chan events.DeadLetter) error {
+	show := func(line string) {
+		if terminal {
+			fmt.Fprint(out, clearLine+line)
+		}
+	}
 	for {
 		list, err := db.Runs(ctx, eventID, 1000)
 		if err != nil {
 			return err
 		}
-		ended, failed := len(list) > 0, 0
-		for _, r := range list {
-			if terminal {
-				fmt.Fprintf(a.stdout, "\r\x1b[K%s", progress(r))
-			}
-			switch r.Status {
-			case repo.Running:
-				ended = false
-			case repo.RunFailed, repo.Incomplete:
-				failed++
-			}
+		left := slices.DeleteFunc(slices.Clone(list), func(r repo.Run) bool { return r.Status != repo.Running })
+		if len(list) > 0 && len(left) == 0 {
+			show("")
+			return printRuns(out, list)
 		}
-		if ended {
-			if terminal {
-				fmt.Fprint(a.stdout, "\r\x1b[K")
-			}
-			for _, r := range list {
-				fmt.Fprintf(a.stdout, "workspace %s, %s to %s: %s, %d rows, %d written, %d rejected, %d went down %s\n",
-					r.WorkspaceID, r.FromPeriod, r.ToPeriod, r.Status, r.Read, r.Written, r.Rejected, r.Changed, r.Error)
-			}
-			if failed > 0 {
-				return fmt.Errorf("%d of %d runs did not read all", failed, len(list))
-			}
-			return nil
+		if len(left) > 0 {
+			show(progress(left[0])) // the newest: others wait for their turn
 		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return fmt.Errorf("waiting for the usage run: %w; `papermap-worker usage runs` shows how far it is", err)
+		select {
+		case d := <-dead:
+			show("")
+			return fmt.Errorf("the event became dead letter %d: %s: %s", d.Sequence, d.Code, d.Error)
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			show("")
+			return fmt.Errorf("waiting for the usage run: %w; `papermap-worker usage runs` shows how far it is", ctx.Err())
 		}
 	}
 }
 
+// printRuns says what became of runs that have ended; its error, that they did not read all.
+func printRuns(out io.Writer, list []repo.Run) error {
+	failed := 0
+	for _, r := range list {
+		fmt.Fprintf(out, "workspace %s, %s to %s: %s, %d rows, %d written, %d rejected, %d went down %s\n",
+			r.WorkspaceID, r.FromPeriod, r.ToPeriod, r.Status, r.Read, r.Written, r.Rejected, r.Changed, r.Error)
+		if r.Status == repo.RunFailed || r.Status == repo.Incomplete {
+			failed++
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d runs did not read all", failed, len(list))
+	}
+	return nil
+}
+
 // progress is a run as one line of a terminal.
 func progress(r repo.Run) string {
-	if r.Pages == 0 {
-		return fmt.Sprintf("%s  page %d  %d rows", r.WorkspaceID, r.NextPage-1, r.Read)
+	switch {
+	case r.Pass == 0:
+		return r.WorkspaceID + "  waits for its turn"
+	case r.Pages == 0:
+		return strings.TrimSpace(fmt.Sprintf("%s  page %d  %d rows  %s", r.WorkspaceID, r.NextPage-1, r.Read, r.Error))
 	}
-	share := float64(r.NextPage-1) / float64(r.Pages)
-	return fmt.Sprintf("%s  %s %3.0f %%  %d rows  %s", r.WorkspaceID, bar(share, barWidth), 100*share, r.Read, r.Error)
+	share := min(1, float64(r.NextPage-1)/float64(r.Pages))
+	return strings.TrimSpace(fmt.Sprintf("%s  %s %3.0f %%  %d rows  %s", r.WorkspaceID, bar(share, barWidth), 100*share, r.Read, r.Error))
 }

@@ -8,11 +8,15 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
@@ -135,8 +139,12 @@ func testUsageIsExact(t *testing.T, s *system) {
 	if after := newestSync(t, db); after != before {
 		t.Errorf("rows were written anew at %s, the newest had been of %s", after, before)
 	}
+	peak = max(peak, peakMemory(t, worker))
+	if *usageTenants >= 1_000_000 && peak > 100<<20 { // a small run says nothing of a large one
+		t.Errorf("a worker took %d MiB of memory, want at most 100", peak>>20)
+	}
 	t.Logf("%d rows: first run %v with %d kills, second %v, %d requests for %d pages, peak memory of a worker %d MiB",
-		len(want), took.Round(time.Millisecond), *usageKills, time.Since(from).Round(time.Millisecond), requests, pages, max(peak, peakMemory(t, worker))>>20)
+		len(want), took.Round(time.Millisecond), *usageKills, time.Since(from).Round(time.Millisecond), requests, pages, peak>>20)
 	worker.kill()
 }
 
@@ -207,4 +215,178 @@ func peakMemory(t *testing.T, p *process) int {
 	}
 	kilobytes, _ := strconv.Atoi(string(match[1]))
 	return kilobytes << 10
+}
+
+// Who waits for a sync that became a dead letter is told so, and why.
+func TestWaitingForASyncThatIsRefusedEnds(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	worker := start(t, s.env, "serve")
+	worker.address(t)
+	s.jetStream(t)
+	p := start(t, s.env, "publish", "usage-sync", "--workspace-id", "ws-typo", "--wait")
+	if code := p.wait(t, 20*time.Second); code != 1 || !strings.Contains(p.text(), "the event became dead letter 1: UNKNOWN_WORKSPACE: ") {
+		t.Errorf("exit code %d: %s", code, p.text())
+	}
+	worker.kill()
+}
+
+// Who waits for a sync of two workspaces sees how far each is, and waits for both, also while the second waits for its turn.
+func TestWaitingForASyncWaitsForEveryWorkspaceAndShowsItsProgress(t *testing.T) {
+	t.Parallel()
+	db, err := repo.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	of := func(workspace string) repo.Run {
+		return repo.Run{WorkspaceID: workspace, EventID: "e", FromPeriod: "2026-01", ToPeriod: "2026-01"}
+	}
+	begin := func(workspace string) repo.Run {
+		run, err := db.StartRun(t.Context(), of(workspace), time.Now(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run
+	}
+	end := func(run repo.Run, status repo.RunStatus) {
+		err := db.EndRun(t.Context(), &run, status, "", func(int) (repo.Notice, error) { return repo.Notice{EventID: run.ID, Type: "usage.synced"}, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.PlanRuns(t.Context(), []repo.Run{of("ws-a"), of("ws-b")}); err != nil {
+		t.Fatal(err)
+	}
+
+	screen, file := &process{}, &process{} // as they take what is written
+	ended := make(chan error, 2)
+	go func() { ended <- waitForRuns(t.Context(), screen, true, db, "e", nil) }()
+	go func() { ended <- waitForRuns(t.Context(), file, false, db, "e", nil) }()
+	shows := func(text string) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			if !strings.Contains(screen.text(), clearLine+text) {
+				return fmt.Errorf("the terminal shows %q, want %q", tail(screen.text(), 300), text)
+			}
+			return nil
+		})
+	}
+	shows("ws-")
+	run := begin("ws-a")
+	shows("ws-a  page 0  0 rows")
+	run.Pages = 4
+	if err := db.RecordPages(t.Context(), &run, []repo.Page{{Number: 1, Rows: []repo.UsageRow{{TenantID: "x", Period: "2026-01", Credits: "1"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	shows("ws-a  ██████                    25 %  1 rows")
+	end(run, repo.RunDone)
+	shows("ws-b  waits for its turn")
+	select {
+	case err := <-ended:
+		t.Errorf("it ended before the second run: %v\n%s%s", err, screen.text(), file.text())
+	default:
+	}
+	end(begin("ws-b"), repo.Incomplete)
+	for range 2 {
+		if err := <-ended; err == nil || err.Error() != "1 of 2 runs did not read all" {
+			t.Errorf("it ended with %v", err)
+		}
+	}
+	const first, second = "workspace ws-a, 2026-01 to 2026-01: done, 1 rows, 1 written,", "workspace ws-b, 2026-01 to 2026-01: incomplete, 0 rows,"
+	for _, out := range []*process{screen, file} {
+		if text := out.text(); !strings.Contains(text, first) || !strings.Contains(text, second) {
+			t.Errorf("in the end it says %q", text)
+		}
+	}
+	if strings.ContainsAny(file.text(), "\r\x1b█") {
+		t.Errorf("what is no terminal gets %q", file.text())
+	}
+}
+
+// Months, slots and times are UTC's also where it is tomorrow already.
+func TestAWorkerInKiritimatiCountsInUTC(t *testing.T) {
+	t.Parallel()
+	if _, err := time.LoadLocation("Pacific/Kiritimati"); err != nil {
+		t.Fatal(err)
+	}
+	s := newSystem(t)
+	s.sim.SetUsage(testWorkspace.ID, simulator.Usage{Tenants: 3})
+	s.env = append(s.env, "TZ=Pacific/Kiritimati", "USAGE_SYNC_SCHEDULE=@daily")
+	worker := start(t, s.env, "serve")
+	worker.address(t)
+	js := s.jetStream(t)
+	msg := nats.NewMsg("papermap.events.usage.sync")
+	msg.Data = []byte("{}")
+	msg.Header.Set("Nats-Msg-Id", "e")
+	msg.Header.Set("Papermap-Event-Time", "2025-01-31T23:59:59Z") // in Kiritimati it is February
+	if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	db := s.openSQL(t)
+	var runs [][]string
+	eventually(t, time.Minute, func() error {
+		runs = query(t, db, "SELECT event_id, from_period, to_period, started_at FROM usage_runs WHERE status = 'done' ORDER BY event_id")
+		if len(runs) != 2 {
+			return fmt.Errorf("%d of 2 runs are done: %v", len(runs), runs)
+		}
+		return nil
+	})
+	if r := runs[0]; r[0] != "e" || r[1] != "2024-12" || r[2] != "2025-01" {
+		t.Errorf("the run of the last second of January reads %v", r)
+	}
+	slot, err := strconv.ParseInt(strings.TrimPrefix(runs[1][0], "usage-tick."+testWorkspace.ID+"."), 10, 64)
+	if at := time.Unix(slot, 0).UTC(); err != nil || at.Truncate(24*time.Hour) != at || runs[1][2] != at.Format("2006-01") {
+		t.Errorf("the tick %v is of %s", runs[1], at)
+	}
+	for _, r := range query(t, db, "SELECT synced_at FROM tenant_usage UNION SELECT started_at FROM usage_runs") {
+		if at := parseTime(t, r[0]); time.Since(at).Abs() > time.Hour {
+			t.Errorf("a time is %s, and it is %s", r[0], time.Now().UTC())
+		}
+	}
+	export := start(t, s.env, "usage", "export", "--from", "2025-01", "--to", "2025-01")
+	if code := export.wait(t, 20*time.Second); code != 0 || strings.Count(export.text(), time.Now().UTC().Format(",2006-01-02T15")) != 3 && time.Now().Minute() > 1 {
+		t.Errorf("exit code %d: %s", code, export.text())
+	}
+	worker.kill()
+}
+
+// An export takes as much memory for many rows as for few.
+func TestAnExportHoldsNoMoreThanARow(t *testing.T) {
+	t.Parallel()
+	const rows = 200_000
+	address := "sqlite:" + filepath.Join(t.TempDir(), "test.db")
+	env := []string{"DATABASE_URL=" + address}
+	if code := start(t, env, "migrate").wait(t, 20*time.Second); code != 0 {
+		t.Fatal("migrate failed")
+	}
+	db, err := sql.Open("sqlite3", "file:"+strings.TrimPrefix(address, "sqlite:"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	_, err = db.ExecContext(t.Context(), `WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+		INSERT INTO tenant_usage SELECT 'ws', printf('org-%0100d', i), '2026-01', '1.5', i, '2026-02-01T00:00:00.000Z' FROM n`, rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"csv", "json"} {
+		var most [2]int64
+		for i, month := range []string{"2026-02", "2026-01"} { // none, and all
+			p := start(t, env, "usage", "export", "--format", format, "--from", month)
+			if code := p.wait(t, time.Minute); code != 0 {
+				t.Fatal(p.text())
+			}
+			if n := strings.Count(p.text(), "org-0"); n != i*rows {
+				t.Errorf("%s of %s has %d rows", format, month, n)
+			}
+			most[i] = p.cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
+		}
+		if more := most[1] - most[0]; more > 20<<10 { // KiB; all rows are 30 MB
+			t.Errorf("an export of %d rows as %s took %d MiB more than one of none", rows, format, more>>10)
+		}
+	}
 }

@@ -81,6 +81,24 @@ func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, erro
 	return DeadLetter{}, fmt.Errorf("reading dead letter %d: %w", sequence, b.explain(err))
 }
 
+// OnDead calls do for each event of a type that becomes a dead letter from now on, until stop.
+func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
+	config := jetstream.OrderedConsumerConfig{FilterSubjects: []string{b.o.Subjects.Dead(eventType)}, DeliverPolicy: jetstream.DeliverNewPolicy}
+	consumer, err := b.js.OrderedConsumer(ctx, b.deadStream(), config)
+	if err != nil {
+		return nil, fmt.Errorf("reading stream %s: %w", b.deadStream(), b.explain(err))
+	}
+	reading, err := consumer.Consume(func(msg jetstream.Msg) {
+		if meta, err := msg.Metadata(); err == nil {
+			do(b.deadLetterOf(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading stream %s: %w", b.deadStream(), b.explain(err))
+	}
+	return reading.Stop, nil
+}
+
 func (b *Bus) deadLetterOf(subject string, h nats.Header, data []byte, sequence uint64, stored time.Time) DeadLetter {
 	d := DeadLetter{
 		Sequence: sequence, Type: strings.TrimPrefix(subject, b.o.Subjects.Dead("")), TenantID: tenantOf(data),
