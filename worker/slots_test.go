@@ -1,0 +1,194 @@
+package worker_test
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"papermap-worker/papermap/simulator"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// The long way: go test -run TestOneRunForEachSlot -timeout 10m ./worker -args -worker.slots 1m
+var slotsFor = flag.Duration("worker.slots", 0, "how long the workers of the slots' test publish the same slots, with clocks of usual speed; 0: some seconds, with fast clocks")
+
+// Workers whose clocks are a minute apart publish each slot once more a minute later, and each of them is one run: because
+// the stream drops what comes under an id that it has, and, when the stream has forgotten the id, because the database knows.
+func TestOneRunForEachSlotHoweverManyWorkersAndClocks(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		workers int
+		kept    bool // the stream keeps each worker's tick
+	}{
+		"PostgreSQL, two workers":                           {2, false},
+		"PostgreSQL, three workers":                         {3, false},
+		"PostgreSQL, three workers, and nothing is dropped": {3, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testOneRunForEachSlot(t, c.workers, c.kept)
+		})
+	}
+}
+
+func testOneRunForEachSlot(t *testing.T, workers int, kept bool) {
+	const apart = time.Minute
+	speed, every, overlap := time.Duration(20), 40*time.Second, 8*time.Second
+	if *slotsFor > 0 {
+		speed, every, overlap = 1, 2*time.Second, *slotsFor
+	}
+	text := "@every " + every.String()
+	w := start(t, options{noWorker: true, config: func(c *worker.Config) { c.UsageConcurrency, c.Schedule = 2, schedule(t, text) }})
+	w.sim.SetUsage("ws-a", simulator.Usage{Tenants: 120})
+	ticks := w.overhearTicks(kept)
+	began := time.Now()
+	for n := range workers {
+		w.config.Clock = func() time.Time {
+			now := time.Now()
+			return now.Add((speed-1)*now.Sub(began) + time.Duration(n)*apart)
+		}
+		w.startWorker()
+	}
+	// The slots that all have published, each an interval of the clocks apart.
+	enough := int(overlap * speed / every)
+	eventually(t, time.Duration(workers)*apart/speed+overlap+soon, func() error {
+		if n := len(ticks.publishedBy(workers)); n < enough {
+			return fmt.Errorf("%d slots were published by all %d workers, want %d", n, workers, enough)
+		}
+		return nil
+	})
+	slots := ticks.publishedBy(workers)
+	eventually(t, soon, w.settled)
+	for _, i := range w.workers {
+		i.stop()
+	}
+	eventually(t, soon, ticks.quiet)
+
+	for slot, times := range slots {
+		for i := range times[1:] {
+			if between := times[i+1].Sub(times[i]); between < apart/speed/2 {
+				t.Errorf("slot %d was published by two workers within %v: their clocks were not apart", slot, between)
+			}
+		}
+	}
+	list, err := w.db.Runs(context.Background(), "", 10_000)
+	w.must(err)
+	list = slices.DeleteFunc(list, func(r repo.Run) bool { return r.WorkspaceID != "ws-a" })
+	slices.SortFunc(list, func(a, b repo.Run) int { return a.StartedAt.Compare(b.StartedAt.Time) })
+	runs, done := map[int64]int{}, 0
+	var before repo.Run
+	for _, r := range list {
+		runs[slotOf(r.EventID)]++
+		if r.Status == repo.Skipped {
+			continue
+		}
+		done++
+		if before.ID != "" && r.StartedAt.Before(before.FinishedAt.Time) {
+			t.Errorf("run %s began at %v, before %s ended at %v", r.EventID, r.StartedAt, before.EventID, before.FinishedAt)
+		}
+		before = r
+	}
+	for slot := range slots {
+		if runs[slot] != 1 {
+			t.Errorf("slot %d, published by %d workers, is %d runs", slot, workers, runs[slot])
+		}
+	}
+	for slot, n := range runs {
+		if n > 1 {
+			t.Errorf("slot %d is %d runs", slot, n)
+		}
+	}
+	if asked := w.pagesAsked("ws-a"); asked[1] != done || done < enough {
+		t.Errorf("%d runs were made, and page 1 was asked for %d times", done, asked[1])
+	}
+	stored := map[int64]int{}
+	for _, msg := range w.stored("PAPERMAP", "papermap.events.usage.sync") {
+		id := cmp.Or(msg.Header.Get("Papermap-Event-Id"), msg.Header.Get("Nats-Msg-Id"))
+		if strings.HasPrefix(id, "usage-tick.ws-a.") {
+			stored[slotOf(id)]++
+		}
+	}
+	for slot := range slots {
+		if kept != (stored[slot] >= workers) { // two minutes after the first it drops none
+			t.Errorf("the stream has %d of the %d ticks of slot %d; that it keeps all of them is to be %t", stored[slot], workers, slot, kept)
+		}
+	}
+	t.Logf("%d slots, %d of them published by all %d workers; %d runs, %d of them skipped", len(runs), len(slots), workers, len(list), len(list)-done)
+}
+
+// slotOf is the time that the id of a tick ends with.
+func slotOf(event string) int64 {
+	slot, _ := strconv.ParseInt(event[strings.LastIndexByte(event, '.')+1:], 10, 64)
+	return slot
+}
+
+// ticks is what all workers have published for ws-a, also what the stream has dropped.
+type ticks struct {
+	mu   sync.Mutex
+	seen map[string][]time.Time // by event id
+	last time.Time
+}
+
+// overhearTicks listens to what is published. With kept it has the stream keep each copy that it would drop, as it does when
+// it has forgotten the first: the same event, under another message id.
+func (w *world) overhearTicks(kept bool) *ticks {
+	o := &ticks{seen: map[string][]time.Time{}}
+	sub, err := w.nc.Subscribe("papermap.events.usage.sync", func(msg *nats.Msg) {
+		id := msg.Header.Get("Nats-Msg-Id")
+		if msg.Header.Get("Papermap-Event-Id") != "" {
+			return // our own
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.seen[id], o.last = append(o.seen[id], time.Now()), time.Now()
+		if copies := len(o.seen[id]); kept && copies > 1 {
+			again := &nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: nats.Header{
+				"Papermap-Event-Id": {id}, "Nats-Msg-Id": {fmt.Sprint(id, " once more ", copies)},
+			}}
+			if err := w.nc.PublishMsg(again); err != nil {
+				w.t.Error(err)
+			}
+		}
+	})
+	w.must(err)
+	w.t.Cleanup(func() { _ = sub.Unsubscribe() })
+	w.must(w.nc.Flush())
+	return o
+}
+
+// publishedBy are the slots of ws-a of which there are so many copies, with when those came.
+func (o *ticks) publishedBy(workers int) map[int64][]time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	slots := map[int64][]time.Time{}
+	for id, times := range o.seen {
+		if strings.HasPrefix(id, "usage-tick.ws-a.") {
+			slots[slotOf(id)] = append(slots[slotOf(id)], times...)
+		}
+	}
+	maps.DeleteFunc(slots, func(_ int64, times []time.Time) bool { return len(times) < workers })
+	for _, times := range slots {
+		slices.SortFunc(times, time.Time.Compare)
+	}
+	return slots
+}
+
+func (o *ticks) quiet() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if since := time.Since(o.last); since < time.Second {
+		return fmt.Errorf("something was published %v ago", since)
+	}
+	return nil
+}
