@@ -98,6 +98,9 @@ func (c *serveCmd) warn(log *slog.Logger, cfg serveConfig) {
 	if cfg.worker.TokenAudit > 0 && !log.Enabled(context.Background(), slog.LevelInfo) {
 		log.Warn("LOG_LEVEL leaves out the lines that tell of minted tokens: set it to info, or EMBED_TOKEN_AUDIT to 0")
 	}
+	if n := len(cfg.http.Console.Token); n > 0 && n < 16 {
+		log.Warn("CONSOLE_TOKEN is shorter than 16 bytes, so it could be guessed: use a random one, such as openssl rand -hex 16 makes")
+	}
 	if n := len(cfg.http.JWT.Secret); n > 0 && n < 32 {
 		log.Warn("HTTP_JWT_SECRET is shorter than the 32 bytes that HS256 asks for (RFC 7518): whoever has one token can try secrets until one fits")
 	}

@@ -20,6 +20,9 @@ import (
 const (
 	// leaseMargin is how long before the end of its lease a holder's request is given up.
 	leaseMargin = 3 * time.Second
+	// unknownWait is how soon a create of unknown outcome is repeated at the earliest: if the API has gone down, the gates of all
+	// replicas have shut by then, and one possible orphan for each tenant is enough.
+	unknownWait = 3 * time.Second
 	// busyWait is how soon an event looks again whether the holder of its tenant is done.
 	busyWait = 2 * time.Second
 	// insistEvery is about how often an outcome is tried to be written while the database fails.
@@ -231,6 +234,7 @@ func (w *Worker) failure(ctx context.Context, e events.Event, claim repo.Claim, 
 	default:
 		f.Result.Outcome = repo.Uncertain
 		f.Hold = w.cfg.Hold
+		f.Retry = max(f.Retry, unknownWait)
 	}
 	m := claim.Mapping
 	f.FailedNotice, err = notice(events.TypeDashboardFailed, events.DashboardFailed{
