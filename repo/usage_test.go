@@ -429,6 +429,42 @@ func testOneRunOfAWorkspaceIsAtWorkAtATime(t *testing.T) {
 	}
 }
 
+// A run that waited for the end of another says that it began after it.
+func TestARunBeginsWhenItHasTheLease(t *testing.T) {
+	db := openAddress(t, pgtest.Need(t, postgres))
+	if _, err := db.Migrate(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.StartRun(ctx, want("w", "first"), time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	ending := db.write.MustBegin()
+	ending.MustExec("DELETE FROM leases")
+	began := make(chan Run, 1)
+	go func() {
+		run, err := db.StartRun(ctx, want("w", "second"), time.Now(), false)
+		if err != nil {
+			t.Error(err)
+		}
+		began <- run
+	}()
+	for deadline := time.Now().Add(20 * time.Second); count(t, db, "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the second run does not wait for the lease")
+		}
+	}
+	var ended Time
+	if err := ending.Get(&ended, "SELECT clock_timestamp()"); err != nil {
+		t.Fatal(err)
+	}
+	if err := ending.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if run := <-began; run.StartedAt.Before(ended.Time) {
+		t.Errorf("it began at %v, and had to wait until %v", run.StartedAt, ended)
+	}
+}
+
 // A tick needs no run of its own when another one reads what it would read, at work, waiting, or begun since.
 func TestATickIsSkippedWhenAnotherRunDoesItsWork(t *testing.T) {
 	onBoth(t, testATickIsSkippedWhenAnotherRunDoesItsWork)

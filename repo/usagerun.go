@@ -90,6 +90,11 @@ func (db *DB) StartRun(ctx context.Context, want Run, asked time.Time, tick bool
 		if err != nil {
 			return err
 		}
+		if db.dialect == goose.DialectPostgres && db.now == nil { // a run begins when it has the lease, for which it may have waited
+			if err := t.get(ctx, &t.now, "SELECT clock_timestamp()"); err != nil {
+				return err
+			}
+		}
 		giveBack := func() error {
 			return t.exec(ctx, "DELETE FROM leases WHERE name = ? AND holder = ?", runLease(want.WorkspaceID), holder)
 		}
