@@ -83,9 +83,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "papermap-worker: %v\nTry `papermap-worker --help`.\n", err)
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends at once
+	ctx, cancel := untilSignal()
+	defer cancel()
 
 	a := &app{ctx: ctx, stdout: stdout}
 	a.log = g.logSettings.logger(&a.problems, stderr)
@@ -97,6 +96,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	return 1
+}
+
+// untilSignal returns a context that ends at SIGINT and SIGTERM. From then on a second signal ends the process at once, as if
+// nobody had asked to hear of it.
+func untilSignal() (ctx context.Context, cancel context.CancelFunc) {
+	ctx, cancel = context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		signal.Stop(signals) // before anybody hears of the first
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 var errExit = errors.New("exit")
