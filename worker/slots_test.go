@@ -75,13 +75,6 @@ func testOneRunForEachSlot(t *testing.T, workers int, kept bool) {
 	}
 	eventually(t, soon, ticks.quiet)
 
-	for slot, times := range slots {
-		for i := range times[1:] {
-			if between := times[i+1].Sub(times[i]); between < apart/speed/2 {
-				t.Errorf("slot %d was published by two workers within %v: their clocks were not apart", slot, between)
-			}
-		}
-	}
 	list, err := w.db.Runs(context.Background(), "", 10_000)
 	w.must(err)
 	list = slices.DeleteFunc(list, func(r repo.Run) bool { return r.WorkspaceID != "ws-a" })
