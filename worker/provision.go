@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -23,7 +24,8 @@ const (
 	// unknownWait is how soon a create of unknown outcome is repeated at the earliest: if the API has gone down, the gates of all
 	// replicas have shut by then, and one possible orphan for each tenant is enough.
 	unknownWait = 3 * time.Second
-	// busyWait is how soon an event looks again whether the holder of its tenant is done.
+	// busyWait is how soon an event looks again whether the holder of its tenant, or of its workspace's usage, is done: so
+	// soon on the average, and each another time, or those that wait together would all come together.
 	busyWait = 2 * time.Second
 	// insistEvery is about how often an outcome is tried to be written while the database fails.
 	insistEvery = 5 * time.Second
@@ -33,6 +35,8 @@ const (
 
 // MaxTimeout is the longest PAPERMAP_TIMEOUT: a request must end before its lease does.
 const MaxTimeout = repo.Lease - leaseMargin - papermap.RetryBudget
+
+func busy() time.Duration { return busyWait/2 + rand.N(busyWait) }
 
 // provision gives the tenant its dashboard, unless it has one, must not have one, or somebody else is at it.
 func (w *Worker) provision(ctx context.Context, e events.Event, data events.TenantCreated) error {
@@ -79,7 +83,7 @@ func (w *Worker) provisionIn(ctx context.Context, ws *workspace, e events.Event,
 	case repo.Wait:
 		after := claim.Wait
 		if claim.Mapping.Stage == repo.Creating {
-			after = min(after, busyWait)
+			after = min(after, busy())
 		}
 		return &events.Retry{After: after, Err: errors.New("the tenant is being provisioned, or waits for its next try")}
 	case repo.Elsewhere: // it was begun in another workspace than the event names, and stays there
@@ -121,7 +125,7 @@ func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, w
 		w.log.WarnContext(ctx, "a dashboard was made after its claim had passed to another; recorded as orphaned",
 			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "attempt", claim.Attempt.ID, "event_id", e.ID)
 		w.metrics.attempts.WithLabelValues(string(repo.Orphaned)).Inc()
-		return &events.Retry{After: busyWait, Err: errors.New("the claim passed to another worker")}
+		return &events.Retry{After: busy(), Err: errors.New("the claim passed to another worker")}
 	}
 	ring(w.outbox)
 	w.metrics.attempts.WithLabelValues(string(repo.Made)).Inc()

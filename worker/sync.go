@@ -19,7 +19,7 @@ func (w *Worker) syncUsage(ctx context.Context, e events.Event, data events.Usag
 	case w.runs <- struct{}{}:
 		defer func() { <-w.runs }()
 	default:
-		return &events.Retry{After: busyWait, Err: errors.New("as many usage runs are at work as may be at once")}
+		return &events.Retry{After: busy(), Err: errors.New("as many usage runs are at work as may be at once")}
 	}
 	list := w.cfg.Workspaces
 	if data.WorkspaceID == "" && data.TenantID != "" {
@@ -90,7 +90,7 @@ func (w *Worker) syncWorkspace(ctx context.Context, e events.Event, want repo.Ru
 	case errors.Is(err, repo.ErrRunOver):
 		return nil
 	case errors.Is(err, repo.ErrRunBusy):
-		return &events.Retry{After: busyWait, Err: err}
+		return &events.Retry{After: busy(), Err: err}
 	case err != nil:
 		return err
 	case run.Status == repo.Skipped:

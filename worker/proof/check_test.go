@@ -573,6 +573,13 @@ func TestEachLieIsCaughtByItsInvariantAlone(t *testing.T) {
 			s.Outbox[0].Data = []byte(strings.Replace(string(s.Outbox[0].Data), "{", `{"at":"`+url.QueryEscape("a planted/secret")+`",`, 1))
 			s.Out[0].Data = s.Outbox[0].Data
 		}},
+		{NoSecret, "a token's signature inside of something longer, in the log", func(s *story) {
+			claims, err := papermap.ParseToken(s.Tokens[0].Text)
+			if err != nil {
+				panic(err)
+			}
+			s.Texts["log"] += `{"header":"X-Signature-` + claims.Signature + `0"}`
+		}},
 		{NoSecret, "a token in a request to Papermap", func(s *story) { s.Requests[0].Title = s.Tokens[0].Text }},
 	} {
 		t.Run(lie.invariant+": "+lie.what, func(t *testing.T) {

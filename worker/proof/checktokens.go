@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -131,11 +132,6 @@ func (c *checker) secrets() {
 			needles = append(needles, needle{fmt.Sprintf("secret no. %d (%s)", i+1, form), text})
 		}
 	}
-	for i, t := range c.Tokens {
-		if claims, err := papermap.ParseToken(t.Text); err == nil && t.Text != "" {
-			needles = append(needles, needle{fmt.Sprintf("token no. %d", i+1), t.Text}, needle{fmt.Sprintf("the signature of token no. %d", i+1), claims.Signature})
-		}
-	}
 	slices.SortFunc(needles, func(a, b needle) int { return strings.Compare(a.what, b.what) })
 
 	var texts haystack
@@ -158,6 +154,35 @@ func (c *checker) secrets() {
 			c.report(NoSecret, "", "%s is in %s", n.what, texts.at(i))
 		}
 	}
+	minted := map[string]string{} // too many to be looked for one by one in everything: only in what is long enough for one
+	for i, t := range c.Tokens {
+		if claims, err := papermap.ParseToken(t.Text); err == nil && t.Text != "" {
+			minted[strings.TrimRight(t.Text, "=")] = fmt.Sprintf("token no. %d", i+1)
+			minted[claims.Signature] = fmt.Sprintf("the signature of token no. %d", i+1)
+		}
+	}
+	for word, place := range longWords(all) {
+		for text, what := range minted {
+			if i := strings.Index(word, text); i >= 0 {
+				c.report(NoSecret, "", "%s is in %s", what, texts.at(place+i))
+			}
+		}
+	}
+}
+
+// longWords are the stretches of a text in which a token or a signature could be, each once, with where it is.
+func longWords(text string) map[string]int {
+	words := map[string]int{}
+	for from, to := 0, 0; to <= len(text); to++ {
+		if to < len(text) && (text[to] == '-' || text[to] == '_' || text[to] >= '0' && text[to] <= '9' || text[to]|0x20 >= 'a' && text[to]|0x20 <= 'z') {
+			continue
+		}
+		if word := text[from:to]; len(word) >= 2*sha256.Size {
+			words[word] = from
+		}
+		from = to + 1
+	}
+	return words
 }
 
 // haystack is many texts in one, to be searched at once.

@@ -87,7 +87,7 @@ func (l *load) next() {
 	switch n := l.random.IntN(100); {
 	case n < 10 || len(l.queue) == 0 && n < 12:
 		l.poisoned()
-	case n < 14:
+	case n < 12:
 		l.sync()
 	case n < 24 && len(l.sent) > 0: // a copy, with or without what the stream knows copies by
 		e := l.sent[l.random.IntN(len(l.sent))]
