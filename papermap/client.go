@@ -88,7 +88,7 @@ func NewClient(ws Workspace, o ClientOptions) *Client {
 		},
 		TLSHandshakeTimeout:    5 * time.Second,
 		IdleConnTimeout:        4 * time.Second, // many servers close idle ones after 5 s, and a create caught by that would be Unknown
-		MaxIdleConnsPerHost:    64,              // the worker's default concurrency: a full load keeps its connections
+		MaxIdleConnsPerHost:    256,             // four times the worker's default concurrency: a full load keeps its connections
 		MaxResponseHeaderBytes: 256 << 10,
 		Protocols:              &http1,
 	}}

@@ -95,7 +95,7 @@ func (db *DB) UncertainAttempts(ctx context.Context) ([]UncertainAttempt, error)
 	var list []UncertainAttempt
 	err = db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
 		FROM (SELECT `+attemptColumns+` FROM provision_attempts
-			WHERE outcome IN ('sent', 'unknown', 'orphaned') AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)) a
+			WHERE outcome NOT IN ('created', 'refused') AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)) a
 		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`), at(now.Add(-Lease)))
 	if err != nil {
 		return nil, fmt.Errorf("listing uncertain attempts: %w", err)

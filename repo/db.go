@@ -168,20 +168,29 @@ func (db *DB) clock(ctx context.Context) (time.Time, error) {
 
 // tx is one caller's part of a transaction. now is the database's clock when it began.
 type tx struct {
-	*sqlx.Tx
+	on      statements
+	driver  string
 	now     Time
 	locking string // what a SELECT needs at its end to lock its rows
 }
 
+// statements is the connection of a transaction.
+type statements interface {
+	Rebind(query string) string
+	GetContext(ctx context.Context, dest any, query string, args ...any) error
+	SelectContext(ctx context.Context, dest any, query string, args ...any) error
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
 // exec runs a statement whose parameters are question marks.
 func (t *tx) exec(ctx context.Context, query string, args ...any) error {
-	_, err := t.ExecContext(ctx, t.Rebind(query), args...)
+	_, err := t.ExecContext(ctx, t.on.Rebind(query), args...)
 	return err
 }
 
 // get reads one row into dest; ErrNotFound when there is none.
 func (t *tx) get(ctx context.Context, dest any, query string, args ...any) error {
-	return notFound(t.GetContext(ctx, dest, t.Rebind(query), args...))
+	return notFound(t.GetContext(ctx, dest, t.on.Rebind(query), args...))
 }
 
 func notFound(err error) error {

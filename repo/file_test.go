@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
 	"papermap-worker/schema"
 )
 
@@ -49,6 +51,11 @@ func TestTablesHaveTheColumnsAndConstraintsThatOutsideChecksRelyOn(t *testing.T)
 		return fmt.Sprintf(`INSERT INTO tenant_usage (workspace_id, tenant_id, period, credits, requests, synced_at)
 			VALUES ('w', '%s', '2026-01', '1.50', 2, %s)`, tenant, when)
 	}
+	outside, err := sqlx.Open("sqlite3", db.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outside.Close()
 	for _, test := range []struct {
 		statement string
 		ok        bool
@@ -68,19 +75,30 @@ func TestTablesHaveTheColumnsAndConstraintsThatOutsideChecksRelyOn(t *testing.T)
 		{usage("a"), false},
 		{usage("b"), true},
 	} {
-		if _, err := db.write.ExecContext(ctx, test.statement); (err == nil) != test.ok {
+		if _, err := outside.ExecContext(ctx, test.statement); (err == nil) != test.ok {
 			t.Errorf("%s: %v", test.statement, err)
 		}
 	}
 	for _, status := range Statuses() {
-		if _, err := db.write.ExecContext(ctx, tenant("is-"+string(status), "w", "NULL", string(status))); err != nil {
+		if _, err := outside.ExecContext(ctx, tenant("is-"+string(status), "w", "NULL", string(status))); err != nil {
 			t.Errorf("status %s: %v", status, err)
 		}
 	}
 	for _, outcome := range []Outcome{Sent, Made, NotAccepted, Uncertain, Orphaned} {
-		if _, err := db.write.ExecContext(ctx, attempt(string(outcome), string(outcome), string(outcome))); err != nil {
+		if _, err := outside.ExecContext(ctx, attempt(string(outcome), string(outcome), string(outcome))); err != nil {
 			t.Errorf("outcome %s: %v", outcome, err)
 		}
+	}
+}
+
+func TestAWordThatNoCodeKnowsIsFoundInTheFile(t *testing.T) {
+	db := openFile(t, filepath.Join(t.TempDir(), "test.db"))
+	if _, err := db.Migrate(ctx); err != nil {
+		t.Fatal(err)
+	}
+	insertTenants(t, db, [3]string{"a", "A", "lost"})
+	if err := db.CheckIntegrity(ctx); err == nil || !strings.Contains(err.Error(), "CHECK") {
+		t.Errorf("the status %q: %v", "lost", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package repo
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -153,12 +154,9 @@ func (db *DB) Change(ctx context.Context, c Change) (changed bool, err error) {
 		if err != nil {
 			return err
 		}
-		before := *m
+		before := m.Status
 		m.apply(c)
-		changed = m.Status != before.Status
-		if *m == before {
-			return nil
-		}
+		changed = m.Status != before
 		return t.save(ctx, m)
 	})
 	if err != nil {
@@ -171,47 +169,78 @@ const mappingColumns = `tenant_id, workspace_id, COALESCE(dashboard_id, '') AS d
 	created_at, updated_at, stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
 	failures, failed_at, failed_message, failed_code, failed_error`
 
+// mappingRow is a mapping within a transaction that may change it.
+type mappingRow struct {
+	Mapping
+	stored *Mapping // as it was read; nil for a tenant that is unknown
+}
+
 // lock reads the tenant's row for a change. For a tenant that is unknown it is the row that save will make.
-func (t *tx) lock(ctx context.Context, tenantID, workspaceID string) (*Mapping, error) {
-	m := Mapping{TenantID: tenantID, WorkspaceID: workspaceID, Status: Pending, Stage: none, Generation: 1, CreatedAt: t.now, UpdatedAt: t.now}
-	query := "SELECT " + mappingColumns + " FROM tenant_dashboards WHERE tenant_id = ?" + t.locking
-	err := t.get(ctx, &m, query, tenantID)
+func (t *tx) lock(ctx context.Context, tenantID, workspaceID string) (*mappingRow, error) {
+	r, err := t.known(ctx, tenantID)
 	if err != ErrNotFound {
-		return &m, err
+		return r, err
 	}
+	r = &mappingRow{Mapping: Mapping{TenantID: tenantID, WorkspaceID: workspaceID, Status: Pending, Stage: none, Generation: 1, CreatedAt: t.now}}
 	if t.locking == "" { // SQLite has one writer: nobody else makes the row meanwhile
-		return &m, nil
+		return r, nil
 	}
-	if err := t.save(ctx, &m, " ON CONFLICT DO NOTHING"); err != nil {
+	if err := t.insert(ctx, &r.Mapping, " ON CONFLICT DO NOTHING"); err != nil {
 		return nil, err
 	}
-	return &m, t.get(ctx, &m, query, tenantID)
+	return t.known(ctx, tenantID)
 }
 
-// save writes the row. onConflict says what to do when there is one: by default, to replace it.
-func (t *tx) save(ctx context.Context, m *Mapping, onConflict ...string) error {
-	m.UpdatedAt = t.now
-	conflict := replaceMapping
-	if len(onConflict) > 0 {
-		conflict = onConflict[0]
+// known is lock for a tenant that must be known; ErrNotFound when it is not.
+func (t *tx) known(ctx context.Context, tenantID string) (*mappingRow, error) {
+	var m Mapping
+	err := t.get(ctx, &m, "SELECT "+mappingColumns+" FROM tenant_dashboards WHERE tenant_id = ?"+t.locking, tenantID)
+	return &mappingRow{Mapping: m, stored: &m}, err
+}
+
+// save writes what has changed of the row: whatever is written costs a change of the indexes that it is in.
+func (t *tx) save(ctx context.Context, r *mappingRow) error {
+	switch {
+	case r.stored == nil:
+		r.UpdatedAt = t.now
+		return t.insert(ctx, &r.Mapping, "")
+	case r.Mapping == *r.stored:
+		return nil
 	}
-	return t.exec(ctx, insertMapping+conflict, m.TenantID, m.WorkspaceID, m.DashboardID, m.Title, m.Description, m.Status, m.Generation, m.CreatedBy,
-		m.CreatedAt, m.UpdatedAt, m.Stage, m.CreatedEvent, m.DeletedEvent, m.SuspendedEvent, m.ResumedEvent, m.CreatedEventID, m.Epoch, m.ClaimableAt,
-		m.Failures, m.FailedAt, m.FailedMessage, m.FailedCode, m.FailedError)
+	r.UpdatedAt = t.now
+	var set []string
+	var args []any
+	before := r.stored.values()
+	for i, v := range r.values() {
+		if v != before[i] {
+			set, args = append(set, mutable[i]), append(args, v)
+		}
+	}
+	return t.exec(ctx, "UPDATE tenant_dashboards SET "+strings.Join(set, ", ")+" WHERE tenant_id = ?", append(args, r.TenantID)...)
 }
 
-const insertMapping = `INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, title, description, status, generation, created_by,
-	created_at, updated_at, stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
-	failures, failed_at, failed_message, failed_code, failed_error)
-	VALUES (?, ?, NULLIF(?, ''), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+func (t *tx) insert(ctx context.Context, m *Mapping, onConflict string) error {
+	m.UpdatedAt = t.now
+	return t.exec(ctx, insertMapping+onConflict, append([]any{m.TenantID, m.CreatedAt}, m.values()...)...)
+}
 
-// replaceMapping leaves created_at as it is.
-const replaceMapping = ` ON CONFLICT (tenant_id) DO UPDATE SET workspace_id = excluded.workspace_id, dashboard_id = excluded.dashboard_id,
-	title = excluded.title, description = excluded.description, status = excluded.status, generation = excluded.generation,
-	created_by = excluded.created_by, updated_at = excluded.updated_at, stage = excluded.stage, created_event = excluded.created_event,
-	deleted_event = excluded.deleted_event, suspended_event = excluded.suspended_event, resumed_event = excluded.resumed_event,
-	created_event_id = excluded.created_event_id, epoch = excluded.epoch, claimable_at = excluded.claimable_at, failures = excluded.failures,
-	failed_at = excluded.failed_at, failed_message = excluded.failed_message, failed_code = excluded.failed_code, failed_error = excluded.failed_error`
+// mutable are the columns that change, as an UPDATE sets them, and values what they are set to.
+var mutable = strings.Split(`workspace_id = ?;dashboard_id = NULLIF(?, '');title = ?;description = ?;status = ?;generation = ?;created_by = ?;updated_at = ?;`+
+	`stage = ?;created_event = ?;deleted_event = ?;suspended_event = ?;resumed_event = ?;created_event_id = ?;epoch = ?;claimable_at = ?;`+
+	`failures = ?;failed_at = ?;failed_message = ?;failed_code = ?;failed_error = ?`, ";")
+
+func (m *Mapping) values() []any {
+	return []any{
+		m.WorkspaceID, m.DashboardID, m.Title, m.Description, string(m.Status), int64(m.Generation), m.CreatedBy, m.UpdatedAt,
+		string(m.Stage), m.CreatedEvent, m.DeletedEvent, m.SuspendedEvent, m.ResumedEvent, m.CreatedEventID, m.Epoch, m.ClaimableAt,
+		int64(m.Failures), m.FailedAt, m.FailedMessage, m.FailedCode, m.FailedError,
+	}
+}
+
+const insertMapping = `INSERT INTO tenant_dashboards (tenant_id, created_at, workspace_id, dashboard_id, title, description, status, generation, created_by, updated_at,
+	stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
+	failures, failed_at, failed_message, failed_code, failed_error)
+	VALUES (?, ?, ?, NULLIF(?, ''), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // Mapping reads a tenant's mapping; ErrNotFound when the tenant is unknown.
 func (db *DB) Mapping(ctx context.Context, tenantID string) (Mapping, error) {

@@ -136,7 +136,7 @@ func (db *DB) transactOnce(ctx context.Context, do work) error {
 	if db.now != nil {
 		begun.Now = at(db.now())
 	}
-	if err := attempt(ctx, do, &tx{Tx: sqlTx, now: begun.Now, locking: " FOR UPDATE"}); err != nil {
+	if err := attempt(ctx, do, &tx{on: sqlTx, driver: sqlTx.DriverName(), now: begun.Now, locking: " FOR UPDATE"}); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.Commit)

@@ -61,7 +61,6 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 		if err != nil {
 			return err
 		}
-		before := *m
 		c = Claim{Message: e.Message}
 		switch m.accept(e) {
 		case nothing:
@@ -69,7 +68,7 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 		case asBefore:
 			c.Step = Refused
 		case provision:
-			if c.Wait = t.wait(m); c.Wait > 0 {
+			if c.Wait = t.wait(&m.Mapping); c.Wait > 0 {
 				c.Step = Wait
 				break
 			}
@@ -77,16 +76,14 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 				c.Step = Elsewhere
 				break
 			}
-			if err := t.claim(ctx, m, &c, id.String(), hold); err != nil {
+			if err := t.claim(ctx, &m.Mapping, &c, id.String(), hold); err != nil {
 				return err
 			}
 		}
-		if *m != before {
-			if err := t.save(ctx, m); err != nil {
-				return err
-			}
+		if err := t.save(ctx, m); err != nil {
+			return err
 		}
-		c.Mapping = *m
+		c.Mapping = m.Mapping
 		return nil
 	})
 	if err != nil {
@@ -179,23 +176,21 @@ func (db *DB) Finish(ctx context.Context, c Claim, dashboardID string, httpStatu
 }
 
 // activate makes the dashboard the mapping's, or returns ErrTaken.
-func (t *tx) activate(ctx context.Context, m *Mapping, dashboardID string) error {
-	var owners int
-	err := t.get(ctx, &owners, `SELECT
-		(SELECT COUNT(*) FROM tenant_dashboards WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?) +
-		(SELECT COUNT(*) FROM provision_attempts WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?)`,
-		m.WorkspaceID, dashboardID, m.TenantID, m.WorkspaceID, dashboardID, m.TenantID)
+func (t *tx) activate(ctx context.Context, m *mappingRow, dashboardID string) error {
+	var taken bool // by an attempt for another tenant; if it is another's mapping's, the table says so itself
+	err := t.get(ctx, &taken, "SELECT EXISTS (SELECT 1 FROM provision_attempts WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?)",
+		m.WorkspaceID, dashboardID, m.TenantID)
 	if err != nil {
 		return err
 	}
-	if owners > 0 {
+	if taken {
 		return ErrTaken
 	}
 	m.Stage, m.DashboardID, m.ClaimableAt = Active, dashboardID, Time{}
 	m.Failures, m.FailedAt, m.FailedCode, m.FailedError = 0, Time{}, "", ""
 	m.show()
 	if err := t.save(ctx, m); isUnique(err) {
-		return ErrTaken // by a tenant whose transaction ran beside ours
+		return ErrTaken
 	} else if err != nil {
 		return err
 	}
@@ -231,7 +226,7 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 			return err
 		}
 		if m.Epoch != c.Mapping.Epoch {
-			defer func() { after = *m }()
+			defer func() { after = m.Mapping }()
 			if c.Step == Settle { // it was not the caller's, who knows less of it than anybody
 				return nil
 			}
@@ -240,7 +235,7 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 			}
 			return t.release(ctx, m, c, f)
 		}
-		if after = *m; m.Stage != Creating {
+		if after = m.Mapping; m.Stage != Creating {
 			return nil // by a try whose answer was lost
 		}
 		if c.Step == Settle {
@@ -257,7 +252,7 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 		case f.Hold:
 			m.Stage = Held
 		case !f.Deferral:
-			if err := t.count(ctx, m); err != nil {
+			if err := t.count(ctx, &m.Mapping); err != nil {
 				return err
 			}
 			if m.Failures >= f.Most {
@@ -275,7 +270,7 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 		if err := t.save(ctx, m); err != nil {
 			return err
 		}
-		after = *m
+		after = m.Mapping
 		switch {
 		case !m.Wanted(): // deleted meanwhile: there is nothing to announce
 			return nil
@@ -293,13 +288,13 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure) (Mapping, error) {
 }
 
 // release lets a tenant go on that is held for an attempt of which its holder, who slept, now says that nothing was made.
-func (t *tx) release(ctx context.Context, m *Mapping, c Claim, f Failure) error {
+func (t *tx) release(ctx context.Context, m *mappingRow, c Claim, f Failure) error {
 	if m.Stage != Held || m.Generation != c.Mapping.Generation || f.Result.Outcome != NotAccepted || !m.Wanted() {
 		return nil
 	}
 	var uncertain bool
 	err := t.get(ctx, &uncertain, `SELECT EXISTS (SELECT 1 FROM provision_attempts
-		WHERE tenant_id = ? AND generation = ? AND outcome IN ('sent', 'unknown', 'orphaned'))`, m.TenantID, m.Generation)
+		WHERE tenant_id = ? AND generation = ? AND outcome NOT IN ('created', 'refused'))`, m.TenantID, m.Generation)
 	if err != nil || uncertain {
 		return err
 	}

@@ -48,6 +48,11 @@ func openTest(t testing.TB) *DB {
 	if _, err := db.Migrate(ctx); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // SQLite's connection that writes checks less than this does
+		if err := db.CheckIntegrity(ctx); err != nil && !strings.Contains(err.Error(), "database is closed") {
+			t.Error(err)
+		}
+	})
 	db.now = func() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 	return db
 }

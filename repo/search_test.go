@@ -17,7 +17,7 @@ func insertTenants(t testing.TB, db *DB, rows ...[3]string) {
 	err := db.update(ctx, func(ctx context.Context, x *tx) error {
 		for _, r := range rows {
 			m := Mapping{TenantID: r[0], WorkspaceID: "w", Title: r[1], Status: Status(r[2]), Stage: Pending, Generation: 1, CreatedAt: x.now}
-			if err := x.save(ctx, &m); err != nil {
+			if err := x.insert(ctx, &m, ""); err != nil {
 				return err
 			}
 		}

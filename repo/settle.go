@@ -13,7 +13,7 @@ var ErrNotHeld = errors.New("the tenant is not held")
 // Resolve settles a held tenant with the dashboard that a person found at Papermap: it becomes the mapping's, the
 // attempt that made it counts as created, and n tells of it. It returns ErrNotHeld or ErrTaken when that cannot be.
 func (db *DB) Resolve(ctx context.Context, tenantID, dashboardID string, n func(Mapping) (Notice, error)) (Mapping, error) {
-	return db.settleHeld(ctx, tenantID, func(ctx context.Context, t *tx, m *Mapping) error {
+	return db.settleHeld(ctx, tenantID, func(ctx context.Context, t *tx, m *mappingRow) error {
 		if err := t.activate(ctx, m, dashboardID); err != nil {
 			return err
 		}
@@ -24,7 +24,7 @@ func (db *DB) Resolve(ctx context.Context, tenantID, dashboardID string, n func(
 		if err != nil || !m.Wanted() {
 			return err
 		}
-		notice, err := n(*m)
+		notice, err := n(m.Mapping)
 		if err != nil {
 			return err
 		}
@@ -35,7 +35,7 @@ func (db *DB) Resolve(ctx context.Context, tenantID, dashboardID string, n func(
 // Recreate settles a held tenant by another create: n, its tenant.created, is published again with the identity and the
 // time that it had. The attempt that held it stays a possible orphan.
 func (db *DB) Recreate(ctx context.Context, tenantID string, n func(Mapping) (Notice, error)) (Mapping, error) {
-	return db.settleHeld(ctx, tenantID, func(ctx context.Context, t *tx, m *Mapping) error {
+	return db.settleHeld(ctx, tenantID, func(ctx context.Context, t *tx, m *mappingRow) error {
 		if !m.Wanted() {
 			return errors.New("the tenant was deleted, and needs no dashboard")
 		}
@@ -45,7 +45,7 @@ func (db *DB) Recreate(ctx context.Context, tenantID string, n func(Mapping) (No
 		if err := t.save(ctx, m); err != nil {
 			return err
 		}
-		notice, err := n(*m)
+		notice, err := n(m.Mapping)
 		if err != nil {
 			return err
 		}
@@ -53,19 +53,19 @@ func (db *DB) Recreate(ctx context.Context, tenantID string, n func(Mapping) (No
 	})
 }
 
-func (db *DB) settleHeld(ctx context.Context, tenantID string, do func(context.Context, *tx, *Mapping) error) (Mapping, error) {
+func (db *DB) settleHeld(ctx context.Context, tenantID string, do func(context.Context, *tx, *mappingRow) error) (Mapping, error) {
 	var after Mapping
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
-		var m Mapping
-		if err := t.get(ctx, &m, "SELECT "+mappingColumns+" FROM tenant_dashboards WHERE tenant_id = ?"+t.locking, tenantID); err != nil {
+		m, err := t.known(ctx, tenantID)
+		if err != nil {
 			return err
 		}
 		if m.Stage != Held {
 			return fmt.Errorf("%w, it is %s", ErrNotHeld, m.Status)
 		}
 		m.Epoch++ // whoever still waits for an answer has lost the tenant
-		err := do(ctx, t, &m)
-		after = m
+		err = do(ctx, t, m)
+		after = m.Mapping
 		return err
 	})
 	if err != nil {

@@ -48,7 +48,7 @@ func (db *DB) Stats(ctx context.Context) (Stats, error) {
 		return max(0, now.Sub(waiting.Oldest.Time))
 	}
 	err = db.read.GetContext(ctx, &waiting, db.read.Rebind(`SELECT COUNT(*) AS n, MIN(started_at) AS oldest FROM provision_attempts
-		WHERE outcome IN ('sent', 'unknown', 'orphaned') AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)`), at(now.Add(-Lease)))
+		WHERE outcome NOT IN ('created', 'refused') AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)`), at(now.Add(-Lease)))
 	if err != nil {
 		return fail(err)
 	}

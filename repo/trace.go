@@ -73,16 +73,16 @@ func summary(query string) (operation, table string) {
 // What a transaction runs, it runs within spans too.
 
 func (t *tx) GetContext(ctx context.Context, dest any, query string, args ...any) error {
-	return traced(ctx, t.DriverName(), query, func(ctx context.Context) error { return t.Tx.GetContext(ctx, dest, query, args...) })
+	return traced(ctx, t.driver, query, func(ctx context.Context) error { return t.on.GetContext(ctx, dest, query, args...) })
 }
 
 func (t *tx) SelectContext(ctx context.Context, dest any, query string, args ...any) error {
-	return traced(ctx, t.DriverName(), query, func(ctx context.Context) error { return t.Tx.SelectContext(ctx, dest, query, args...) })
+	return traced(ctx, t.driver, query, func(ctx context.Context) error { return t.on.SelectContext(ctx, dest, query, args...) })
 }
 
 func (t *tx) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
-	err = traced(ctx, t.DriverName(), query, func(ctx context.Context) error {
-		result, err = t.Tx.ExecContext(ctx, query, args...)
+	err = traced(ctx, t.driver, query, func(ctx context.Context) error {
+		result, err = t.on.ExecContext(ctx, query, args...)
 		return err
 	})
 	return result, err

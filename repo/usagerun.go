@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
 )
 
@@ -178,19 +179,26 @@ func (db *DB) PlanRuns(ctx context.Context, runs []Run) error {
 
 // insertRun does nothing when there is a run of the event already.
 func (t *tx) insertRun(ctx context.Context, run Run) error {
-	_, err := t.NamedExecContext(ctx, `INSERT INTO usage_runs (id, workspace_id, event_id, tenant_id, from_period, to_period, status, pass, total, error, started_at, updated_at, finished_at)
+	return t.execNamed(ctx, `INSERT INTO usage_runs (id, workspace_id, event_id, tenant_id, from_period, to_period, status, pass, total, error, started_at, updated_at, finished_at)
 		VALUES (:id, :workspace_id, :event_id, :tenant_id, :from_period, :to_period, :status, :pass, :total, :error, :started_at, :updated_at, :finished_at)
 		ON CONFLICT DO NOTHING`, run)
-	return err
 }
 
 // saveRun writes what may change of a run, and that it lives.
 func (t *tx) saveRun(ctx context.Context, run *Run) error {
 	run.UpdatedAt = t.now
-	_, err := t.NamedExecContext(ctx, `UPDATE usage_runs SET status = :status, pass = :pass, next_page = :next_page, pages = :pages, total = :total,
+	return t.execNamed(ctx, `UPDATE usage_runs SET status = :status, pass = :pass, next_page = :next_page, pages = :pages, total = :total,
 		rows_read = :rows_read, rows_written = :rows_written, rows_rejected = :rows_rejected, rows_changed = :rows_changed, error = :error,
 		started_at = :started_at, updated_at = :updated_at, finished_at = :finished_at WHERE id = :id`, *run)
-	return err
+}
+
+// execNamed runs a statement whose parameters are fields of run.
+func (t *tx) execNamed(ctx context.Context, query string, run Run) error {
+	query, args, err := sqlx.Named(query, run)
+	if err != nil {
+		return err
+	}
+	return t.exec(ctx, query, args...)
 }
 
 // Page is a page of usage to be recorded.
@@ -325,7 +333,7 @@ func (db *DB) LeaveRun(ctx context.Context, run *Run) error {
 func (db *DB) changeRun(ctx context.Context, run *Run, do func(context.Context, *tx, *Run) error) error {
 	var after Run
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
-		kept, err := t.ExecContext(ctx, t.Rebind("UPDATE leases SET until = ? WHERE name = ? AND holder = ?"),
+		kept, err := t.ExecContext(ctx, t.on.Rebind("UPDATE leases SET until = ? WHERE name = ? AND holder = ?"),
 			at(t.now.Add(RunLease)), runLease(run.WorkspaceID), run.holder)
 		if err != nil {
 			return err

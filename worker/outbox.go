@@ -65,32 +65,33 @@ func (w *Worker) relayAll(ctx context.Context, mine *time.Time) error {
 	var stuck []string // tenants with an event that can never be published: what they have after it waits, all others go on
 	var left error
 	for {
-		waiting, err := w.db.Unsent(ctx, 1, stuck...)
-		if err != nil || len(waiting) == 0 {
-			return errors.Join(left, err)
-		}
 		if asked := time.Now(); mine.Sub(asked) < relayLease/2 {
+			waiting, err := w.db.Unsent(ctx, 1, stuck...)
+			if err != nil || len(waiting) == 0 {
+				return errors.Join(left, err)
+			}
 			taken, err := w.db.TakeLease(ctx, "outbox", w.id, relayLease)
 			if err != nil || !taken {
 				return errors.Join(left, err)
 			}
 			*mine = asked.Add(relayLease)
 		}
-		tooLarge, err := w.relayBatch(ctx, stuck)
+		waited, tooLarge, err := w.relayBatch(ctx, stuck)
 		for _, r := range tooLarge {
 			stuck, left = append(stuck, r.TenantID), errors.Join(left, fmt.Errorf("event %s of tenant %q: %w", r.EventID, r.TenantID, events.ErrTooLarge))
 		}
-		if err != nil {
+		if err != nil || waited == 0 {
 			return errors.Join(left, err)
 		}
 	}
 }
 
 // relayBatch publishes the oldest events of tenants that are not stuck, at most one of each, because they are published at once.
-func (w *Worker) relayBatch(ctx context.Context, stuck []string) (tooLarge []repo.Outgoing, err error) {
+// It returns how many waited.
+func (w *Worker) relayBatch(ctx context.Context, stuck []string) (waited int, tooLarge []repo.Outgoing, err error) {
 	rows, err := w.db.Unsent(ctx, relayBatch, stuck...)
-	if err != nil {
-		return nil, err
+	if err != nil || len(rows) == 0 {
+		return 0, nil, err
 	}
 	failpoint.Hit(failpoint.OutboxRead)
 	var batch []events.Outgoing
@@ -103,7 +104,7 @@ func (w *Worker) relayBatch(ctx context.Context, stuck []string) (tooLarge []rep
 		seen[r.TenantID] = true
 		e, err := events.Structured(r.EventID, r.Type, r.TenantID, r.CreatedAt.Time, r.Data)
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
 		if r.OriginalID != "" {
 			e = e.As(r.OriginalID, time.Unix(0, r.OriginalTime))
@@ -126,7 +127,7 @@ func (w *Worker) relayBatch(ctx context.Context, stuck []string) (tooLarge []rep
 	}
 	failpoint.Hit(failpoint.OutboxSent)
 	if markErr := w.db.MarkSent(ctx, sent); markErr != nil {
-		return nil, markErr
+		return 0, nil, markErr
 	}
-	return tooLarge, err
+	return len(rows), tooLarge, err
 }

@@ -310,5 +310,9 @@ func notice(eventType string, data any) (repo.Notice, error) {
 	if err != nil {
 		return repo.Notice{}, fmt.Errorf("encoding %s: %w", eventType, err)
 	}
-	return repo.Notice{EventID: uuid.NewString(), Type: eventType, Data: body}, nil
+	id, err := uuid.NewV7() // in order of time, as an index likes it
+	if err != nil {
+		return repo.Notice{}, fmt.Errorf("making an event id: %w", err)
+	}
+	return repo.Notice{EventID: id.String(), Type: eventType, Data: body}, nil
 }

@@ -293,8 +293,8 @@ func (c *chaos) killer(ctx context.Context, slot int, random *rand.Rand) {
 			switch place = c.draw(random); place {
 			case failpoint.DeadStored:
 				nth = 1
-			case failpoint.Draining: // at the signal, or after one of the events in hand
-				nth = 1 + random.IntN(3)
+			case failpoint.Draining: // at the signal, or after the first event in hand
+				nth = 1 + random.IntN(2)
 			}
 		}
 		var env []string
