@@ -218,7 +218,7 @@ type Reject struct {
 // it, and more on PostgreSQL, where each transaction costs some round trips.
 func (db *DB) PagesTogether() int {
 	if db.dialect == goose.DialectSQLite3 {
-		return 4
+		return 2
 	}
 	return 32
 }
@@ -261,6 +261,14 @@ func (db *DB) RestartRun(ctx context.Context, run *Run) error {
 
 // EndRun records how the run ended and, when it is done, the event that tells of it.
 func (db *DB) EndRun(ctx context.Context, run *Run, status RunStatus, why string, n func(tenants int) (Notice, error)) error {
+	var tenants int
+	if status == RunDone { // before the transaction: on SQLite nobody else would write while a million rows are counted
+		where, args := UsageFilter{WorkspaceID: run.WorkspaceID, TenantID: run.TenantID, FromPeriod: run.FromPeriod, ToPeriod: run.ToPeriod}.where()
+		query := "SELECT COUNT(*) FROM (SELECT DISTINCT u.tenant_id FROM tenant_usage u" + where + ") d"
+		if err := db.read.GetContext(ctx, &tenants, db.read.Rebind(query), args...); err != nil {
+			return fmt.Errorf("counting the tenants of usage run %s: %w", run.ID, err)
+		}
+	}
 	err := db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		after.Status, after.Error, after.FinishedAt = status, why, t.now
 		if err := t.exec(ctx, "DELETE FROM leases WHERE name = ?", runLease(run.WorkspaceID)); err != nil {
@@ -273,11 +281,6 @@ func (db *DB) EndRun(ctx context.Context, run *Run, status RunStatus, why string
 		}
 		if status != RunDone {
 			return nil
-		}
-		where, args := UsageFilter{WorkspaceID: run.WorkspaceID, TenantID: run.TenantID, FromPeriod: run.FromPeriod, ToPeriod: run.ToPeriod}.where()
-		var tenants int
-		if err := t.get(ctx, &tenants, "SELECT COUNT(*) FROM (SELECT DISTINCT u.tenant_id FROM tenant_usage u"+where+") d", args...); err != nil {
-			return err
 		}
 		notice, err := n(tenants)
 		if err != nil {

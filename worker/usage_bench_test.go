@@ -139,9 +139,9 @@ func BenchmarkUsagePages(b *testing.B) {
 }
 
 // BenchmarkProvisioningBesideUsage measures how long after its tenant.created a tenant's dashboard.created is there, first
-// alone, then while 200,000 rows of usage are read and written.
+// alone, then while a million rows of usage are read and written.
 func BenchmarkProvisioningBesideUsage(b *testing.B) {
-	const rows = 200_000
+	const rows = 1_000_000
 	x := newBench(b, 8)
 	x.sim.SetUsage("ws-a", simulator.Usage{Tenants: rows})
 	arrived := make(chan *nats.Msg, 1<<16)
