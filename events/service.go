@@ -199,15 +199,15 @@ func (s *Service) quick(r request) (v Verdict) {
 	buffer := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buffer)
 	reply, v, err := r.endpoint.Quick((*buffer)[:0], r.event())
-	var known *ServiceError
-	switch {
-	case v != Answered:
+	if v != Answered {
 		return v
-	case errors.As(err, &known):
-		s.refuse(r, known)
-		return Answered
-	case err != nil: // the handler that may wait tells the log
-		return Wait
+	}
+	if err != nil {
+		if known := (*ServiceError)(nil); errors.As(err, &known) {
+			s.refuse(r, known)
+			return Answered
+		}
+		return Wait // the handler that may wait tells the log
 	}
 	*buffer = reply
 	if err := s.bus.nc.Publish(r.Reply(), reply); err != nil { // which copies it

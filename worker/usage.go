@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -94,17 +96,14 @@ func (w *Worker) usage(ctx context.Context, r events.Request) ([]byte, error) {
 type tokenCounts struct {
 	mu     sync.Mutex
 	counts map[tokenCountKey]int64
-	month  monthText // of the newest token
 }
 
-// monthText is a month with its text, which is the same for a long time.
-type monthText struct {
-	year  int
-	month time.Month
-	text  string
+type tokenCountKey struct {
+	workspaceID, tenantID string
+	month                 int // since the year 0
 }
 
-type tokenCountKey struct{ workspaceID, tenantID, period string }
+func (k tokenCountKey) period() string { return fmt.Sprintf("%04d-%02d", k.month/12, k.month%12+1) }
 
 const (
 	countsEvery    = 5 * time.Second
@@ -112,17 +111,8 @@ const (
 )
 
 func (c *tokenCounts) add(workspaceID, tenantID string, now time.Time) {
-	now = now.UTC()
-	year, month, _ := now.Date()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.month.year != year || c.month.month != month {
-		c.month = monthText{year, month, now.Format("2006-01")}
-	}
-	if c.counts == nil {
-		c.counts = map[tokenCountKey]int64{}
-	}
-	c.counts[tokenCountKey{workspaceID, tenantID, c.month.text}]++
+	year, month, _ := now.UTC().Date()
+	c.count(tokenCountKey{workspaceID, tenantID, year*12 + int(month) - 1}, 1)
 }
 
 // keepTokenCounts writes the counts every few seconds, and once more when ctx ends.
@@ -144,31 +134,30 @@ func (c *tokenCounts) write(ctx context.Context, db *repo.DB) error {
 	counts := c.counts
 	c.counts = nil
 	c.mu.Unlock()
-	list := make([]repo.TokenCount, 0, len(counts))
-	for k, n := range counts {
-		list = append(list, repo.TokenCount{WorkspaceID: k.workspaceID, TenantID: k.tenantID, Period: k.period, Tokens: n})
-	}
-	slices.SortFunc(list, func(a, b repo.TokenCount) int { // in one order everywhere, or replicas would wait for each other
-		return cmp.Or(cmp.Compare(a.WorkspaceID, b.WorkspaceID), cmp.Compare(a.TenantID, b.TenantID), cmp.Compare(a.Period, b.Period))
+	keys := slices.SortedFunc(maps.Keys(counts), func(a, b tokenCountKey) int { // in one order everywhere, or replicas would wait for each other
+		return cmp.Or(cmp.Compare(a.workspaceID, b.workspaceID), cmp.Compare(a.tenantID, b.tenantID), cmp.Compare(a.month, b.month))
 	})
-	for batch := range slices.Chunk(list, countsTogether) {
-		if err := db.AddTokens(ctx, batch); err != nil {
-			c.keep(list)
+	for batch := range slices.Chunk(keys, countsTogether) {
+		list := make([]repo.TokenCount, len(batch))
+		for i, k := range batch {
+			list[i] = repo.TokenCount{WorkspaceID: k.workspaceID, TenantID: k.tenantID, Period: k.period(), Tokens: counts[k]}
+		}
+		if err := db.AddTokens(ctx, list); err != nil {
+			for _, k := range keys { // for the next time
+				c.count(k, counts[k])
+			}
 			return err
 		}
-		list = list[len(batch):]
+		keys = keys[len(batch):]
 	}
 	return nil
 }
 
-// keep adds counts that could not be written, for the next time.
-func (c *tokenCounts) keep(list []repo.TokenCount) {
+func (c *tokenCounts) count(k tokenCountKey, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.counts == nil {
 		c.counts = map[tokenCountKey]int64{}
 	}
-	for _, n := range list {
-		c.counts[tokenCountKey{n.WorkspaceID, n.TenantID, n.Period}] += n.Tokens
-	}
+	c.counts[k] += n
 }
