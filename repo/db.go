@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -40,6 +41,7 @@ type DB struct {
 	write   *sqlx.DB         // the same as read on PostgreSQL
 	group   *group           // SQLite's group commit; nil on PostgreSQL
 	path    string           // of SQLite's file
+	begun   atomic.Int64     // when Begin was last called, in Unix nanoseconds
 	lock    *os.File         // held for the process's life by the one worker of an SQLite file
 	now     func() time.Time // the clock that leases go by; nil for PostgreSQL's own
 }

@@ -55,6 +55,7 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 		return Claim{}, fmt.Errorf("making an attempt id: %w", err)
 	}
 	started := time.Now()
+	db.begun.Store(started.UnixNano())
 	var c Claim
 	err = db.update(ctx, func(ctx context.Context, t *tx) error {
 		m, err := t.lock(ctx, e.TenantID, e.WorkspaceID)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,7 +29,7 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	// Settings stand in the address because a PRAGMA by Exec would reach one connection of the pool alone.
 	const common = "?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000&_foreign_keys=on&_stmt_cache_size=64&_mutex=no" // the pool is the mutex
 	// For a CHECK with a list of words SQLite builds a table of them each time that a row is written, which made a provisioned
-	// tenant's writes take a sixth longer. What the program writes are constants of its own; whoever else writes is checked, and
+	// tenant's writes take a sixth longer. What the program writes are constants of its own; other programs are checked, and
 	// CheckIntegrity checks all rows.
 	write, err := sqlx.Open("sqlite3", file+common+"&_txlock=immediate&_ignore_check_constraints=1")
 	if err != nil {
@@ -88,7 +89,10 @@ func (db *DB) CheckIntegrity(ctx context.Context) error {
 	if err := db.read.GetContext(ctx, &result, "PRAGMA quick_check(1)"); err != nil {
 		return fmt.Errorf("checking the database file: %w", damaged(err))
 	}
-	if result != "ok" {
+	switch {
+	case strings.HasPrefix(result, "CHECK constraint"):
+		return fmt.Errorf("a row of the database holds a word that this program does not write (%s): correct the row", result)
+	case result != "ok":
 		return fmt.Errorf("the database file is damaged (%s): restore it from a backup", result)
 	}
 	return nil

@@ -906,6 +906,17 @@ func testRunsAreListedNewestFirst(t *testing.T) {
 	}
 }
 
+func TestUsageIsWrittenInSmallerPartsWhileTenantsAreProvisioned(t *testing.T) {
+	db := openTest(t)
+	quiet := db.PagesTogether()
+	claim(t, db, "a")
+	busy := db.PagesTogether()
+	db.begun.Add(-int64(moreTenants))
+	if after := db.PagesTogether(); busy >= quiet || after != quiet {
+		t.Errorf("%d pages together, %d beside tenants, %d after them", quiet, busy, after)
+	}
+}
+
 func TestUsageIsReadInOrderAndByWhatIsAskedFor(t *testing.T) {
 	onBoth(t, testUsageIsReadInOrderAndByWhatIsAskedFor)
 }

@@ -214,14 +214,20 @@ type Reject struct {
 	Reason, Raw string
 }
 
-// PagesTogether is how many pages are recorded in one transaction at most: few on SQLite, where all other writes wait for
-// it, and more on PostgreSQL, where each transaction costs some round trips.
+// PagesTogether is how many pages are recorded in one transaction at most: more on PostgreSQL, where each transaction costs some
+// round trips, and few on SQLite while tenants are provisioned, whose writes wait for it.
 func (db *DB) PagesTogether() int {
-	if db.dialect == goose.DialectSQLite3 {
+	switch {
+	case db.dialect == goose.DialectPostgres:
+		return 32
+	case time.Since(time.Unix(0, db.begun.Load())) < moreTenants:
 		return 2
 	}
-	return 32
+	return 8
 }
+
+// moreTenants is how long after a tenant was begun others are expected.
+const moreTenants = time.Second
 
 // RecordPages writes the pages that come next in the run, with what the run says of their number, and moves its checkpoint
 // behind them, in one transaction.

@@ -1,8 +1,8 @@
 // Package schema holds the database's migrations and applies them.
 //
 // There is one folder of goose migrations for each kind of database, with the same tables and the same numbers.
-// Migrations only add within a major version of the program. A database that is newer than the program is refused:
-// goose by itself would run happily against it.
+// Migrations only add within a major version of the program; on SQLite, which has one worker, one may replace an index. A
+// database that is newer than the program is refused: goose by itself would run happily against it.
 package schema
 
 import (
