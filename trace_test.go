@@ -144,8 +144,8 @@ const wholeTrace = `publish papermap.events.tenant.created
     POST create
     transaction
       SELECT tenant_dashboards
-      SELECT tenant_dashboards
-      INSERT tenant_dashboards
+      SELECT provision_attempts
+      UPDATE tenant_dashboards
       UPDATE provision_attempts
       INSERT outbox
     publish papermap.events.dashboard.created
