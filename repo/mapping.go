@@ -202,7 +202,6 @@ func (t *tx) known(ctx context.Context, tenantID string) (*mappingRow, error) {
 func (t *tx) save(ctx context.Context, r *mappingRow) error {
 	switch {
 	case r.stored == nil:
-		r.UpdatedAt = t.now
 		return t.insert(ctx, &r.Mapping, "")
 	case r.Mapping == *r.stored:
 		return nil
@@ -224,10 +223,12 @@ func (t *tx) insert(ctx context.Context, m *Mapping, onConflict string) error {
 	return t.exec(ctx, insertMapping+onConflict, append([]any{m.TenantID, m.CreatedAt}, m.values()...)...)
 }
 
-// mutable are the columns that change, as an UPDATE sets them, and values what they are set to.
-var mutable = strings.Split(`workspace_id = ?;dashboard_id = NULLIF(?, '');title = ?;description = ?;status = ?;generation = ?;created_by = ?;updated_at = ?;`+
-	`stage = ?;created_event = ?;deleted_event = ?;suspended_event = ?;resumed_event = ?;created_event_id = ?;epoch = ?;claimable_at = ?;`+
-	`failures = ?;failed_at = ?;failed_message = ?;failed_code = ?;failed_error = ?`, ";")
+// mutable are the columns that change, as they are set, and values what they are set to.
+var mutable = []string{
+	"workspace_id = ?", "dashboard_id = NULLIF(?, '')", "title = ?", "description = ?", "status = ?", "generation = ?", "created_by = ?", "updated_at = ?",
+	"stage = ?", "created_event = ?", "deleted_event = ?", "suspended_event = ?", "resumed_event = ?", "created_event_id = ?", "epoch = ?", "claimable_at = ?",
+	"failures = ?", "failed_at = ?", "failed_message = ?", "failed_code = ?", "failed_error = ?",
+}
 
 func (m *Mapping) values() []any {
 	return []any{
@@ -237,10 +238,15 @@ func (m *Mapping) values() []any {
 	}
 }
 
-const insertMapping = `INSERT INTO tenant_dashboards (tenant_id, created_at, workspace_id, dashboard_id, title, description, status, generation, created_by, updated_at,
-	stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
-	failures, failed_at, failed_message, failed_code, failed_error)
-	VALUES (?, ?, ?, NULLIF(?, ''), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+// insertMapping inserts the tenant id, the time of creation, and the mutable columns.
+var insertMapping = func() string {
+	names, values := "tenant_id, created_at", "?, ?"
+	for _, set := range mutable {
+		name, value, _ := strings.Cut(set, " = ")
+		names, values = names+", "+name, values+", "+value
+	}
+	return "INSERT INTO tenant_dashboards (" + names + ") VALUES (" + values + ")"
+}()
 
 // Mapping reads a tenant's mapping; ErrNotFound when the tenant is unknown.
 func (db *DB) Mapping(ctx context.Context, tenantID string) (Mapping, error) {

@@ -190,12 +190,10 @@ func (t *tx) activate(ctx context.Context, m *mappingRow, dashboardID string) er
 	m.Stage, m.DashboardID, m.ClaimableAt = Active, dashboardID, Time{}
 	m.Failures, m.FailedAt, m.FailedCode, m.FailedError = 0, Time{}, "", ""
 	m.show()
-	if err := t.save(ctx, m); isUnique(err) {
+	if err = t.save(ctx, m); isUnique(err) {
 		return ErrTaken
-	} else if err != nil {
-		return err
 	}
-	return nil
+	return err
 }
 
 // Failure is a create call that made no dashboard that can be recorded.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -492,4 +494,46 @@ func testATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun(t *testing.T) {
 	e.Entered = "w"
 	c = begin(t, db, e)
 	same(t, "step and workspace for the one that it is in", []any{c.Step, c.Attempt.WorkspaceID}, []any{Create, "w"})
+}
+
+func TestEachColumnOfAMappingIsSavedAlone(t *testing.T) {
+	onBoth(t, func(t *testing.T) {
+		db := openTest(t)
+		claim(t, db, "a")
+		fields := reflect.TypeFor[Mapping]()
+		for i := range fields.NumField() {
+			field := fields.Field(i)
+			if slices.Contains([]string{"TenantID", "CreatedAt", "UpdatedAt"}, field.Name) { // which never change, or always
+				continue
+			}
+			for _, zero := range []bool{false, true} {
+				var want Mapping
+				err := db.update(ctx, func(ctx context.Context, x *tx) error {
+					m, err := x.known(ctx, "a")
+					if err != nil {
+						return err
+					}
+					switch v := reflect.ValueOf(&m.Mapping).Elem().Field(i).Addr().Interface().(type) {
+					case *Status:
+						*v = map[bool]Status{false: Held, true: Failed}[zero]
+					case *string:
+						*v = map[bool]string{false: "other"}[zero]
+					case *int:
+						*v = map[bool]int{false: 7}[zero]
+					case *int64:
+						*v = map[bool]int64{false: 7}[zero]
+					case *Time:
+						*v = map[bool]Time{false: at(db.now().Add(time.Hour))}[zero]
+					}
+					err = x.save(ctx, m)
+					want = m.Mapping
+					return err
+				})
+				if err != nil {
+					t.Fatal(field.Name, err)
+				}
+				same(t, field.Name, mapping(t, db, "a"), want)
+			}
+		}
+	})
 }
