@@ -148,12 +148,26 @@ func (s *Service) Stop() {
 	if err := s.micro.Stop(); err != nil {
 		s.log.Warn("cannot stop the request-reply service cleanly", "error", err)
 	}
+	s.takeArrived()
 	s.mu.Lock()
 	s.stopped = true
 	close(s.queue)
 	close(s.ahead)
 	s.mu.Unlock()
 	s.workers.Wait()
+}
+
+// takeArrived waits until every request has been accepted that the server sent before it heard that no more are wanted, which
+// micro does not wait for.
+func (s *Service) takeArrived() {
+	nc := s.bus.nc
+	if !nc.IsConnected() || nc.FlushTimeout(requestTimeout) != nil {
+		return
+	}
+	accepted := make(chan struct{})
+	if nc.Barrier(func() { close(accepted) }) == nil {
+		<-accepted
+	}
 }
 
 // accept queues a request, or refuses it at once when too many wait.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -189,6 +190,60 @@ func TestStopAnswersWhatIsUnderWay(t *testing.T) {
 	<-stopped
 	if err := <-answered; err != nil {
 		t.Errorf("a request under way got no answer: %v", err)
+	}
+}
+
+func TestStopAnswersWhatHasArrived(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	var first atomic.Bool
+	begun, release := make(chan struct{}), make(chan struct{})
+	s, err := b.Serve("1.2.3", nil, Endpoint{
+		Name: "echo",
+		Quick: func(dst []byte, r Request) ([]byte, Verdict, error) {
+			if first.CompareAndSwap(false, true) {
+				close(begun)
+				<-release // and those that come meanwhile wait in the client library
+			}
+			return nil, Wait, nil
+		},
+		Handle: func(_ context.Context, r Request) ([]byte, error) { return r.Data, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(b.nc.ConnectedUrl())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	answers, err := nc.SubscribeSync("_INBOX.stop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const requests = 100
+	for range requests {
+		if err := nc.PublishRequest(b.o.Subjects.RPC("echo"), answers.Subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nc.Flush(); err != nil { // the server has them, and sends them before it answers what comes later
+		t.Fatal(err)
+	}
+	<-begun
+	stopped := make(chan struct{})
+	go func() { s.Stop(); close(stopped) }()
+	for !s.micro.Stopped() {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond) // for a stop that does not wait
+	close(release)
+	<-stopped
+	for range requests {
+		answer, err := answers.NextMsg(10 * time.Second)
+		if err != nil || string(answer.Data) != "x" {
+			t.Fatalf("%v, %+v", err, answer)
+		}
 	}
 }
 

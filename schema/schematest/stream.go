@@ -84,31 +84,40 @@ func checkEvent(eventType string, header map[string][]string, data []byte) error
 	return Check(eventType, envelope.Data)
 }
 
-// each calls do for each message of a stream, if there is such a stream.
-func each(ctx context.Context, js jetstream.JetStream, stream string, do func(msg jetstream.Msg, sequence uint64)) error {
-	c, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{})
+// each calls do for each message that a stream has now, if there is such a stream. A cluster that is still to elect somebody
+// makes it wait.
+func each(ctx context.Context, js jetstream.JetStream, name string, do func(msg jetstream.Msg, sequence uint64)) error {
+	stream, err := js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	if stream.CachedInfo().State.Msgs == 0 {
+		return nil
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return err
+	}
+	messages, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second))
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
 	for {
-		batch, err := c.FetchNoWait(1000)
+		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			return err
 		}
-		n := 0
-		for msg := range batch.Messages() {
-			meta, err := msg.Metadata()
-			if err != nil {
-				return err
-			}
-			do(msg, meta.Sequence.Stream)
-			n++
-		}
-		if err := batch.Error(); err != nil || n == 0 {
+		meta, err := msg.Metadata()
+		if err != nil {
 			return err
+		}
+		do(msg, meta.Sequence.Stream)
+		if meta.NumPending == 0 {
+			return nil
 		}
 	}
 }

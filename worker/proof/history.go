@@ -364,7 +364,7 @@ func (s System) read(ctx context.Context, name string, do func(jetstream.Msg, *j
 	if err != nil {
 		return fail(err)
 	}
-	it, err := consumer.Messages()
+	it, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second)) // after as long without a word it is made anew
 	if err != nil {
 		return fail(err)
 	}
