@@ -24,7 +24,7 @@ func testAnOutageOfTheAPIKillsNoEventAndRepeatsNoCreate(t *testing.T) {
 	eventually(t, soon, w.are(repo.Active, "before", "suspended"))
 	for _, status := range []int{401, 500} {
 		w.setFaults(fmt.Sprintf("status=%d", status))
-		tenants := names(fmt.Sprint("first-", status), 10) // so many at once that the gate shuts before any is tried again
+		tenants := names(fmt.Sprint("first-", status), 20*len(w.workers)) // so many at once that each gate shuts before any is tried again
 		w.create(tenants...)
 		load := time.NewTicker(50 * time.Millisecond)
 		defer load.Stop()
@@ -35,10 +35,10 @@ func testAnOutageOfTheAPIKillsNoEventAndRepeatsNoCreate(t *testing.T) {
 			switch len(tenants) % 40 {
 			case 10:
 				w.publish(events.TypeTenantSuspended, object("tenant_id", "suspended"))
-				eventually(t, 5*time.Second, w.are(repo.Suspended, "suspended"))
+				eventually(t, soon, w.are(repo.Suspended, "suspended"))
 			case 30:
 				w.publish(events.TypeTenantResumed, object("tenant_id", "suspended"))
-				eventually(t, 5*time.Second, w.are(repo.Active, "suspended"))
+				eventually(t, soon, w.are(repo.Active, "suspended"))
 			}
 			w.token(object("tenant_id", "before"))
 		}
@@ -52,7 +52,7 @@ func testAnOutageOfTheAPIKillsNoEventAndRepeatsNoCreate(t *testing.T) {
 		}
 		w.setFaults()
 		from := time.Now()
-		eventually(t, 30*time.Second, w.are(repo.Active, tenants...))
+		eventually(t, recovery, w.are(repo.Active, tenants...))
 		t.Logf("%d: %d tenants waited %v, active %v after the end", status, len(tenants), *outage, time.Since(from).Round(time.Millisecond))
 	}
 }
