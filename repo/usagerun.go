@@ -215,13 +215,13 @@ type Reject struct {
 }
 
 // PagesTogether is how many pages are recorded in one transaction at most: more on PostgreSQL, where each transaction costs some
-// round trips, and few on SQLite while tenants are provisioned, whose writes wait for it.
+// round trips, and one on SQLite while tenants are provisioned, whose writes wait for it.
 func (db *DB) PagesTogether() int {
 	switch {
 	case db.dialect == goose.DialectPostgres:
 		return 32
 	case time.Since(time.Unix(0, db.begun.Load())) < moreTenants:
-		return 2
+		return 1
 	}
 	return 8
 }
