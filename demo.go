@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -310,8 +311,8 @@ func (c *simulateCmd) Run(a *app) error {
 		return err
 	}
 	defer server.Close()
-	fmt.Fprintf(a.stdout, "Papermap simulator at %s\n\n  export PAPERMAP_API_URL=%s PAPERMAP_EMBED_URL=%s/embedded/dashboard PAPERMAP_WORKSPACE_ID=%s PAPERMAP_API_KEY_ID=%s PAPERMAP_SECRET_KEY=%s\n\nWhat it did: %s/simulator/state\n",
-		server.URL, server.URL, server.URL, c.WorkspaceID, c.KeyID, c.SecretKey, server.URL)
+	fmt.Fprintf(a.stdout, "Papermap simulator at %s\n\n  export PAPERMAP_API_URL=%s PAPERMAP_EMBED_URL=%s/embedded/dashboard PAPERMAP_WORKSPACE_ID=%s PAPERMAP_API_KEY_ID=%s PAPERMAP_SECRET_KEY=%s\n\nWhat it did: %s/simulator/state\nUsage to sync, of 20,000 tenants: curl -X PUT '%s/simulator/usage?workspace=%s' -d '{\"tenants\":20000}'\n",
+		server.URL, server.URL, server.URL, c.WorkspaceID, c.KeyID, c.SecretKey, server.URL, server.URL, url.QueryEscape(c.WorkspaceID))
 	<-a.ctx.Done()
 	return nil
 }

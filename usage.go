@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type usageCmd struct {
 	Show   usageShowCmd   `cmd:"" help:"Show tenants' usage by month."`
 	Export usageExportCmd `cmd:"" help:"Write all of it, for programs."`
 	Runs   usageRunsCmd   `cmd:"" help:"List the runs that synced it, the newest first."`
+	Run    usageRunCmd    `cmd:"" help:"Show one run, the rows that it rejected and the totals that went down."`
 }
 
 // usageFilter is what selects usage on a command line.
@@ -232,11 +234,11 @@ func (c *usageRunsCmd) Run(a *app) error {
 		fmt.Fprintln(a.stdout, "usage was never synced")
 		return nil
 	}
-	rows := table{{"STARTED", "WORKSPACE", "MONTHS", "STATUS", "PAGES", "ROWS", "WRITTEN", "REJECTED", "WENT DOWN", "ERROR"}}
+	rows := table{{"STARTED", "WORKSPACE", "TENANT", "MONTHS", "STATUS", "PAGES", "ROWS", "WRITTEN", "REJECTED", "WENT DOWN", "ID", "ERROR"}}
 	for _, r := range list {
 		rows = append(rows, []string{
-			shortTime(r.StartedAt), r.WorkspaceID, r.FromPeriod + " to " + r.ToPeriod, string(r.Status), runPages(r),
-			fmt.Sprint(r.Read), fmt.Sprint(r.Written), fmt.Sprint(r.Rejected), fmt.Sprint(r.Changed), r.Error,
+			shortTime(r.StartedAt), r.WorkspaceID, cmp.Or(r.TenantID, "all"), r.FromPeriod + " to " + r.ToPeriod, string(r.Status), runPages(r),
+			fmt.Sprint(r.Read), fmt.Sprint(r.Written), fmt.Sprint(r.Rejected), fmt.Sprint(r.Changed), r.ID, r.Error,
 		})
 	}
 	return rows.print(a.stdout)
@@ -247,6 +249,92 @@ func runPages(r repo.Run) string {
 		return fmt.Sprint(r.NextPage - 1)
 	}
 	return fmt.Sprintf("%d of %d", r.NextPage-1, r.Pages)
+}
+
+type usageRunCmd struct {
+	ID    string `arg:"" optional:"" help:"The run's id, or that of the event that asked for it; without one, the newest run."`
+	Limit int    `default:"100" help:"At most so many rows of each kind."`
+	JSON  bool   `help:"Print JSON."`
+}
+
+// runDetails is a run in JSON.
+type runDetails struct {
+	repo.Run
+	Rejects []repo.RejectedRow `json:"rejects"`
+	Changes []repo.UsageChange `json:"changes"`
+}
+
+func (c *usageRunCmd) Run(a *app) error {
+	if err := atLeastOne(c.Limit); err != nil {
+		return err
+	}
+	db, err := openMigrated(a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	most := 1000 // workspaces, for each of which an event has a run
+	if c.ID == "" {
+		most = 1
+	}
+	list, err := db.Runs(a.ctx, c.ID, most)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		list = []repo.Run{{ID: c.ID}}
+	}
+	var all []runDetails
+	for _, r := range list {
+		var d runDetails
+		if d.Run, d.Rejects, d.Changes, err = db.RunDetails(a.ctx, r.ID, c.Limit); errors.Is(err, repo.ErrNotFound) {
+			return errors.New("no such usage run: `papermap-worker usage runs` lists them")
+		}
+		if err != nil {
+			return err
+		}
+		all = append(all, d)
+	}
+	if c.JSON {
+		return printJSON(a.stdout, all)
+	}
+	for _, d := range all {
+		if err := d.print(a.stdout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d runDetails) print(out io.Writer) error {
+	fmt.Fprintf(out, "run %s of event %s\n%s\n", d.ID, d.EventID, runLine(d.Run))
+	if len(d.Rejects) > 0 {
+		rows := table{{"PAGE", "PLACE", "REJECTED BECAUSE", "AS IT CAME"}}
+		for _, r := range d.Rejects {
+			rows = append(rows, []string{fmt.Sprint(r.Page), fmt.Sprint(r.Place), r.Reason, r.Raw})
+		}
+		if err := rows.print(out); err != nil {
+			return err
+		}
+	}
+	if len(d.Changes) > 0 {
+		rows := table{{"WENT DOWN", "MONTH", "CREDITS", "NOW", "REQUESTS", "NOW"}}
+		for _, c := range d.Changes {
+			rows = append(rows, []string{c.TenantID, c.Period, c.OldCredits, c.NewCredits, fmt.Sprint(c.OldRequests), fmt.Sprint(c.NewRequests)})
+		}
+		return rows.print(out)
+	}
+	return nil
+}
+
+// runLine is a run in a line.
+func runLine(r repo.Run) string {
+	of := "workspace " + r.WorkspaceID
+	if r.TenantID != "" {
+		of = "tenant " + r.TenantID + " of " + of
+	}
+	return printable(strings.TrimSpace(fmt.Sprintf("%s, %s to %s: %s, %d rows, %d written, %d rejected, %d went down %s",
+		of, r.FromPeriod, r.ToPeriod, r.Status, r.Read, r.Written, r.Rejected, r.Changed, r.Error)))
 }
 
 type publishUsageCmd struct {
@@ -340,8 +428,10 @@ func waitForRuns(ctx context.Context, out io.Writer, terminal bool, db *repo.DB,
 func printRuns(out io.Writer, list []repo.Run) error {
 	failed := 0
 	for _, r := range list {
-		fmt.Fprintf(out, "workspace %s, %s to %s: %s, %d rows, %d written, %d rejected, %d went down %s\n",
-			r.WorkspaceID, r.FromPeriod, r.ToPeriod, r.Status, r.Read, r.Written, r.Rejected, r.Changed, r.Error)
+		fmt.Fprintln(out, runLine(r))
+		if r.Rejected+r.Changed > 0 {
+			fmt.Fprintf(out, "`papermap-worker usage run %s` lists the rows that were rejected or went down\n", r.ID)
+		}
 		if r.Status == repo.RunFailed || r.Status == repo.Incomplete {
 			failed++
 		}

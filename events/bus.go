@@ -53,6 +53,8 @@ type Bus struct {
 	slow   *rate.Limiter // of log lines about requests that were dropped
 	mu     sync.Mutex
 	why    error // the last reason for having no connection
+
+	ensuring sync.Mutex // held while streams are looked up and made
 }
 
 // Connect connects to NATS. With o.Wait it returns at once and connects when the server is there.
@@ -183,6 +185,8 @@ func (b *Bus) EnsureStreams(ctx context.Context) error {
 	if err := checkServer(b.nc.ConnectedServerVersion()); err != nil {
 		return err
 	}
+	b.ensuring.Lock() // both consumers ask for them
+	defer b.ensuring.Unlock()
 	if err := b.ensureStream(ctx, b.o.Stream, b.o.Subjects.all(), b.o.MaxAge); err != nil {
 		return err
 	}

@@ -37,14 +37,14 @@ func (db *DB) Top(ctx context.Context, period string, limit int) ([]Usage, error
 
 // UsageChange is a total that went down.
 type UsageChange struct {
-	RunID       string `db:"run_id"`
-	TenantID    string `db:"tenant_id"`
-	Period      string `db:"period"`
-	OldCredits  string `db:"old_credits"`
-	NewCredits  string `db:"new_credits"`
-	OldRequests int64  `db:"old_requests"`
-	NewRequests int64  `db:"new_requests"`
-	ChangedAt   Time   `db:"changed_at"`
+	RunID       string `db:"run_id" json:"run_id"`
+	TenantID    string `db:"tenant_id" json:"tenant_id"`
+	Period      string `db:"period" json:"period"`
+	OldCredits  string `db:"old_credits" json:"old_credits"`
+	NewCredits  string `db:"new_credits" json:"new_credits"`
+	OldRequests int64  `db:"old_requests" json:"old_requests"`
+	NewRequests int64  `db:"new_requests" json:"new_requests"`
+	ChangedAt   Time   `db:"changed_at" json:"changed_at"`
 }
 
 const changeColumns = `run_id, tenant_id, period, CAST(old_credits AS TEXT) AS old_credits, CAST(new_credits AS TEXT) AS new_credits,
@@ -63,10 +63,10 @@ func (db *DB) TenantChanges(ctx context.Context, workspaceID, tenantID string, l
 
 // RejectedRow is a row of the API that a run could not use.
 type RejectedRow struct {
-	Page   int    `db:"page"`
-	Place  int    `db:"place"`
-	Reason string `db:"reason"`
-	Raw    string `db:"raw"`
+	Page   int    `db:"page" json:"page"`
+	Place  int    `db:"place" json:"place"` // in the page, from 0
+	Reason string `db:"reason" json:"reason"`
+	Raw    string `db:"raw" json:"raw"`
 }
 
 // RunDetails reads a run with the rows that it rejected and the totals that went down in it, at most limit of each.

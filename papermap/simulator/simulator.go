@@ -14,7 +14,8 @@
 // fields, order of checks, most error bodies) the answers are this package's choice.
 //
 // Endpoints: the create and usage endpoints of the API, /embedded/dashboard (the page of the iframe), /healthz, /readyz, and
-// /simulator/{state,dashboards,requests,usage,faults} to watch and steer it from outside.
+// /simulator/{state,dashboards,requests,usage,faults} to watch and steer it from outside. PUT /simulator/usage?workspace= takes a
+// [Usage] in JSON, with snake_case names; PUT /simulator/faults takes a list of rules.
 package simulator
 
 import (
@@ -118,6 +119,7 @@ func New(o Options) *Simulator {
 	s.mux.HandleFunc("GET /simulator/dashboards", s.serveDashboards)
 	s.mux.HandleFunc("GET /simulator/requests", s.serveRequests)
 	s.mux.HandleFunc("GET /simulator/usage", s.serveUsage)
+	s.mux.HandleFunc("PUT /simulator/usage", s.replaceUsage)
 	s.mux.HandleFunc("PUT /simulator/faults", s.serveFaults)
 	ok := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }
 	s.mux.HandleFunc("GET /healthz", ok)

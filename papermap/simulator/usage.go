@@ -16,42 +16,44 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json"
+
 	"papermap-worker/papermap"
 )
 
 // Usage is what a workspace has used. Generated tenants have one row in every month; their rows are computed when they are
 // asked for, so that a workspace may be of any size. The zero value is a workspace without usage.
 type Usage struct {
-	Tenants  int                // how many are generated
-	TenantID func(i int) string // of the generated tenant i, from 0, each another; nil: org-0000000, org-0000001 …
-	Seed     uint64             // other seeds, other numbers
+	Tenants  int                `json:"tenants"` // how many are generated
+	TenantID func(i int) string `json:"-"`       // of the generated tenant i, from 0, each another; nil: org-0000000, org-0000001 …
+	Seed     uint64             `json:"seed"`    // other seeds, other numbers
 
 	// Rows of named tenants. One of a generated tenant takes the place of that tenant's row of the month; the others come
 	// after all generated ones, by tenant, then period.
-	Rows []UsageRow
+	Rows []UsageRow `json:"rows"`
 
 	// Corrections is how often a tenant's totals were corrected. Each correction makes all of them smaller (but for 0).
-	Corrections map[string]int
+	Corrections map[string]int `json:"corrections"`
 
 	// BadEvery makes every BadEvery-th generated row one that cannot be used: without tenant, without credits, without
 	// period, with negative credits, with credits that are a text, in turn. 0: none.
-	BadEvery int
+	BadEvery int `json:"bad_every"`
 
 	// Style is how the API writes: one of UsageStyles, "" for the first. They differ in the place of the list, the names
 	// of all fields, the forms of numbers and times, and in the pagination.
-	Style string
+	Style string `json:"style"`
 
 	// BeforeRequest is called before the workspace's usage request n, from 1, is answered, and may change u for it and
 	// those that follow: tenants appear or vanish, totals shrink. It must not call the simulator.
-	BeforeRequest func(n int, u *Usage)
+	BeforeRequest func(n int, u *Usage) `json:"-"`
 }
 
 // UsageRow is a row of a named tenant, good or bad.
 type UsageRow struct {
-	TenantID string // empty: the row has none
-	Period   string // YYYY-MM, or another text, which is sent as it is and in every answer; empty: the row has none
-	Credits  string // JSON text, sent as it is: 12.5, "12.50", 1e3, -1, "many"; empty: the row has none
-	Requests int64
+	TenantID string `json:"tenant_id"` // empty: the row has none
+	Period   string `json:"period"`    // YYYY-MM, or another text, which is sent as it is and in every answer; empty: the row has none
+	Credits  string `json:"credits"`   // JSON text, sent as it is: 12.5, "12.50", 1e3, -1, "many"; empty: the row has none
+	Requests int64  `json:"requests"`
 }
 
 // usageState is the usage of a workspace in use.
@@ -138,6 +140,21 @@ func (s *Simulator) serveUsage(w http.ResponseWriter, r *http.Request) {
 	_ = lines.Flush()
 }
 
+// replaceUsage is SetUsage from outside: the body is a Usage in JSON.
+func (s *Simulator) replaceUsage(w http.ResponseWriter, r *http.Request) {
+	var u Usage
+	if err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxBody), &u, json.RejectUnknownMembers(true)); err != nil {
+		writeProblem(w, fmt.Errorf(`body must be a JSON object such as {"tenants":20000,"bad_every":100,"style":"meta"}: %w`, err))
+		return
+	}
+	if err := (&usageState{Usage: u}).check(); err != nil {
+		writeProblem(w, err)
+		return
+	}
+	s.SetUsage(r.URL.Query().Get("workspace"), u)
+	w.WriteHeader(http.StatusNoContent)
+}
+
 // snapshot is a workspace's usage as of now, apart from what changes later.
 func (s *Simulator) snapshot(workspaceID, fromPeriod, toPeriod string) (*usageState, []string, error) {
 	s.mu.Lock()
@@ -162,10 +179,21 @@ func (s *Simulator) usageOf(workspaceID string) *usageState {
 	return state
 }
 
-// prepare checks u and makes ready what answers are made from.
+// check returns why u makes no sense.
+func (u *usageState) check() error {
+	if _, known := styles[u.style()]; !known {
+		return fmt.Errorf("usage with style %q: must be one of %s", u.Style, strings.Join(UsageStyles, ", "))
+	}
+	if u.Tenants < 0 || u.BadEvery < 0 {
+		return fmt.Errorf("usage of %d tenants, every %d. bad: must not be negative", u.Tenants, u.BadEvery)
+	}
+	return nil
+}
+
+// prepare makes ready what answers are made from.
 func (u *usageState) prepare() {
-	if _, known := styles[u.style()]; !known || u.Tenants < 0 || u.BadEvery < 0 {
-		panic(fmt.Sprintf("simulator: usage with style %q, %d tenants, every %d. bad", u.Style, u.Tenants, u.BadEvery))
+	if err := u.check(); err != nil {
+		panic("simulator: " + err.Error())
 	}
 	u.override, u.sorted = map[[2]string]*UsageRow{}, nil
 	for i := range u.Rows {

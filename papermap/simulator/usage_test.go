@@ -254,6 +254,38 @@ func TestTrueTotalsAreReadableFromOutside(t *testing.T) {
 	}
 }
 
+func TestUsageIsSetFromOutsideAllOrNothing(t *testing.T) {
+	s, address := start(t, Options{})
+	put := func(body string) reply { return send("PUT", address+"/simulator/usage?workspace=ws-a", nil, body) }
+	r := put(`{"tenants":40,"seed":3,"bad_every":7,"style":"items","corrections":{"org-0000001":2},
+		"rows":[{"tenant_id":"Zoë","period":"2025-02","credits":"1e3","requests":4}]}`)
+	if r.status != http.StatusNoContent {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	got := totals(t, s, "2025-01", "2025-02")
+	s.SetUsage("ws-a", Usage{
+		Tenants: 40, Seed: 3, BadEvery: 7, Style: "items", Corrections: map[string]int{"org-0000001": 2}, Rows: []UsageRow{{"Zoë", "2025-02", "1e3", 4}},
+	})
+	want := totals(t, s, "2025-01", "2025-02")
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	for body, says := range map[string]string{
+		`{"tenants":1,"style":"xml"}`: "must be one of pagination, meta,",
+		`{"tenants":-1}`:              "must not be negative",
+		`{"tenant":1}`:                "must be a JSON object such as",
+		`[]`:                          "must be a JSON object such as",
+		`{"tenants":1`:                "must be a JSON object such as",
+	} {
+		if r := put(body); r.status != 400 || !strings.Contains(r.body, says) {
+			t.Errorf("%s: %d %s", body, r.status, r.body)
+		}
+		if diff := gocmp.Diff(want, totals(t, s, "2025-01", "2025-02")); diff != "" {
+			t.Errorf("%s changed the usage (-want +got)\n%s", body, diff)
+		}
+	}
+}
+
 func TestUsageWithoutPeriodsIsOfTheCurrentMonth(t *testing.T) {
 	s, address := start(t, Options{}) // epoch is in 2027-01
 	s.SetUsage("ws-a", Usage{Tenants: 3})
