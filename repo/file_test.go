@@ -193,6 +193,39 @@ func TestAnEmptyFileIsANewDatabase(t *testing.T) {
 	}
 }
 
+// SQLite does not wait by itself for another who turns a new file into one with a write-ahead log.
+func TestANewFileThatAnotherPreparesIsOpenedWhenHeIsDone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new.db")
+	other, err := sqlx.Open("sqlite3", path+"?_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	prepares, err := other.Beginx()
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error)
+	go func() {
+		db, err := Open(ctx, "sqlite:"+path)
+		if err == nil {
+			err = db.Close()
+		}
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		t.Fatalf("not waited: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := prepares.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOpenRefusesWhatCannotBeADatabase(t *testing.T) {
 	dir := t.TempDir()
 	for address, want := range map[string]string{

@@ -36,7 +36,7 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 		return nil, fmt.Errorf("opening the database %s: %w", path, err)
 	}
 	write.SetMaxOpenConns(1)
-	if err := write.PingContext(ctx); err != nil {
+	if err := pingPatiently(ctx, write); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the database %s: %w", path, damaged(err)), write.Close())
 	}
 	read, err := sqlx.Open("sqlite3", file+common+"&_query_only=1&_cache_size=-512") // 512 KiB each: the system caches the file
@@ -51,6 +51,18 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	}
 	go db.group.run()
 	return db, nil
+}
+
+// pingPatiently makes the first connection, and tries for as long as _busy_timeout. Where two at once turn a new file into one with a
+// write-ahead log, SQLite refuses the second without waiting.
+func pingPatiently(ctx context.Context, db *sqlx.DB) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := db.PingContext(ctx)
+		var e sqlite3.Error
+		if !errors.As(err, &e) || e.Code != sqlite3.ErrBusy || time.Now().After(deadline) || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // damaged adds what to do to an error that means that the file is broken, or was never a database.
