@@ -56,7 +56,7 @@ type publishCmd struct {
 
 // publishFlags are those of every event.
 type publishFlags struct {
-	WorkspaceID string `help:"The tenant's workspace; by default the worker's default one."`
+	WorkspaceID string `help:"The workspace; by default the worker's default one, and for usage-sync every one."`
 	EventID     string `help:"Identity of the event; by default a new one."`
 	natsSettings
 }

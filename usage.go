@@ -45,6 +45,9 @@ func (f usageFilter) parse() (repo.UsageFilter, error) {
 			return repo.UsageFilter{}, &usageError{fmt.Sprintf("%s: %v", name, err)}
 		}
 	}
+	if f.FromPeriod != "" && f.ToPeriod != "" && f.FromPeriod > f.ToPeriod {
+		return repo.UsageFilter{}, &usageError{fmt.Sprintf("--from %s is after --to %s", f.FromPeriod, f.ToPeriod)}
+	}
 	return repo.UsageFilter{WorkspaceID: f.WorkspaceID, TenantID: f.TenantID, FromPeriod: f.FromPeriod, ToPeriod: f.ToPeriod}, nil
 }
 
@@ -86,10 +89,14 @@ func (c *usageShowCmd) Run(a *app) error {
 	case c.Format == "csv":
 		return worker.WriteUsageCSV(a.stdout, each)
 	case total == 0:
-		fmt.Fprintln(a.stdout, "no usage: `papermap-worker publish usage-sync --wait` syncs it, and `papermap-worker usage runs` lists what was done")
+		fmt.Fprintln(a.stdout, "no such usage: `papermap-worker usage runs` lists what was synced, and `papermap-worker publish usage-sync --wait` syncs it")
 		return nil
 	}
-	if err := usageTable(list).print(a.stdout); err != nil {
+	sumOf := "in all"
+	if total > len(list) {
+		sumOf = fmt.Sprintf("in these %d", len(list))
+	}
+	if err := usageTable(list, sumOf).print(a.stdout); err != nil {
 		return err
 	}
 	if total > len(list) {
@@ -101,7 +108,7 @@ func (c *usageShowCmd) Run(a *app) error {
 const barWidth = 24
 
 // usageTable draws a bar for each row's share of the largest credits shown.
-func usageTable(list []repo.Usage) table {
+func usageTable(list []repo.Usage, sumOf string) table {
 	credits, most := make([]*big.Rat, len(list)), new(big.Rat)
 	sum, requests := new(big.Rat), int64(0)
 	for i, u := range list {
@@ -123,7 +130,7 @@ func usageTable(list []repo.Usage) table {
 		}
 		rows = append(rows, []string{u.TenantID, u.WorkspaceID, u.Period, u.Credits, bar(share, barWidth), fmt.Sprint(u.Requests), shortTime(u.SyncedAt), usageNote(u)})
 	}
-	return append(rows, []string{"in all", " ", " ", decimal(sum), " ", fmt.Sprint(requests), " ", " "})
+	return append(rows, []string{sumOf, " ", " ", decimal(sum), " ", fmt.Sprint(requests), " ", " "})
 }
 
 func usageNote(u repo.Usage) string {
@@ -176,7 +183,7 @@ func (c *usageExportCmd) Run(a *app) error {
 	case "table":
 		var list []repo.Usage
 		if err = each(func(u repo.Usage) error { list = append(list, u); return nil }); err == nil {
-			err = usageTable(list).print(out)
+			err = usageTable(list, "in all").print(out)
 		}
 	default:
 		err = worker.WriteUsageCSV(out, each)
@@ -409,8 +416,11 @@ func waitForRuns(ctx context.Context, out io.Writer, terminal bool, db *repo.DB,
 			show("")
 			return printRuns(out, list)
 		}
-		if len(left) > 0 {
+		switch {
+		case len(left) > 0:
 			show(progress(left[0])) // the newest: others wait for their turn
+		case len(list) == 0:
+			show("waits for a worker, or for another run of the workspace")
 		}
 		select {
 		case d := <-dead:

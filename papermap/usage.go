@@ -51,7 +51,7 @@ type UsagePage struct {
 	Rejected []RejectedRow
 	Total    int  // rows over all pages; -1 when the API does not say
 	Pages    int  // number of pages; -1 when the API says neither that, nor both Total and the length of a page
-	More     bool // whether a page comes after this one: what the API says, else whether page < pages, else whether this one has rows
+	More     bool // whether a page comes after this one: what the API says, else whether page < pages, else whether this one has rows, or of one tenant is full
 }
 
 // Usage reads one page of usage. Every error is an [*Error]: what makes no sense as a whole is one, and Retryable; a row

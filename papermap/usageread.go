@@ -378,6 +378,9 @@ func (r *usageReader) page() (UsagePage, error) {
 	if total >= 0 && (asked.Page-1)*min(longest, rows)+rows > total {
 		total = -1
 	}
+	if total >= 0 && asked.Page == 1 && next != nil && *next && rows >= total {
+		pages, total = -1, -1 // it counts the rows of a page, perhaps
+	}
 	switch {
 	case total < 0:
 	case perPage > 0 && pages < 0:
@@ -397,6 +400,8 @@ func (r *usageReader) page() (UsagePage, error) {
 		}
 	case pages >= 0:
 		p.More = asked.Page < pages
+	case asked.TenantID != "":
+		p.More = rows >= asked.PerPage // a row for each month, at a path that may know no pages
 	default:
 		p.More = rows > 0 // a page may be shorter than was asked for and not be the last
 	}

@@ -221,6 +221,9 @@ func (r *reading) fits(number int, page papermap.UsagePage) (fits, endless bool)
 		r.size = rows
 	}
 	pages := page.Pages
+	if number > 1 && r.total < 0 && r.pages == 0 {
+		pages, total = 0, -1 // the first page said nothing that can be believed
+	}
 	switch {
 	case pages > mostPages:
 		pages = 0 // nonsense, or more than anybody reads

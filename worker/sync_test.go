@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -595,6 +596,69 @@ func TestADrainedRunGoesOnAtOnceWithAnotherWorker(t *testing.T) {
 	w.checkUsage("ws-a", w.totals(run))
 	if len(w.synced()) != 1 || run.Pass != 1 || run.Error != "" {
 		t.Errorf("the run says %+v, told %+v", run, w.synced())
+	}
+}
+
+// answersUsage has the API answer each page with what is made of its number.
+func (w *world) answersUsage(answer func(page int) string) {
+	w.intercept(func(rw http.ResponseWriter, r *http.Request) {
+		page, err := strconv.Atoi(r.URL.Query().Get("page"))
+		if err != nil { // a probe
+			w.sim.ServeHTTP(rw, r)
+			return
+		}
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(rw, answer(page))
+	})
+}
+
+// Where the API says that there is more, no total of its own keeps a run from reading it; and where it wrongly says so, one more
+// page is asked for.
+func TestARunReadsOnWhereTheAPISaysThatThereIsMore(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name   string
+		pages  int
+		paging func(page int) string
+	}{
+		{"the total is of the page", 3, func(p int) string {
+			return fmt.Sprintf(`{"page":%d,"per_page":100,"total":100,"has_more":%t}`, p, p < 3)
+		}},
+		{"the total is of the page, which has no number", 3, func(p int) string { return fmt.Sprintf(`{"total":100,"has_next":%t}`, p < 3) }},
+		{"one page, and there is said to be more", 1, func(p int) string { return fmt.Sprintf(`{"page":%d,"per_page":100,"total":100,"has_more":true}`, p) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, options{})
+			w.answersUsage(func(page int) string {
+				var rows []string
+				for i := range 100 {
+					if page <= test.pages {
+						rows = append(rows, fmt.Sprintf(`{"tenant_id":"t-%d-%d","credits":1,"period":"2026-01"}`, page, i))
+					}
+				}
+				return fmt.Sprintf(`{"success":true,"data":{"usage":[%s]},"pagination":%s}`, strings.Join(rows, ","), test.paging(page))
+			})
+			w.sync("e", "workspace_id", "ws-a", "from_period", "2026-01", "to_period", "2026-01")
+			eventually(t, soon, w.usageRunIs("e", repo.RunDone))
+			if have := len(w.usageRows("ws-a")); have != 100*test.pages || len(w.synced()) != 1 {
+				t.Errorf("%d rows recorded of %d, told %+v", have, 100*test.pages, w.synced())
+			}
+		})
+	}
+}
+
+// The path of one tenant's usage is not documented, and may know no pages.
+func TestOneTenantsHistoryMayHaveNoPages(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{})
+	w.answersUsage(func(int) string {
+		return `{"success":true,"data":{"usage":[{"credits":1,"requests":1,"period":"2026-01"},{"credits":2,"requests":1,"period":"2026-02"}]}}`
+	})
+	w.sync("e", "workspace_id", "ws-a", "tenant_id", "t", "from_period", "2026-01", "to_period", "2026-02")
+	eventually(t, soon, w.usageRunIs("e", repo.RunDone))
+	if have := w.usageRows("ws-a"); len(have) != 2 || len(w.synced()) != 1 {
+		t.Errorf("recorded %+v, told %+v", have, w.synced())
 	}
 }
 
