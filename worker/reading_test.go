@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
@@ -204,7 +205,8 @@ func TestARunThatGoesOnWithAnotherPageSizeMissesNothing(t *testing.T) {
 	}
 }
 
-// A long run says how far it is, in the log and in the metrics, for as long as it is at work here.
+// A long run says how far it is, in the log and in the metrics, for as long as it is at work here, and keeps its lease though it has
+// nothing to record.
 func TestARunAtWorkSaysHowFarItIs(t *testing.T) {
 	t.Parallel()
 	w := start(t, options{config: func(c *worker.Config) { c.UsageConcurrency, c.Timeout = 1, soon }})
@@ -228,6 +230,9 @@ func TestARunAtWorkSaysHowFarItIs(t *testing.T) {
 		}
 		if !strings.Contains(w.logs.String(), `"msg":"syncing usage","worker":0,"workspace_id":"ws-a","event_id":"e","pages_done":3,"pages":10`) {
 			return fmt.Errorf("the log says nothing of it")
+		}
+		if run := w.usageRun("e", "ws-a"); run.UpdatedAt.Sub(run.StartedAt.Time) < 9*time.Second {
+			return fmt.Errorf("no sign of life of it since %s", run.UpdatedAt)
 		}
 		return nil
 	})
