@@ -31,7 +31,7 @@ var mayImport = map[string][]string{
 	"papermap-worker/papermap/simulator": {"papermap-worker/papermap"},
 	"papermap-worker/schema/schematest":  {"papermap-worker/schema"},
 	"papermap-worker/worker/proof": {
-		"papermap-worker/events", "papermap-worker/papermap", "papermap-worker/papermap/simulator", "papermap-worker/repo",
+		"papermap-worker/events", "papermap-worker/papermap", "papermap-worker/papermap/simulator", "papermap-worker/repo", "papermap-worker/schema/schematest",
 	},
 }
 

@@ -225,15 +225,11 @@ func (c *usageRunsCmd) Run(a *app) error {
 	if err := atLeastOne(c.Limit); err != nil {
 		return err
 	}
-	db, err := openMigrated(a)
+	db, list, err := openRuns(a, "", c.Limit)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	list, err := db.Runs(a.ctx, "", c.Limit)
-	if err != nil {
-		return err
-	}
 	if c.JSON {
 		return printJSON(a.stdout, list)
 	}
@@ -249,6 +245,19 @@ func (c *usageRunsCmd) Run(a *app) error {
 		})
 	}
 	return rows.print(a.stdout)
+}
+
+// openRuns opens the database, which the caller closes, and lists runs: the newest, or those of one event.
+func openRuns(a *app, eventID string, limit int) (*repo.DB, []repo.Run, error) {
+	db, err := openMigrated(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := db.Runs(a.ctx, eventID, limit)
+	if err != nil {
+		return nil, nil, errors.Join(err, db.Close())
+	}
+	return db, list, nil
 }
 
 func runPages(r repo.Run) string {
@@ -275,20 +284,16 @@ func (c *usageRunCmd) Run(a *app) error {
 	if err := atLeastOne(c.Limit); err != nil {
 		return err
 	}
-	db, err := openMigrated(a)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
 	most := 1000 // workspaces, for each of which an event has a run
 	if c.ID == "" {
 		most = 1
 	}
-	list, err := db.Runs(a.ctx, c.ID, most)
+	db, list, err := openRuns(a, c.ID, most)
 	if err != nil {
 		return err
 	}
-	if len(list) == 0 {
+	defer db.Close()
+	if len(list) == 0 { // then it may be a run's id
 		list = []repo.Run{{ID: c.ID}}
 	}
 	var all []runDetails

@@ -26,12 +26,13 @@ func CheckStream(t testing.TB, js jetstream.JetStream) {
 
 func checkStream(ctx context.Context, js jetstream.JetStream, wrong func(error)) error {
 	dead := map[uint64]bool{} // sequences in PAPERMAP
-	err := each(ctx, js, "PAPERMAP_DEAD", func(msg jetstream.Msg, _ uint64) {
+	err := EachMessage(ctx, js, "PAPERMAP_DEAD", func(msg jetstream.Msg, _ *jetstream.MsgMetadata) error {
 		if n, err := strconv.ParseUint(msg.Headers().Get("Papermap-Stream-Sequence"), 10, 64); err == nil {
 			dead[n] = true
 		}
+		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return err
 	}
 	settled := map[string]uint64{} // by the subject that a consumer is for: all up to here
@@ -47,16 +48,22 @@ func checkStream(ctx context.Context, js jetstream.JetStream, wrong func(error))
 			settled[subject] = c.CachedInfo().AckFloor.Stream
 		}
 	}
-	return each(ctx, js, "PAPERMAP", func(msg jetstream.Msg, sequence uint64) {
+	err = EachMessage(ctx, js, "PAPERMAP", func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		sequence := meta.Sequence.Stream
 		eventType := strings.TrimPrefix(msg.Subject(), "papermap.events.")
 		in := strings.HasPrefix(eventType, "tenant.") || eventType == "usage.sync"
 		if in && (dead[sequence] || sequence > settled[msg.Subject()]) {
-			return
+			return nil
 		}
 		if err := checkEvent(eventType, msg.Headers(), msg.Data()); err != nil {
 			wrong(fmt.Errorf("event %d, %s: %w\n%s", sequence, msg.Subject(), err, msg.Data()))
 		}
+		return nil
 	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	}
+	return err
 }
 
 // checkEvent checks an event in any of its forms.
@@ -84,38 +91,38 @@ func checkEvent(eventType string, header map[string][]string, data []byte) error
 	return Check(eventType, envelope.Data)
 }
 
-// each calls do for each message that a stream has now, if there is such a stream. A cluster that is still to elect somebody
-// makes it wait.
-func each(ctx context.Context, js jetstream.JetStream, name string, do func(msg jetstream.Msg, sequence uint64)) error {
+// EachMessage calls do for each message that a stream has now, oldest first, until it returns an error. A cluster that is still to
+// elect somebody makes it wait.
+func EachMessage(ctx context.Context, js jetstream.JetStream, name string, do func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
+	fail := func(err error) error { return fmt.Errorf("reading stream %s: %w", name, err) }
 	stream, err := js.Stream(ctx, name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	if stream.CachedInfo().State.Msgs == 0 {
 		return nil
 	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
-		return err
+		return fail(err)
 	}
-	messages, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second))
+	messages, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second)) // after as long without a word it is made anew
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	defer messages.Stop()
 	for {
 		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
-			return err
+			return fail(err)
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
-			return err
+			return fail(err)
 		}
-		do(msg, meta.Sequence.Stream)
+		if err := do(msg, meta); err != nil {
+			return fail(err)
+		}
 		if meta.NumPending == 0 {
 			return nil
 		}

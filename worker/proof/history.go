@@ -37,6 +37,7 @@ import (
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
+	"papermap-worker/schema/schematest"
 )
 
 // History is what was seen of a run.
@@ -279,7 +280,7 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			acknowledged[p.Sequence] = append(acknowledged[p.Sequence], i)
 		}
 	}
-	return s.read(ctx, s.Stream, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return schematest.EachMessage(ctx, s.JetStream, s.Stream, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		sequence, eventType := meta.Sequence.Stream, strings.TrimPrefix(msg.Subject(), s.Subjects.Event(""))
 		isOut := slices.Contains([]string{events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld, events.TypeUsageSynced}, eventType)
 		if isOut || own[msg.Headers().Get(jetstream.MsgIDHeader)] {
@@ -332,7 +333,7 @@ func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, erro
 
 func (s System) readDead(ctx context.Context, h *History) error {
 	h.Dead = nil
-	return s.read(ctx, s.Stream+"_DEAD", func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return schematest.EachMessage(ctx, s.JetStream, s.Stream+"_DEAD", func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		header := msg.Headers()
 		d := Dead{Header: header, DeadLetter: events.DeadLetter{
 			Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Type: strings.TrimPrefix(msg.Subject(), s.Subjects.Dead("")), Data: msg.Data(),
@@ -348,43 +349,6 @@ func (s System) readDead(ctx context.Context, h *History) error {
 		h.Dead = append(h.Dead, d)
 		return nil
 	})
-}
-
-// read calls do for each message of a stream, oldest first.
-func (s System) read(ctx context.Context, name string, do func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
-	fail := func(err error) error { return fmt.Errorf("reading stream %s: %w", name, err) }
-	stream, err := s.JetStream.Stream(ctx, name)
-	if err != nil {
-		return fail(err)
-	}
-	if stream.CachedInfo().State.Msgs == 0 {
-		return nil
-	}
-	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		return fail(err)
-	}
-	it, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second)) // after as long without a word it is made anew
-	if err != nil {
-		return fail(err)
-	}
-	defer it.Stop()
-	for {
-		msg, err := it.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return fail(err)
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return fail(err)
-		}
-		if err := do(msg, meta); err != nil {
-			return fail(err)
-		}
-		if meta.NumPending == 0 {
-			return nil
-		}
-	}
 }
 
 // waiting asks the server about both consumers.
