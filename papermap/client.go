@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
@@ -25,28 +24,32 @@ import (
 )
 
 const (
-	// RetryBudget bounds a call: a try inside it starts at latest this long after the call began. With
-	// ClientOptions.Timeout for that last try, it is how long a call can take.
-	RetryBudget = 3 * time.Second
-
-	maxCreateBody = 1 << 20 // bytes of an answer after decompression
+	maxCreateBody = 1 << 20 // bytes of an answer, after decompression
 	maxUsageBody  = 8 << 20
-	maxCorrection = 24 * time.Hour // a Date further off is not believed whole: what we sign stays short-lived
+
+	// maxCorrection is the most that a Date may shift a signature, so that what we sign stays
+	// short-lived whatever the server's clock.
+	maxCorrection = 24 * time.Hour
 )
 
 // ClientOptions are the parts of a client that are not the workspace's. The zero value works.
 type ClientOptions struct {
-	Timeout   time.Duration    // one HTTP request, from dialling to the last byte of the answer; 0 means 10 s
+	Timeout   time.Duration    // one HTTP request, from dialling to the last byte of the answer; 0: 10 s
 	Limiter   *rate.Limiter    // shared by all clients of the process; nil: no limit
 	Now       func() time.Time // the host's wall clock; nil: time.Now
 	UserAgent string           // empty: Go's
 
-	// Observe, if there is one, hears of each HTTP request: its route (create, usage, history or probe), the answer's status
-	// (0 when none came, 200 for every success) and how long it took.
+	// Observe, if set, is called after each HTTP request with its route (create, usage, history or
+	// probe), the answer's status (0: there was none; 200 for every success) and how long it took.
 	Observe func(route string, status int, took time.Duration)
 
-	// HistoryPath is where one tenant's usage is read, with {workspace_id} and {tenant_id} in it. It is not documented, hence
-	// an option; empty: /api/v1/external/workspaces/{workspace_id}/tenants/{tenant_id}/usage.
+	// Dial, if set, makes the connections instead of a net.Dialer: to an in-process server, in
+	// tests in virtual time.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// HistoryPath is the path of one tenant's usage, with {workspace_id} and {tenant_id} in it. It
+	// is an option because it is not documented; empty:
+	// /api/v1/external/workspaces/{workspace_id}/tenants/{tenant_id}/usage.
 	HistoryPath string
 }
 
@@ -55,11 +58,11 @@ type Client struct {
 	ws        Workspace
 	o         ClientOptions
 	transport *http.Transport
-	firstWait time.Duration // about this long before the first retry inside a call
+	firstWait time.Duration // firstRetryWait; tests set others
 
 	mu         sync.Mutex
 	clock      clock
-	correcting bool // sign with skew applied: the server has called a signature of our own clock expired
+	correcting bool // sign by the server's clock: it has called a signature of the host's clock expired
 }
 
 // NewClient returns a client for ws. It connects on first use; Close it after the last.
@@ -73,53 +76,68 @@ func NewClient(ws Workspace, o ClientOptions) *Client {
 	if o.HistoryPath == "" {
 		o.HistoryPath = defaultHistoryPath
 	}
-	// HTTP/2 shares a connection among requests, and then nobody could say whether a failed one was sent.
+	dial := o.Dial
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	}
+	return &Client{ws: ws, o: o, firstWait: firstRetryWait, transport: newTransport(dial)}
+}
+
+// newTransport returns a transport that keeps to HTTP/1.1, where one connection carries one request
+// at a time. HTTP/2 shares a connection among requests, and a failed one could not be told from one
+// that was never sent.
+func newTransport(dial func(context.Context, string, string) (net.Conn, error)) *http.Transport {
 	var http1 http.Protocols
 	http1.SetHTTP1(true)
-	dialer := net.Dialer{Timeout: 5 * time.Second}
-	return &Client{ws: ws, o: o, firstWait: 200 * time.Millisecond, transport: &http.Transport{
-		Proxy: nil, // not even from the environment: whoever sees a signed request can call the API with its signature
+	return &http.Transport{
+		// No proxy, not even the environment's: it could call the API with the signatures that it
+		// sees.
+		Proxy: nil,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
+			conn, err := dial(ctx, network, address)
 			if err != nil {
 				return nil, err
 			}
 			return &countingConn{Conn: conn}, nil
 		},
-		TLSHandshakeTimeout:    5 * time.Second,
-		IdleConnTimeout:        4 * time.Second, // many servers close idle ones after 5 s, and a create caught by that would be Unknown
-		MaxIdleConnsPerHost:    256,             // four times the worker's default concurrency: a full load keeps its connections
+		TLSHandshakeTimeout: 5 * time.Second,
+		// Many servers close idle connections after 5 s. A create that meets such a close ends as
+		// Unknown.
+		IdleConnTimeout: 4 * time.Second,
+		// Four times the worker's default concurrency, so that a full load keeps its connections.
+		MaxIdleConnsPerHost:    256,
 		MaxResponseHeaderBytes: 256 << 10,
 		Protocols:              &http1,
-	}}
+	}
 }
 
 // Close closes idle connections.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
-// Probe is a cheap check of address, credentials and clock that changes nothing: a signed read of the tenant usage's
-// first row. Any 2xx is success. It is not retried, except once with a corrected clock.
+// Probe checks address, credentials and clock cheaply and changes nothing: it reads the first row
+// of the tenant usage. Any 2xx is success. It is not retried, except once with a corrected clock.
 func (c *Client) Probe(ctx context.Context) error {
 	path := "/api/v1/external/workspaces/" + url.PathEscape(c.ws.ID) + "/tenant-usage?per_page=1"
-	if err := c.call(ctx, request{route: "probe", method: http.MethodGet, path: path, maxBody: maxUsageBody, once: true}); err != nil {
+	r := request{route: "probe", method: http.MethodGet, path: path, maxBody: maxUsageBody, once: true}
+	if err := c.call(ctx, r); err != nil {
 		return err
 	}
-	return nil
+	return nil // not err: a nil *Error is no nil error
 }
 
 // request is one call of the API.
 type request struct {
-	route    string // for Observe
+	route    string // for ClientOptions.Observe
 	method   string
 	path     string // escaped, with its query
-	tenantID string // for the API's usage report; empty: none
+	tenantID string // to attribute the request to in the usage report; empty: none
 	body     []byte
-	maxBody  int64              // of the answer
+	maxBody  int64              // of the answer, in bytes
 	once     bool               // no retries
-	read     func(answer) error // takes what it needs from a 2xx; an error means that it makes no sense. nil: nothing is needed
+	read     func(answer) error // reads a 2xx; an error means that it makes no sense. nil: nothing is needed
 }
 
-// lost is what an answer that never came, or makes no sense, says of the request.
+// lost returns the class of a request whose answer never came or makes no sense.
 func (r request) lost() Class {
 	if r.method == http.MethodGet {
 		return Retryable
@@ -127,6 +145,7 @@ func (r request) lost() Class {
 	return Unknown
 }
 
+// answer is an HTTP response, read whole.
 type answer struct {
 	status     int
 	statusLine string
@@ -134,102 +153,13 @@ type answer struct {
 	body       []byte
 }
 
-// call sends r until its outcome is known, unknowable, or no further try may start: inside RetryBudget it sends again
-// what provably was not processed, unless the server asks to stay away for a while.
-func (c *Client) call(ctx context.Context, r request) *Error {
-	startBy := time.Now().Add(RetryBudget)
-	if deadline, ok := ctx.Deadline(); ok && deadline.Before(startBy) {
-		startBy = deadline
-	}
-	waits := backoff.NewExponentialBackOff(backoff.WithInitialInterval(c.firstWait), backoff.WithMaxElapsedTime(0))
-	var last *Error
-	for expired := false; ; {
-		if err := c.waitTurn(ctx, startBy); err != nil {
-			if last != nil {
-				return last
-			}
-			return err
-		}
-		last = c.observed(ctx, r)
-		switch {
-		case last == nil:
-			return nil
-		case last.Status == http.StatusUnauthorized && last.Code == "TOKEN_EXPIRED":
-			c.correctClock(last, expired)
-			if expired {
-				return last
-			}
-			expired = true // it was not processed, so it may go out again at once
-			continue
-		case last.Class != Retryable || last.Deferred || r.once: // how long to stay away is the caller's to wait: it need not keep a slot for that
-			return last
-		}
-		wait := waits.NextBackOff()
-		if time.Now().Add(wait).After(startBy) {
-			return last
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return last
-		}
-	}
-}
-
-func (c *Client) observed(ctx context.Context, r request) *Error {
-	began := time.Now()
-	ctx, span := c.startSpan(ctx, r)
-	failed := c.do(ctx, r)
-	endSpan(span, failed)
-	if c.o.Observe != nil {
-		status := http.StatusOK
-		if failed != nil {
-			status = failed.Status
-		}
-		c.o.Observe(r.route, status, time.Since(began))
-	}
-	return failed
-}
-
-// waitTurn waits for the process's rate limit. A try that cannot start in time is a deferral, no failure of the API.
-func (c *Client) waitTurn(ctx context.Context, startBy time.Time) *Error {
-	deferred := &Error{Class: Retryable, Deferred: true, RetryAfter: time.Second, Message: "nothing was sent: no turn in time"}
-	if c.o.Limiter != nil {
-		turn, cancel := context.WithDeadline(ctx, startBy)
-		defer cancel()
-		if err := c.o.Limiter.Wait(turn); err != nil {
-			deferred.Message = "nothing was sent: our own rate limit: " + err.Error()
-			return deferred
-		}
-	}
-	if time.Now().After(startBy) {
-		return deferred
-	}
-	return nil
-}
-
-// correctClock makes the client sign by the server's clock from now on, and turns err, a TOKEN_EXPIRED, into one that may
-// be tried again, or, if that was done already, into lost credentials.
-func (c *Client) correctClock(err *Error, again bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.correcting = !c.clock.latest.at.IsZero()
-	switch {
-	case !again:
-		err.Class = Retryable
-	case c.correcting:
-		err.Message = fmt.Sprintf("expired also when signed by the server's clock, which is %v from ours: set the host's clock", c.clock.latest.skew().Round(time.Second))
-	default:
-		err.Message = "expired as soon as it was signed, and the server does not tell its time: set the host's clock"
-	}
-}
-
-// do sends r once, freshly signed, and says how that ended: nil, or the class of the failure by what is known of it.
-func (c *Client) do(parent context.Context, r request) *Error {
+// send sends r once, freshly signed, and classifies its failure. The Transport is used without an
+// http.Client, which would follow redirects and carry our headers to another host.
+func (c *Client) send(parent context.Context, r request) *Error {
 	ctx, cancel := context.WithTimeout(parent, c.o.Timeout)
 	defer cancel()
-	var conn *countingConn // what the request was given to; nil while there is none
-	var before int64       // written to it for earlier requests and the TLS handshake
+	var conn *countingConn // carries the request; nil while there is none
+	var before int64       // bytes written to it earlier: other requests, the TLS handshake
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			raw := info.Conn
@@ -241,18 +171,66 @@ func (c *Client) do(parent context.Context, r request) *Error {
 		},
 		WroteRequest: func(httptrace.WroteRequestInfo) { failpoint.Hit(failpoint.Sent) },
 	})
-	// A body that the Transport cannot get anew keeps it from sending a request again by itself, a GET too.
-	req, err := http.NewRequestWithContext(ctx, r.method, c.ws.APIURL+r.path, io.NopCloser(bytes.NewReader(r.body)))
+	req, err := c.signedRequest(ctx, r)
 	if err != nil { // not quoted: an address can hold a password
 		return &Error{Class: Configuration, Message: "the workspace's API address is not a valid URL"}
 	}
+	hide := c.redactor(req.Header.Get("X-Signature"))
+	fail := func(class Class, status int, what string, err error) *Error {
+		// Not errors.Is: a dialler's own timeout is a DeadlineExceeded, too.
+		if ctx.Err() != nil && parent.Err() == nil {
+			err = fmt.Errorf("not done within %v", c.o.Timeout)
+		}
+		return &Error{Class: class, Status: status, Message: oneLine(what+": "+err.Error(), hide, maxMessage)}
+	}
+
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		// The count is final: the Transport waits for its writer to end before it returns an error
+		// (mapRoundTripError; not for its own ResponseHeaderTimeout, which therefore stays unset).
+		if conn == nil || conn.written.Load() == before {
+			return fail(Retryable, 0, "nothing was sent", err)
+		}
+		return fail(r.lost(), 0, "no answer", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	serverTime := c.addDate(resp.Header)
+	trace.SpanFromContext(ctx).SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		// Its body is the connection, and reading that does not end with ctx.
+		err := errors.New("the server wants to switch protocols")
+		return fail(r.lost(), resp.StatusCode, "no answer", err)
+	}
+	a, err := readAnswer(resp, r.maxBody)
+	switch {
+	case a.status/100 != 2: // the status decides; as much of the body as came tells why
+		return classify(a, r.lost(), serverTime, hide)
+	case err != nil:
+		return fail(r.lost(), a.status, "reading the answer", err)
+	case r.read == nil:
+		return nil
+	}
+	if err := r.read(a); err != nil {
+		return fail(r.lost(), a.status, "understanding the answer", err)
+	}
+	return nil
+}
+
+// signedRequest returns the HTTP request of r, valid for RequestLife from now.
+func (c *Client) signedRequest(ctx context.Context, r request) (*http.Request, error) {
+	// The Transport cannot get such a body anew, so it never resends a request by itself, a GET
+	// neither.
+	body := io.NopCloser(bytes.NewReader(r.body))
+	req, err := http.NewRequestWithContext(ctx, r.method, c.ws.APIURL+r.path, body)
+	if err != nil {
+		return nil, err
+	}
 	req.ContentLength = int64(len(r.body))
 	validUntil := c.signingTime().Add(RequestLife).Unix()
-	signature := Sign(c.ws.Key.Secret, c.ws.ID, validUntil)
 	req.Header.Set("X-API-Key-ID", c.ws.Key.ID)
 	req.Header.Set("X-Workspace-ID", c.ws.ID)
 	req.Header.Set("X-Valid-Until", strconv.FormatInt(validUntil, 10))
-	req.Header.Set("X-Signature", signature)
+	req.Header.Set("X-Signature", Sign(c.ws.Key.Secret, c.ws.ID, validUntil))
 	if r.method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -262,52 +240,21 @@ func (c *Client) do(parent context.Context, r request) *Error {
 	if c.o.UserAgent != "" {
 		req.Header.Set("User-Agent", c.o.UserAgent)
 	}
-	hide := c.redactor(signature)
-	fail := func(class Class, status int, what string, err error) *Error {
-		if ctx.Err() != nil && parent.Err() == nil { // not errors.Is: a dialler's own time-out is a DeadlineExceeded, too
-			err = fmt.Errorf("not done within %v", c.o.Timeout)
-		}
-		return &Error{Class: class, Status: status, Message: oneLine(what+": "+err.Error(), hide, maxMessage)}
-	}
-
-	// The Transport itself, not an http.Client: that would follow redirects, with our headers, to any host.
-	resp, err := c.transport.RoundTrip(req)
-	if err != nil {
-		// The count is final: the Transport waits for its writer to end before it returns an error (mapRoundTripError;
-		// not for its own ResponseHeaderTimeout, which therefore stays unset).
-		if conn == nil || conn.written.Load() == before {
-			return fail(Retryable, 0, "nothing was sent", err)
-		}
-		return fail(r.lost(), 0, "no answer", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	serverTime := c.noteDate(resp.Header)
-	trace.SpanFromContext(ctx).SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
-	a := answer{status: resp.StatusCode, statusLine: resp.Status, header: resp.Header}
-	if a.status == http.StatusSwitchingProtocols {
-		// Its body is the connection, and reading that does not end with ctx.
-		return fail(r.lost(), a.status, "no answer", errors.New("the server wants to switch protocols"))
-	}
-	a.body, err = io.ReadAll(io.LimitReader(resp.Body, r.maxBody+1))
-	if err == nil && int64(len(a.body)) > r.maxBody {
-		err = fmt.Errorf("longer than %d bytes", r.maxBody)
-	}
-	if a.status/100 != 2 {
-		return failure(a, r.lost(), serverTime, hide) // the status has said it; as much of the body as came says why
-	}
-	if err != nil {
-		return fail(r.lost(), a.status, "reading the answer", err)
-	}
-	if r.read == nil {
-		return nil
-	}
-	if err := r.read(a); err != nil {
-		return fail(r.lost(), a.status, "understanding the answer", err)
-	}
-	return nil
+	return req, nil
 }
 
-// countingConn counts the bytes that the host's network took: as long as none were added, a request was not sent.
+// readAnswer reads a response of at most maxBody bytes. The answer is usable as far as it came,
+// with an error too.
+func readAnswer(resp *http.Response, maxBody int64) (answer, error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err == nil && int64(len(body)) > maxBody {
+		err = fmt.Errorf("longer than %d bytes", maxBody)
+	}
+	return answer{resp.StatusCode, resp.Status, resp.Header, body}, err
+}
+
+// countingConn counts the bytes that the host's network accepted. While none were added, a request
+// was not sent.
 type countingConn struct {
 	net.Conn
 	written atomic.Int64

@@ -6,56 +6,63 @@ import (
 	"time"
 )
 
-// clock is what the server's Date headers say of the host's clock. A cache between us and the API may answer with an old
-// Date, and one wrong Date must not stop a worker's tokens: what is believed changes only when a second, later Date agrees.
+// clock estimates the server's clock from the Date headers of its answers. A cache between us and
+// the API may answer with an old Date, and one wrong Date must not stop a worker's tokens: the
+// estimate changes only when a second, later Date agrees.
 type clock struct {
-	latest   reading   // also what a cache says: signatures are made anew by it at once
-	since    time.Time // when its Date first came
-	believed reading   // zero while nothing is known
-	doubt    reading   // contradicts what is believed, until another agrees; zero: none
+	latest    dateReading // the newest, possibly a cache's; expired signatures are made again by it at once
+	since     time.Time   // when the Date of latest first came
+	confirmed dateReading // the estimate; zero while nothing is known
+	candidate dateReading // contradicts confirmed, and waits for another that agrees; zero: none
 }
 
-// reading is one Date.
-type reading struct {
-	date time.Time
-	at   time.Time // by the host's clock
+// dateReading is one Date header.
+type dateReading struct {
+	date time.Time // the server's clock
+	at   time.Time // the host's clock when it came
 }
 
-func (r reading) skew() time.Duration { return r.date.Sub(r.at) }
+func (r dateReading) skew() time.Duration { return r.date.Sub(r.at) }
 
 const (
 	sameSkew  = 5 * time.Second // two readings agree: a Date is cut off to the second, and answers travel
 	staleDate = 2 * time.Second // a Date that has not moved for so long is a cache's
 )
 
-func (r reading) agrees(o reading) bool {
+func (r dateReading) agrees(o dateReading) bool {
 	return !o.at.IsZero() && (r.skew()-o.skew()).Abs() <= sameSkew
 }
 
-// note takes a Date that came just now.
-func (c *clock) note(date, now time.Time) {
-	again := date.Equal(c.latest.date)
-	c.latest = reading{date, now}
-	if again {
+// add records a Date that came just now.
+func (c *clock) add(date, now time.Time) {
+	repeated := date.Equal(c.latest.date)
+	c.latest = dateReading{date, now}
+	if repeated {
 		if now.Sub(c.since) >= staleDate {
-			for _, r := range []*reading{&c.believed, &c.doubt} {
-				if r.date.Equal(date) {
-					*r = reading{}
-				}
-			}
+			c.forget(date)
 		}
 		return
 	}
 	c.since = now
+	confirms := c.latest.agrees(c.candidate) && now.Sub(c.candidate.at) >= time.Second
 	switch {
-	case c.believed.at.IsZero(), c.latest.agrees(c.believed), c.latest.agrees(c.doubt) && now.Sub(c.doubt.at) >= time.Second:
-		c.believed, c.doubt = c.latest, reading{}
-	case !c.latest.agrees(c.doubt):
-		c.doubt = c.latest
+	case c.confirmed.at.IsZero(), c.latest.agrees(c.confirmed), confirms:
+		c.confirmed, c.candidate = c.latest, dateReading{}
+	case !c.latest.agrees(c.candidate):
+		c.candidate = c.latest
 	}
 }
 
-// serverTime reads Date, and Age, which is how long a cache has kept the answer.
+// forget drops a Date that turned out to be a cache's.
+func (c *clock) forget(date time.Time) {
+	for _, r := range []*dateReading{&c.confirmed, &c.candidate} {
+		if r.date.Equal(date) {
+			*r = dateReading{}
+		}
+	}
+}
+
+// serverTime reads the Date header, plus Age: how many seconds a cache has kept the answer.
 func serverTime(header http.Header) (time.Time, bool) {
 	date, err := http.ParseTime(header.Get("Date"))
 	if err != nil {
@@ -67,23 +74,26 @@ func serverTime(header http.Header) (time.Time, bool) {
 	return date, true
 }
 
-// ClockSkew returns the server's clock minus ours, to about a second, from answers that had a Date.
+// ClockSkew returns the server's clock minus the host's, to about a second. known is false until an
+// answer had a Date.
 func (c *Client) ClockSkew() (skew time.Duration, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.clock.believed.skew(), !c.clock.believed.at.IsZero()
+	return c.clock.confirmed.skew(), !c.clock.confirmed.at.IsZero()
 }
 
-// ClockReading says when the newest Date came by the host's clock, the zero time if none did, and whether it contradicts
-// [Client.ClockSkew], so that another request is worth while.
+// ClockReading returns when the newest Date came by the host's clock, the zero time if none did.
+// doubtful tells that it contradicts [Client.ClockSkew]: another request would show which of them
+// is right.
 func (c *Client) ClockReading() (at time.Time, doubtful bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.clock.latest.at, !c.clock.doubt.at.IsZero()
+	return c.clock.latest.at, !c.clock.candidate.at.IsZero()
 }
 
-// noteDate keeps what an answer says of the clock and returns the server's time, ours if the answer has none.
-func (c *Client) noteDate(header http.Header) time.Time {
+// addDate records an answer's Date and returns the server's time, or the host's if the answer has
+// none.
+func (c *Client) addDate(header http.Header) time.Time {
 	now := c.o.Now()
 	date, ok := serverTime(header)
 	if !ok {
@@ -91,11 +101,12 @@ func (c *Client) noteDate(header http.Header) time.Time {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.clock.note(date, now)
+	c.clock.add(date, now)
 	return date
 }
 
-// signingTime is the server's clock as far as we know better than the host.
+// signingTime returns the host's clock, corrected by the server's once the server has called a
+// signature expired.
 func (c *Client) signingTime() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,26 +6,36 @@ import (
 	"time"
 )
 
-// Class says what is known of a failed request's outcome.
+// Class tells what is known of a failed request's outcome, and so what may be done about it.
 type Class string
 
 const (
-	Refused       Class = "refused"       // processed and refused: the same request will be refused again
-	Retryable     Class = "retryable"     // provably not processed (or a read): may be sent again
-	Credentials   Class = "credentials"   // 401 or 403: keys are wrong or revoked; nothing was processed
-	Configuration Class = "configuration" // 404 or a redirect: the address or the workspace is wrong; nothing was processed
-	Unknown       Class = "unknown"       // the answer was lost or makes no sense: it may have been processed
+	// Refused: processed and refused. The same request will be refused again.
+	Refused Class = "refused"
+	// Retryable: provably not processed, or a read. It may be sent again.
+	Retryable Class = "retryable"
+	// Credentials: 401 or 403. The keys are wrong or revoked; nothing was processed.
+	Credentials Class = "credentials"
+	// Configuration: 404 or a redirect. The address or the workspace is wrong; nothing was
+	// processed.
+	Configuration Class = "configuration"
+	// Unknown: the answer was lost or makes no sense. The request may have been processed.
+	Unknown Class = "unknown"
 )
 
-// Error is a failed request. Message holds what the server said, on one line of at most 300 code points and
-// without our keys or signature, so that it may be logged and stored.
+// Error is a failed request. It may be logged and stored: Code and Message are one line each and
+// hold none of the workspace's keys or signatures, even when the server echoed them.
 type Error struct {
-	Class      Class
-	Status     int           // HTTP status; 0 when there was no answer
-	Code       string        // the API's own code, when it gave one
-	Message    string        // what went wrong
-	RetryAfter time.Duration // what the server asked for, 1 s to 15 min; 0 when it asked for nothing
-	Deferred   bool          // come back later: the server asked for it (429, 503 with Retry-After), or our own rate limit; not a failure
+	Class   Class
+	Status  int    // HTTP status; 0 when there was no answer
+	Code    string // the API's own code, if it gave one; at most 64 code points
+	Message string // what went wrong, in the server's words where it gave some; at most 300 code points
+
+	// RetryAfter is what the server asked for, from 1 s to 15 min; 0 when it asked for nothing.
+	RetryAfter time.Duration
+	// Deferred: not a failure, but a request to come back later. Either the server's (429, or 503
+	// with Retry-After), or the process's own rate limit left no turn.
+	Deferred bool
 }
 
 func (e *Error) Error() string {

@@ -1,19 +1,38 @@
-// Package papermap speaks Papermap's external API and mints its embed tokens.
+// Package papermap calls Papermap's external API and mints its embed tokens.
+//
+// A [Client] makes signed requests for one workspace. An embed token needs no request: it is signed
+// here, with the workspace's key.
+//
+//	ws := papermap.Workspace{
+//		ID: "ws-123", APIURL: "https://prod.dataapi.papermap.ai",
+//		Key:      papermap.KeyPair{ID: "ak_1", Secret: papermap.NewSecret("sk_1")},
+//		EmbedKey: papermap.KeyPair{ID: "ak_2", Secret: papermap.NewSecret("sk_2")},
+//	}
+//	client := papermap.NewClient(ws, papermap.ClientOptions{})
+//	defer client.Close()
+//	d, err := client.CreateDashboard(ctx, papermap.NewDashboard{TenantID: "org-1", Title: "Acme"})
+//	var failed *papermap.Error
+//	if errors.As(err, &failed) && failed.Class == papermap.Unknown {
+//		// There may be a dashboard now. It cannot be looked up.
+//	}
+//	token, err := papermap.MintToken(ws.EmbedKey, ws.ID, "org-1", d.ID, time.Now().Add(time.Hour))
 //
 // What it promises:
 //
-//   - [Sign], [MintToken], [ParseToken] and [EmbedURL] are pure functions, held to golden values in testdata.
-//   - A [Client] bounds every request in time and size, follows no redirect, and never lets the HTTP transport
-//     send a request twice.
-//   - Every failed request is an [*Error] whose [Class] says what is known of the outcome. Only a failure that
-//     provably was not processed ([Retryable]) is tried again inside a call, for a few seconds at most, and not when
-//     it is Deferred.
+//   - [Sign], [MintToken], [ParseToken] and [EmbedURL] are pure functions, held to golden values in
+//     testdata.
+//   - Every request is bounded in time and size, no redirect is followed, and the HTTP transport
+//     never sends a request twice.
+//   - Every failed request is an [*Error] whose [Class] tells what is known of the outcome. Only
+//     what provably was not processed ([Retryable]) is retried inside a call, within [RetryBudget],
+//     and not when it is Deferred.
 //
-// What it cannot promise: creating a dashboard is not idempotent and cannot be looked up, so a call whose answer
-// was lost ends as [Unknown], and the caller decides what that means.
+// What it cannot promise: creating a dashboard is not idempotent and has no look-up, so a create
+// whose answer was lost ends as [Unknown], and the caller decides what to do.
 //
-// The API is documented at https://docs.papermap.ai (multi-tenancy guide and API reference). Where the
-// documentation is silent the code is lenient and says so.
+// The API is documented at https://docs.papermap.ai (multi-tenancy guide and API reference). Where
+// the documentation is silent the code is lenient, and a comment tells so. The names of the usage
+// report's fields are such a case: usagefields.go has the table of those that are accepted.
 package papermap
 
 import (
@@ -22,7 +41,7 @@ import (
 	"unique"
 )
 
-// Workspace is one Papermap workspace: where its API is and what signs for it.
+// Workspace is one Papermap workspace: the address of its API and the keys that sign for it.
 type Workspace struct {
 	ID       string
 	APIURL   string  // base address without a trailing slash, e.g. https://prod.dataapi.papermap.ai
@@ -36,14 +55,15 @@ type KeyPair struct {
 	Secret Secret
 }
 
-// Secret is a text that prints as "[secret]" in every way that fmt, slog, JSON and text encoders know. It is behind a handle,
-// because fmt and encoders reach the fields of unexported ones without calling a method. Two of the same text are equal.
+// Secret is a text that prints as "[secret]" in fmt, slog, JSON and text encoders. The text is
+// behind a handle because fmt and encoders read the fields of unexported structs without calling a
+// method. Secrets of the same text are equal.
 type Secret struct{ text unique.Handle[string] }
 
-// NewSecret hides a text.
+// NewSecret hides text.
 func NewSecret(text string) Secret { return Secret{unique.Make(text)} }
 
-// Reveal is the text, for where it is used.
+// Reveal returns the text. The zero Secret is the empty text.
 func (s Secret) Reveal() string {
 	if s == (Secret{}) {
 		return ""
@@ -51,9 +71,10 @@ func (s Secret) Reveal() string {
 	return s.text.Value()
 }
 
-const redacted = "[secret]"
+const redactedSecret = "[secret]"
 
-func (Secret) Format(f fmt.State, _ rune)   { _, _ = f.Write([]byte(redacted)) }
-func (Secret) String() string               { return redacted }
-func (Secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+// Format, String, LogValue and MarshalText hide the text from fmt, slog and encoders.
+func (Secret) Format(f fmt.State, _ rune)   { _, _ = f.Write([]byte(redactedSecret)) }
+func (Secret) String() string               { return redactedSecret }
+func (Secret) LogValue() slog.Value         { return slog.StringValue(redactedSecret) }
+func (Secret) MarshalText() ([]byte, error) { return []byte(redactedSecret), nil }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -15,8 +14,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Claims is what an embed token says. Only WorkspaceID and ValidUntil are signed: whoever holds a token can
-// change the tenant and the dashboard in it, so they must come from the mapping and never from a caller.
+// Claims are the contents of an embed token. Only WorkspaceID and ValidUntil are signed: whoever
+// holds a token can change the tenant and the dashboard in it, so they must come from the mapping
+// and never from a caller.
 type Claims struct {
 	APIKeyID    string `json:"api_key_id"`
 	WorkspaceID string `json:"workspace_id"`
@@ -26,8 +26,9 @@ type Claims struct {
 	Signature   string `json:"signature"`
 }
 
-// MintToken returns the embed token for a tenant's dashboard, signed with key and valid until validUntil: the
-// documented JSON object, compact and in the documented order, as URL-safe base64 with padding.
+// MintToken returns the embed token for a tenant's dashboard, signed with key and valid until
+// validUntil: the documented JSON object, compact and in the documented order, as URL-safe base64
+// with padding.
 func MintToken(key KeyPair, workspaceID, tenantID, dashboardID string, validUntil time.Time) (string, error) {
 	token, err := NewMinter(key, workspaceID).AppendToken(nil, tenantID, dashboardID, validUntil)
 	return string(token), err
@@ -35,93 +36,75 @@ func MintToken(key KeyPair, workspaceID, tenantID, dashboardID string, validUnti
 
 // Minter mints a workspace's tokens. It may be used by many goroutines at once.
 //
-// What is signed is the workspace and the expiry, to the second. So tokens that expire together have one end, whomever they
-// are for, and the last one is kept. Base64 makes four characters of three bytes, so what begins and ends all tokens is
-// encoded once: the begin as far as whole threes go, the end from each of its first three bytes on.
+// Signed are the workspace and the expiry, to the second. Tokens that expire together therefore end
+// alike, whatever the tenant, and the last such end is kept.
 type Minter struct {
 	key         KeyPair
 	workspaceID string
-	begin       []byte // of every token, encoded
-	rest        []byte // what follows it up to the tenant: less than three bytes
-	err         error  // texts that are not UTF-8
-	last        atomic.Pointer[tokenEnd]
+	head        []byte // of every token's JSON, up to the tenant
+	err         error  // key id or workspace id is not UTF-8
+	last        atomic.Pointer[tokenTail]
 }
 
-// tokenEnd is what follows the dashboard in all tokens that expire together.
-type tokenEnd struct {
-	until   int64
-	text    string
-	encoded [3]string // from its first, second and third byte on
+// tokenTail is what follows the dashboard in the JSON of all tokens that expire together.
+type tokenTail struct {
+	until int64
+	json  string
 }
 
 // NewMinter returns a minter that signs with key.
 func NewMinter(key KeyPair, workspaceID string) *Minter {
 	m := &Minter{key: key, workspaceID: workspaceID}
-	head, err := jsontext.AppendQuote([]byte(`{"api_key_id":`), key.ID)
-	if err == nil {
-		head, err = jsontext.AppendQuote(append(head, `,"workspace_id":`...), workspaceID)
-	}
-	if err != nil {
-		m.err = errors.New("minting a token: the key id or the workspace id is not valid UTF-8")
-		return m
-	}
-	head = append(head, `,"tenant_id":`...)
-	whole := len(head) / 3 * 3
-	m.begin, m.rest = base64.URLEncoding.AppendEncode(nil, head[:whole]), head[whole:]
+	m.head, m.err = appendMember([]byte("{"), `"api_key_id":`, key.ID, nil)
+	m.head, m.err = appendMember(m.head, `,"workspace_id":`, workspaceID, m.err)
 	return m
 }
 
-// AppendToken appends the token that MintToken returns.
+// AppendToken appends the token that [MintToken] returns to dst.
 func (m *Minter) AppendToken(dst []byte, tenantID, dashboardID string, validUntil time.Time) ([]byte, error) {
 	until := validUntil.Unix()
 	if until < 1e9 || until > 9999999999 {
-		// Workspace id and time are signed without a separator, so only a fixed length keeps them apart.
-		return dst, fmt.Errorf("minting a token: expiry %d is not a ten-digit Unix time", until)
+		// Workspace id and time are signed without a separator: a fixed length keeps them apart.
+		return dst, fmt.Errorf("mint embed token: expiry %d is not a ten-digit Unix time", until)
 	}
-	if m.err != nil {
-		return dst, m.err
+	tail := m.last.Load()
+	if tail == nil || tail.until != until {
+		signature := Sign(m.key.Secret, m.workspaceID, until)
+		tail = &tokenTail{until, fmt.Sprintf(`,"valid_until":%d,"signature":"%s"}`, until, signature)}
+		m.last.Store(tail)
 	}
-	end := m.last.Load()
-	if end == nil || end.until != until {
-		end = newTokenEnd(until, Sign(m.key.Secret, m.workspaceID, until))
-		m.last.Store(end)
-	}
-	var buffer [640]byte
-	text, err := jsontext.AppendQuote(append(buffer[:0], m.rest...), tenantID)
-	if err == nil {
-		text, err = jsontext.AppendQuote(append(text, `,"dashboard_id":`...), dashboardID)
-	}
+	var buffer [1024]byte
+	text, err := appendMember(append(buffer[:0], m.head...), `,"tenant_id":`, tenantID, m.err)
+	text, err = appendMember(text, `,"dashboard_id":`, dashboardID, err)
 	if err != nil {
-		return dst, fmt.Errorf("minting a token: %w", err)
+		return dst, fmt.Errorf("mint embed token: %w", err)
 	}
-	missing := (3 - len(text)%3) % 3 // to whole threes
-	text = append(text, end.text[:missing]...)
-	dst = base64.URLEncoding.AppendEncode(append(dst, m.begin...), text)
-	return append(dst, end.encoded[missing]...), nil
+	return base64.URLEncoding.AppendEncode(dst, append(text, tail.json...)), nil
 }
 
-func newTokenEnd(until int64, signature string) *tokenEnd {
-	end := &tokenEnd{until: until, text: `,"valid_until":` + strconv.FormatInt(until, 10) + `,"signature":"` + signature + `"}`}
-	for i := range end.encoded {
-		end.encoded[i] = base64.URLEncoding.EncodeToString([]byte(end.text[i:]))
+// appendMember appends a JSON member with a string as its value, unless there is an error already.
+func appendMember(dst []byte, name, value string, err error) ([]byte, error) {
+	if err != nil {
+		return dst, err
 	}
-	return end
+	return jsontext.AppendQuote(append(dst, name...), value)
 }
 
-// ParseToken reads a token without judging it.
+// ParseToken decodes a token and verifies nothing: see [Claims.Verify].
 func ParseToken(token string) (Claims, error) {
 	text, err := base64.URLEncoding.DecodeString(token)
 	if err != nil {
-		return Claims{}, fmt.Errorf("reading an embed token: not URL-safe base64 with padding: %w", err)
+		return Claims{}, fmt.Errorf("read embed token: not URL-safe base64 with padding: %w", err)
 	}
 	var c Claims
 	if err := json.Unmarshal(text, &c); err != nil {
-		return Claims{}, errors.New("reading an embed token: not the documented JSON object")
+		return Claims{}, errors.New("read embed token: not the documented JSON object")
 	}
 	return c, nil
 }
 
-// Verify says whether the claims are signed with key and not expired at now, as Papermap would.
+// Verify returns nil if the claims are signed with key and not expired at now, which is what
+// Papermap checks.
 func (c Claims) Verify(key KeyPair, now time.Time) error {
 	switch {
 	case c.APIKeyID != key.ID:
@@ -134,16 +117,19 @@ func (c Claims) Verify(key KeyPair, now time.Time) error {
 	return nil
 }
 
-// EmbedURL is the address for the iframe that shows the dashboard. base is the address of Papermap's embed page.
+// EmbedURL returns the address for the iframe that shows the dashboard. base is the address of
+// Papermap's embed page, without a query.
 func EmbedURL(base, token, workspaceID, dashboardID string) string {
-	return base + "?embedded-token=" + percentEncode(token) + string(AppendEmbedQuery(nil, workspaceID, dashboardID))
+	address := base + "?embedded-token=" + percentEncode(token)
+	return string(AppendEmbedQuery([]byte(address), workspaceID, dashboardID))
 }
 
-// AppendEmbedQuery appends the rest of that address, behind the token.
+// AppendEmbedQuery appends the rest of that address, after the token, to dst.
 func AppendEmbedQuery(dst []byte, workspaceID, dashboardID string) []byte {
 	dst = append(append(dst, "&workspace-id="...), percentEncode(workspaceID)...)
 	return append(append(dst, "&dashboard-id="...), percentEncode(dashboardID)...)
 }
 
-// percentEncode escapes a query value with %20 for a space, which a reader of either convention understands.
+// percentEncode escapes a query value with %20 for a space, which a reader of either convention
+// understands.
 func percentEncode(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }

@@ -9,54 +9,59 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 const (
 	// MaxUsagePage is the longest page that the API gives, in rows.
 	MaxUsagePage = 100
-	// MaxTenantID is the longest tenant id of a usage row that is believed, in code points.
+	// MaxTenantID is the longest tenant id that is accepted in a usage row, in code points.
 	MaxTenantID = 255
 
 	defaultHistoryPath = "/api/v1/external/workspaces/{workspace_id}/tenants/{tenant_id}/usage"
 
-	maxRawRow = 500 // code points
+	maxRawRow = 500 // code points of RejectedRow.Raw
 )
 
 // UsageQuery asks for one page of a workspace's usage.
 type UsageQuery struct {
 	TenantID             string // only this tenant's history; empty: all tenants
-	FromPeriod, ToPeriod string // YYYY-MM, both included; empty: as the API has it
-	Page, PerPage        int    // from 1; at most MaxUsagePage
+	FromPeriod, ToPeriod string // YYYY-MM, both included; empty: the API's default
+	Page, PerPage        int    // Page counts from 1; PerPage is 1 to MaxUsagePage
 }
 
 // UsageRow is one tenant's absolute total of one month.
 type UsageRow struct {
 	TenantID string
 	Period   string // YYYY-MM
-	Credits  string // plain decimal notation without a sign, leading zeros or trailing zeros of a fraction ("0", "12.5")
-	Requests int64  // 0 also when the API does not say
+
+	// Credits is in plain decimal notation, without sign, leading zeros, or trailing zeros of a
+	// fraction: "0", "12.5". It has at most 20 integer and 12 fraction digits.
+	Credits  string
+	Requests int64 // 0 also when the API gives none
 }
 
 // RejectedRow is a row that cannot be used.
 type RejectedRow struct {
 	Index  int    // in the page, from 0
 	Reason string // one line, nothing of what was sent
-	Raw    string // the row as it was sent but for our secrets: valid UTF-8 without NUL, at most 500 code points
+	Raw    string // the row as sent, but for our secrets: valid UTF-8 without NUL, at most 500 code points
 }
 
 // UsagePage is one page of usage.
 type UsagePage struct {
 	Rows     []UsageRow
 	Rejected []RejectedRow
-	Total    int  // rows over all pages; -1 when the API does not say
-	Pages    int  // number of pages; -1 when the API says neither that, nor both Total and the length of a page
-	More     bool // whether a page comes after this one: what the API says, else whether page < pages, else whether this one has rows, or of one tenant is full
+	Total    int // rows over all pages; -1: not known
+	Pages    int // number of pages; -1: not known, nor told by Total and the length of a page
+
+	// More reports whether a page comes after this one: what the API tells, else whether page <
+	// Pages, else whether this page has rows (of one tenant: is full).
+	More bool
 }
 
-// Usage reads one page of usage. Every error is an [*Error]: what makes no sense as a whole is one, and Retryable; a row
-// that makes no sense is rejected by itself. A row without a number of requests is taken to have none: the API charges
-// by credits, and without those a row is rejected.
+// Usage reads one page of usage. Every error is an [*Error]. A page that makes no sense as a whole
+// is one, and Retryable; a row that makes no sense is only rejected. A row without a number of
+// requests counts none, since the API charges by credits; without credits it is rejected.
 func (c *Client) Usage(ctx context.Context, q UsageQuery) (UsagePage, error) {
 	if err := q.check(); err != nil {
 		return UsagePage{}, &Error{Class: Refused, Message: "nothing was sent: " + err.Error()}
@@ -76,15 +81,16 @@ func (c *Client) Usage(ctx context.Context, q UsageQuery) (UsagePage, error) {
 	if failed != nil {
 		return UsagePage{}, failed
 	}
+	hide := c.redactor("")
 	for i := range page.Rejected {
-		page.Rejected[i].Raw = cutRaw(page.Rejected[i].Raw, c.redactor(""))
+		page.Rejected[i].Raw = storableRow(page.Rejected[i].Raw, hide)
 	}
 	return page, nil
 }
 
 func (q UsageQuery) check() error {
 	for _, period := range []string{q.FromPeriod, q.ToPeriod} {
-		if period != "" && (len(period) != len("2006-01") || parsePeriod(period) == "") {
+		if period != "" && parsePeriod(period) != period {
 			return fmt.Errorf("%q is not a period from 2000-01 to 2999-12", period)
 		}
 	}
@@ -102,7 +108,8 @@ func (q UsageQuery) check() error {
 func (c *Client) usagePath(q UsageQuery) string {
 	path := "/api/v1/external/workspaces/" + url.PathEscape(c.ws.ID) + "/tenant-usage"
 	if q.TenantID != "" {
-		path = strings.NewReplacer("{workspace_id}", segment(c.ws.ID), "{tenant_id}", segment(q.TenantID)).Replace(c.o.HistoryPath)
+		ids := strings.NewReplacer("{workspace_id}", segment(c.ws.ID), "{tenant_id}", segment(q.TenantID))
+		path = ids.Replace(c.o.HistoryPath)
 	}
 	query := url.Values{"page": {strconv.Itoa(q.Page)}, "per_page": {strconv.Itoa(q.PerPage)}}
 	if q.FromPeriod != "" {
@@ -114,7 +121,7 @@ func (c *Client) usagePath(q UsageQuery) string {
 	return path + "?" + query.Encode()
 }
 
-// segment is s as one segment of a path. What would mean this folder or the one above is encoded, too.
+// segment escapes s as one segment of a path. The dots of "." and ".." are escaped, too.
 func segment(s string) string {
 	if s == "." || s == ".." {
 		return strings.ReplaceAll(s, ".", "%2E")
@@ -122,18 +129,12 @@ func segment(s string) string {
 	return url.PathEscape(s)
 }
 
-// signaturePattern is a signature, be it ours of this request or another one.
+// signaturePattern matches a signature, this request's or another's.
 var signaturePattern = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// cutRaw makes a row that somebody else wrote fit to be kept.
-func cutRaw(raw string, hide *strings.Replacer) string {
-	raw = signaturePattern.ReplaceAllString(hide.Replace(strings.ToValidUTF8(raw, "\ufffd")), "[redacted]")
-	runes := 0
-	for i := range raw {
-		if runes == maxRawRow-1 && utf8.RuneCountInString(raw[i:]) > 1 {
-			return raw[:i] + "…"
-		}
-		runes++
-	}
-	return raw
+// storableRow makes a row as sent fit for RejectedRow.Raw. Secrets go first, so that the cut leaves
+// no part of one.
+func storableRow(raw string, hide *strings.Replacer) string {
+	raw = hide.Replace(strings.ToValidUTF8(raw, "\ufffd"))
+	return truncate(signaturePattern.ReplaceAllString(raw, redacted), maxRawRow)
 }

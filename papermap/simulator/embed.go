@@ -12,11 +12,14 @@ import (
 )
 
 const embedStyle = `body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#1c2430;background:#fff}` +
-	`h1{font-size:1.3rem;margin:0 0 1rem}dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:0}` +
-	`dt{color:#5b6675}dd{margin:0;overflow-wrap:anywhere}footer{margin-top:2rem;color:#5b6675;font-size:.85rem}`
+	`h1{font-size:1.3rem;margin:0 0 1rem}` +
+	`dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:0}` +
+	`dt{color:#5b6675}dd{margin:0;overflow-wrap:anywhere}` +
+	`footer{margin-top:2rem;color:#5b6675;font-size:.85rem}`
 
 var embedPage = template.Must(template.New("embedded").Parse(`<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{.Title}}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{{.Title}}</title>
 <style>` + embedStyle + `</style></head><body>
 <h1>{{.Title}}</h1>
 {{if .Refused}}<p>{{.Refused}}</p>
@@ -30,7 +33,8 @@ var embedPage = template.Must(template.New("embedded").Parse(`<!doctype html>
 </body></html>
 `))
 
-// embedPolicy lets nothing run or load on the page, and every site frame it, as an embedded dashboard must be.
+// embedPolicy lets nothing run or load on the page, and every site frame it, as an embedded
+// dashboard must be.
 var embedPolicy = func() string {
 	sum := sha256.Sum256([]byte(embedStyle))
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; " +
@@ -42,10 +46,12 @@ type embedView struct {
 	Refused                                      string // why there is no dashboard to see
 }
 
-// serveEmbedded shows the page that an iframe loads: a dashboard's facts, or why its token does not open it.
+// serveEmbedded shows the page that an iframe loads: a dashboard's facts, or why its token does not
+// open it.
 func (s *Simulator) serveEmbedded(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
-	view, status := s.openDashboard(query.Get("embedded-token"), query.Get("workspace-id"), query.Get("dashboard-id"))
+	view, status := s.openDashboard(query.Get("embedded-token"), query.Get("workspace-id"),
+		query.Get("dashboard-id"))
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", embedPolicy)
@@ -56,40 +62,40 @@ func (s *Simulator) serveEmbedded(w http.ResponseWriter, r *http.Request) {
 	_ = embedPage.Execute(w, view)
 }
 
-// openDashboard checks a token as Papermap would, and nothing more: the tenant in it is unsigned, and dashboards have
-// no tenant that it could be held against.
+// openDashboard checks a token as Papermap would, and nothing more: the tenant in it is unsigned,
+// and dashboards have no tenant that it could be held against.
 func (s *Simulator) openDashboard(token, workspaceID, dashboardID string) (embedView, int) {
-	refuse := func(status int, why string) (embedView, int) {
-		return embedView{Title: http.StatusText(status), Refused: why}, status
-	}
-	claims, err := papermap.ParseToken(token)
-	if err != nil {
-		return refuse(http.StatusUnauthorized, "The embed token cannot be read.")
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	claims, err := papermap.ParseToken(token)
 	secret, known := s.keys[claims.WorkspaceID][claims.APIKeyID]
-	if !known {
-		return refuse(http.StatusUnauthorized, "The embed token is signed with a key that this workspace does not have.")
+	key := papermap.KeyPair{ID: claims.APIKeyID, Secret: secret}
+	asked := func(d Dashboard) bool { return d.ID == dashboardID && d.WorkspaceID == workspaceID }
+	found := slices.IndexFunc(s.dashboards, asked)
+
+	status, refused := http.StatusUnauthorized, ""
+	switch invalid := claims.Verify(key, s.now()); {
+	case err != nil:
+		refused = "The embed token cannot be read."
+	case !known:
+		refused = "The embed token is signed with a key that this workspace does not have."
+	case claims.ValidUntil < 1e9 || claims.ValidUntil > 9999999999:
+		refused = "The embed token's expiry is not a ten-digit Unix time."
+	case invalid != nil:
+		refused = "The embed " + invalid.Error() + "."
+	case claims.WorkspaceID != workspaceID:
+		status, refused = http.StatusForbidden, "The embed token is for another workspace than workspace-id."
+	case claims.DashboardID != dashboardID:
+		status, refused = http.StatusForbidden, "The embed token is for another dashboard than dashboard-id."
+	case found < 0:
+		status, refused = http.StatusNotFound, "This workspace has no such dashboard."
 	}
-	if claims.ValidUntil < 1e9 || claims.ValidUntil > 9999999999 {
-		return refuse(http.StatusUnauthorized, "The embed token's expiry is not a ten-digit Unix time.")
-	}
-	if err := claims.Verify(papermap.KeyPair{ID: claims.APIKeyID, Secret: secret}, s.now()); err != nil {
-		return refuse(http.StatusUnauthorized, "The embed "+err.Error()+".")
-	}
-	if claims.WorkspaceID != workspaceID {
-		return refuse(http.StatusForbidden, "The embed token is for another workspace than workspace-id.")
-	}
-	if claims.DashboardID != dashboardID {
-		return refuse(http.StatusForbidden, "The embed token is for another dashboard than dashboard-id.")
-	}
-	i := slices.IndexFunc(s.dashboards, func(d Dashboard) bool { return d.ID == dashboardID && d.WorkspaceID == workspaceID })
-	if i < 0 {
-		return refuse(http.StatusNotFound, "This workspace has no such dashboard.")
+	if refused != "" {
+		return embedView{Title: http.StatusText(status), Refused: refused}, status
 	}
 	return embedView{
-		Title: s.dashboards[i].Title, Tenant: claims.TenantID, Workspace: workspaceID, Dashboard: dashboardID,
+		Title:  s.dashboards[found].Title,
+		Tenant: claims.TenantID, Workspace: workspaceID, Dashboard: dashboardID,
 		Expires: time.Unix(claims.ValidUntil, 0).UTC().Format(time.RFC3339),
 	}, http.StatusOK
 }

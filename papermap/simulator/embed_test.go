@@ -11,7 +11,7 @@ import (
 	"papermap-worker/papermap"
 )
 
-func TestEmbeddedPageOpensOnlyForARightToken(t *testing.T) {
+func TestEmbeddedPageOpensOnlyForAValidToken(t *testing.T) {
 	s, address := start(t, Options{})
 	revoked := papermap.KeyPair{ID: "ak_revoked", Secret: papermap.NewSecret("sk_revoked")}
 	s.AddKey("ws-a", revoked)
@@ -38,13 +38,14 @@ func TestEmbeddedPageOpensOnlyForARightToken(t *testing.T) {
 	for _, c := range []struct {
 		name, token, workspace, dashboard string
 		status                            int
-		says                              string
+		message                           string
 	}{
 		{"right", right, "ws-a", id, 200, "Acme &lt;Corp&gt;"},
 		{"embed pair", mint(embedKey, "ws-a", id, time.Second), "ws-a", id, 200, "org-1"},
 		{"expiry shown", right, "ws-a", id, 200, epoch.Add(time.Hour).Format(time.RFC3339)},
 		{"expired", mint(apiKey, "ws-a", id, 0), "ws-a", id, 401, "expired"},
-		{"wrong secret", mint(papermap.KeyPair{ID: apiKey.ID, Secret: papermap.NewSecret("x")}, "ws-a", id, time.Hour), "ws-a", id, 401, "wrong signature"},
+		{"wrong secret", mint(papermap.KeyPair{ID: apiKey.ID, Secret: papermap.NewSecret("x")}, "ws-a", id,
+			time.Hour), "ws-a", id, 401, "wrong signature"},
 		{"revoked key", mint(revoked, "ws-a", id, time.Hour), "ws-a", id, 401, "does not have"},
 		{"key of another workspace", mint(otherKey, "ws-a", id, time.Hour), "ws-a", id, 401, "does not have"},
 		{"nine digits", base64.URLEncoding.EncodeToString(nineDigits), "ws-a", id, 401, "ten-digit"},
@@ -53,15 +54,18 @@ func TestEmbeddedPageOpensOnlyForARightToken(t *testing.T) {
 		{"other workspace in the address", right, "ws-b", id, 403, "another workspace"},
 		{"no workspace in the address", right, "", id, 403, "another workspace"},
 		{"other dashboard in the address", right, "ws-a", "d-2", 403, "another dashboard"},
-		{"unknown dashboard", mint(apiKey, "ws-a", "d-2", time.Hour), "ws-a", "d-2", 404, "no such dashboard"},
-		{"dashboard of another workspace", mint(otherKey, "ws-b", id, time.Hour), "ws-b", id, 404, "no such dashboard"},
+		{"unknown dashboard", mint(apiKey, "ws-a", "d-2", time.Hour), "ws-a", "d-2", 404,
+			"no such dashboard"},
+		{"dashboard of another workspace", mint(otherKey, "ws-b", id, time.Hour), "ws-b", id, 404,
+			"no such dashboard"},
 	} {
-		r := send("GET", papermap.EmbedURL(address+"/embedded/dashboard", c.token, c.workspace, c.dashboard), nil, "")
-		if r.status != c.status || !strings.Contains(r.body, c.says) {
-			t.Errorf("%s: got %d %s, want %d and %q", c.name, r.status, r.body, c.status, c.says)
+		r := send("GET", papermap.EmbedURL(address+"/embedded/dashboard", c.token, c.workspace, c.dashboard),
+			nil, "")
+		if r.status != c.status || !strings.Contains(r.body, c.message) {
+			t.Errorf("%s: got %d %s, want %d and %q", c.name, r.status, r.body, c.status, c.message)
 		}
 		if strings.Contains(r.body, "Acme") != (c.status == 200) {
-			t.Errorf("%s: shows the title to whom it should not, or not to whom it should", c.name)
+			t.Errorf("%s: the title is shown although refused, or the other way round", c.name)
 		}
 	}
 	if n := len(s.Log()); n != 1 {
@@ -83,7 +87,8 @@ func TestEmbeddedPageCanBeFramedAndRunsNothing(t *testing.T) {
 	if got := r.header.Get("X-Frame-Options"); got != "" {
 		t.Errorf("X-Frame-Options %q forbids frames", got)
 	}
-	for name, want := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"} {
+	for name, want := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+		"X-Content-Type-Options": "nosniff"} {
 		if got := r.header.Get(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}

@@ -1,12 +1,9 @@
 package simulator
 
 import (
-	"bytes"
-	"compress/gzip"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -15,28 +12,35 @@ import (
 	"unicode/utf8"
 )
 
-// Fault is a rule: which API requests it hits, and what happens to them. A rule that hits no request for want of luck
-// (Rate) or because it is used up (Count) leaves the request to the next rule; the first that hits is the only one
-// applied. The zero value of a field that selects means "all", of one that acts "not".
+// Fault is a rule: which API requests it hits, and what happens to them. The rules are tried in
+// order, and the first that hits is the only one applied; one that misses by chance (Rate) or is
+// used up (Count) leaves the request to the next. The zero value of a field that selects means
+// "all", of one that acts "not".
 type Fault struct {
 	On     string  // "create", "usage", or "" for every API request
 	Tenant string  // only requests with this X-Tenant-ID
 	Title  string  // only creates whose title contains this
-	Rate   float64 // share of those requests, above 0 to 1; 0 means all
-	Count  int     // hit at most so many; 0 means no limit
+	Rate   float64 // share of those requests, above 0 to 1; 0: all
+	Count  int     // hits at most; 0: no limit
 
-	Delay       time.Duration // answer (or drop) so much later; what the request does is done, and logged, before the wait
-	Drop        string        // close the connection without an answer, "before" the request has had its effect, or "after"
-	Truncate    bool          // send half of the usual answer under the full Content-Length, then close the connection
-	Endless     bool          // after the answer's body send spaces for as long as the client takes them
+	// Delay waits before the answer, or the drop. What the request does is done, and logged, before
+	// the wait.
+	Delay time.Duration
+	// close the connection without an answer, "before" the request has its effect, or "after"
+	Drop string
+	// send half of the usual answer under the full Content-Length, then close the connection
+	Truncate    bool
+	Endless     bool          // after the answer's body send spaces for as long as the client reads
 	Bomb        bool          // after the answer's body send 1 GiB of spaces, all compressed to about 1 MiB
-	HeaderDelay time.Duration // send each header line of the answer so much later than the one before
-	HeaderBytes int           // send about so many bytes of headers more
+	HeaderDelay time.Duration // wait before each further line of the answer's header
+	HeaderBytes int           // add about so many bytes of headers
 	Status      int           // answer this status instead; a redirect points back to the same address
-	Body        string        // answer this instead; when empty, statuses from 400 have an error body, others none
-	ContentType string        // of the replaced answer; "" means application/json
-	RetryAfter  string        // header of the replaced answer, sent as it is
-	Effect      bool          // Status or Body only replaces the answer: the request is processed all the same
+	// answer this instead; when empty, statuses from 400 have an error body, others none
+	Body        string
+	ContentType string // of the replaced answer; "" means application/json
+	RetryAfter  string // header of the replaced answer, sent as it is
+	// Status or Body only replaces the answer: the request is processed all the same
+	Effect bool
 }
 
 const (
@@ -45,7 +49,7 @@ const (
 	onAny    = "any" // in texts only
 )
 
-// flags maps the keys of a rule's text to f's fields; usage says what a value must be.
+// flags maps the keys of a rule's text to f's fields; a flag's usage describes its values.
 func (f *Fault) flags() *flag.FlagSet {
 	s := flag.NewFlagSet("fault", flag.ContinueOnError)
 	s.StringVar(&f.On, "on", "", "create, usage or any")
@@ -68,11 +72,12 @@ func (f *Fault) flags() *flag.FlagSet {
 	return s
 }
 
-// ParseFault reads the text of a rule: key=value pairs separated by spaces, where a value with a space in it, an empty
-// one, or one that begins with a quote is written as a Go string ("…" or `…`). The keys are Fault's fields:
+// ParseFault reads the text of a rule: key=value pairs separated by spaces, where a value with a
+// space in it, an empty one, or one that begins with a quote is written as a Go string ("…" or
+// `…`). The keys are Fault's fields:
 //
 //	status=503 retry-after=1 rate=0.1           a tenth of all requests
-//	drop=after rate=0.05                        processed, but the client sees its connection close
+//	drop=after rate=0.05                        processed, but the connection closes
 //	on=create drop=before count=3               the next three creates are lost on their way
 //	on=usage truncate=true                      half an answer
 //	on=usage endless=true                       an answer that does not end
@@ -85,8 +90,8 @@ func (f *Fault) flags() *flag.FlagSet {
 //	title=Acme status=502 body="<h1>Bad gateway</h1>" content-type=text/html
 //	status=401 body=`{"error":"Token expired","code":"TOKEN_EXPIRED","status":401}`
 //
-// on is create, usage or any; drop is before or after; truncate, endless, bomb and effect are true or false; delay and
-// header-delay are Go durations.
+// on is create, usage or any; drop is before or after; truncate, endless, bomb and effect are true
+// or false; delay and header-delay are Go durations.
 func ParseFault(text string) (Fault, error) {
 	fail := func(format string, args ...any) (Fault, error) {
 		return Fault{}, fmt.Errorf("fault %q: %w", text, fmt.Errorf(format, args...))
@@ -122,41 +127,54 @@ func ParseFault(text string) (Fault, error) {
 	return f, nil
 }
 
-// check says what makes no sense in a rule, be it read or made by hand.
+// check returns what makes no sense in a rule, parsed or made by hand.
 func (f Fault) check() error {
 	replaces, ways := f.replacesAnswer(), 0
-	for _, way := range []bool{f.Drop != "", f.Truncate, f.Endless, f.Bomb, f.HeaderDelay != 0, f.HeaderBytes != 0} {
+	for _, way := range []bool{f.Drop != "", f.Truncate, f.Endless, f.Bomb, f.HeaderDelay != 0,
+		f.HeaderBytes != 0} {
 		if way {
 			ways++
 		}
 	}
 	switch {
 	case !replaces && ways == 0 && f.Delay == 0:
-		return errors.New("does nothing: give status, body, drop, truncate, endless, bomb, header-delay, header-bytes or delay")
+		return errors.New("does nothing: give status, body, drop, truncate, endless, bomb, " +
+			"header-delay, header-bytes or delay")
 	case !replaces && (f.ContentType != "" || f.RetryAfter != "" || f.Effect):
 		return errors.New("content-type, retry-after and effect belong to status or body")
 	case (f.Drop != "" || f.Truncate) && replaces:
 		return errors.New("only one of drop, truncate and status or body can happen")
 	case ways > 1:
-		return errors.New("only one of drop, truncate, endless, bomb, header-delay and header-bytes can happen")
-	case (f.Status == http.StatusNoContent || f.Status == http.StatusNotModified) && (f.Body != "" || f.Endless || f.Bomb):
+		return errors.New("only one of drop, truncate, endless, bomb, header-delay and header-bytes " +
+			"can happen")
+	case (f.Status == http.StatusNoContent || f.Status == http.StatusNotModified) &&
+		(f.Body != "" || f.Endless || f.Bomb):
 		return fmt.Errorf("an answer with status %d has no body", f.Status)
 	case f.Title != "" && f.On == onUsage:
 		return errors.New("title belongs to creates")
 	}
-	var filled Fault
-	flags := filled.flags() // while it is empty, so that DefValue is the zero value's text
-	filled = f
 	var err error
-	flags.VisitAll(func(k *flag.Flag) {
-		if v := k.Value.String(); err == nil && v != k.DefValue && !f.allows(k.Name) {
-			err = fmt.Errorf("%s=%s: must be %s", k.Name, v, k.Usage)
+	f.visit(func(k *flag.Flag) {
+		if err == nil && !f.allows(k.Name) {
+			err = fmt.Errorf("%s=%s: must be %s", k.Name, k.Value, k.Usage)
 		}
 	})
 	return err
 }
 
-// cutPair takes the first pair off a text that begins with neither space nor nothing.
+// visit calls each with the keys that f sets, in alphabetical order.
+func (f Fault) visit(each func(*flag.Flag)) {
+	var filled Fault
+	flags := filled.flags() // while it is empty, so that DefValue is the zero value's text
+	filled = f
+	flags.VisitAll(func(k *flag.Flag) {
+		if k.Value.String() != k.DefValue {
+			each(k)
+		}
+	})
+}
+
+// cutPair cuts the first pair off text, which is not empty and does not begin with a space.
 func cutPair(text string) (key, value, rest string, err error) {
 	end := strings.IndexFunc(text, func(r rune) bool { return r == '=' || unicode.IsSpace(r) })
 	if end < 1 || text[end] != '=' {
@@ -176,7 +194,7 @@ func cutPair(text string) (key, value, rest string, err error) {
 	return key, value, strings.TrimLeftFunc(text[len(raw):], unicode.IsSpace), nil
 }
 
-// firstWord is text up to its first space.
+// firstWord returns text up to its first space.
 func firstWord(text string) string {
 	if i := strings.IndexFunc(text, unicode.IsSpace); i >= 0 {
 		return text[:i]
@@ -188,39 +206,27 @@ func startsQuoted(text string) bool {
 	return strings.HasPrefix(text, `"`) || strings.HasPrefix(text, "`")
 }
 
-// allows says whether the value that key was just set to is one of its values.
+// allows reports whether the value of key is one that it may have.
 func (f *Fault) allows(key string) bool {
-	switch key {
-	case "on":
-		return f.On == onCreate || f.On == onUsage || f.On == onAny
-	case "rate":
-		return f.Rate > 0 && f.Rate <= 1
-	case "count":
-		return f.Count >= 0
-	case "delay":
-		return f.Delay > 0
-	case "header-delay":
-		return f.HeaderDelay > 0
-	case "header-bytes":
-		return f.HeaderBytes >= 1 && f.HeaderBytes <= 1<<24
-	case "drop":
-		return f.Drop == "before" || f.Drop == "after"
-	case "status":
-		return f.Status >= 200 && f.Status <= 599
-	}
-	return true
+	valid, limited := map[string]bool{
+		"on":           f.On == onCreate || f.On == onUsage || f.On == onAny,
+		"rate":         f.Rate > 0 && f.Rate <= 1,
+		"count":        f.Count >= 0,
+		"delay":        f.Delay > 0,
+		"header-delay": f.HeaderDelay > 0,
+		"header-bytes": f.HeaderBytes >= 1 && f.HeaderBytes <= 1<<24,
+		"drop":         f.Drop == "before" || f.Drop == "after",
+		"status":       f.Status >= 200 && f.Status <= 599,
+	}[key]
+	return valid || !limited
 }
 
-// String is the text that ParseFault reads back as the same rule, its keys in alphabetical order.
+// String returns the text that ParseFault reads back as the same rule, its keys in alphabetical
+// order.
 func (f Fault) String() string {
-	var filled Fault
-	flags := filled.flags() // while it is empty, so that DefValue is the zero value's text
-	filled = f
 	var pairs []string
-	flags.VisitAll(func(k *flag.Flag) {
-		if v := k.Value.String(); v != k.DefValue {
-			pairs = append(pairs, k.Name+"="+quoteIfNeeded(v))
-		}
+	f.visit(func(k *flag.Flag) {
+		pairs = append(pairs, k.Name+"="+quoteIfNeeded(k.Value.String()))
 	})
 	return strings.Join(pairs, " ")
 }
@@ -233,112 +239,6 @@ func quoteIfNeeded(v string) string {
 	return v
 }
 
-// replacesAnswer and reachesEndpoint say what the rule leaves of the usual way; the zero rule leaves all of it.
-func (f Fault) replacesAnswer() bool { return f.Status != 0 || f.Body != "" }
-func (f Fault) reachesEndpoint() bool {
-	return f.Drop != "before" && (f.Effect || !f.replacesAnswer())
-}
-
-// answer is what a rule answers instead. A redirect points back to the same address, so that a client that follows
-// it shows in the log as a second request.
-func (f Fault) answer(r *http.Request) answer {
-	a := answer{status: http.StatusOK, contentType: f.ContentType, retryAfter: f.RetryAfter, body: []byte(f.Body)}
-	if f.Status != 0 {
-		a.status = f.Status
-	}
-	if f.Body == "" && a.status >= 400 {
-		a.body = failure(a.status, "Simulated fault: "+http.StatusText(a.status)).body
-	}
-	if a.status >= 300 && a.status < 400 {
-		a.location = r.URL.RequestURI()
-	}
-	return a
-}
-
-// write sends an answer as the rule has it. Aborting the handler in the middle of a body is what makes net/http close the
-// connection there.
-func (f Fault) write(w http.ResponseWriter, r *http.Request, a answer) {
-	switch {
-	case f.Truncate:
-		a.setHeader(w.Header())
-		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
-		w.WriteHeader(a.status)
-		_, _ = w.Write(a.body[:len(a.body)/2])
-		_ = http.NewResponseController(w).Flush()
-		panic(http.ErrAbortHandler)
-	case f.Endless:
-		a.write(w)
-		spaces := bytes.Repeat([]byte(" "), 64<<10)
-		for r.Context().Err() == nil {
-			if _, err := w.Write(spaces); err != nil {
-				break
-			}
-		}
-		panic(http.ErrAbortHandler)
-	case f.Bomb:
-		a.setHeader(w.Header())
-		w.Header().Set("Content-Encoding", "gzip")
-		w.WriteHeader(a.status)
-		_, _ = w.Write(zipped(a.body))
-		spaces := zipped(bytes.Repeat([]byte(" "), 16<<20))
-		for range 64 { // gzip allows one stream after another
-			if _, err := w.Write(spaces); err != nil {
-				break
-			}
-		}
-	case f.HeaderDelay > 0:
-		a.dribble(w, r, f.HeaderDelay)
-	default:
-		for left := f.HeaderBytes; left > 0; left -= 4 << 10 {
-			w.Header().Add("X-Filler", strings.Repeat("x", min(left, 4<<10)))
-		}
-		a.write(w)
-	}
-}
-
-func zipped(text []byte) []byte {
-	var out bytes.Buffer
-	z := gzip.NewWriter(&out)
-	_, _ = z.Write(text)
-	_ = z.Close()
-	return out.Bytes()
-}
-
-// dribble sends the answer with a pause before each line of its header, until the client has gone or the server closes.
-// net/http sends a header in one piece, so the connection is taken from it.
-func (a answer) dribble(w http.ResponseWriter, r *http.Request, pause time.Duration) {
-	a.setHeader(w.Header())
-	header := w.Header().Clone()
-	header.Set("Content-Length", strconv.Itoa(len(a.body)))
-	header.Set("Connection", "close")
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(fmt.Sprintf("simulator: header-delay needs a server of HTTP/1.1: %v", err))
-	}
-	defer func() { _ = conn.Close() }()
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		_, _ = io.Copy(io.Discard, conn)
-	}()
-	lines := []string{fmt.Sprintf("HTTP/1.1 %d %s\r\n", a.status, http.StatusText(a.status))}
-	for name := range header {
-		lines = append(lines, name+": "+header.Get(name)+"\r\n")
-	}
-	for _, line := range append(lines, "\r\n"+string(a.body)) {
-		if _, err := io.WriteString(conn, line); err != nil {
-			return
-		}
-		select {
-		case <-time.After(pause):
-		case <-gone:
-			return
-		case <-r.Context().Done():
-			return
-		}
-	}
-}
-
 // rule is a fault in use.
 type rule struct {
 	Fault
@@ -346,8 +246,8 @@ type rule struct {
 	hits int
 }
 
-// SetFaults replaces the rules. Requests that a rule has already hit stay hit. It panics when a rule makes no sense, which
-// none that ParseFault has read does.
+// SetFaults replaces the rules; their counts begin at 0. It panics when a rule makes no sense,
+// which one from ParseFault never does.
 func (s *Simulator) SetFaults(faults ...Fault) {
 	rules := make([]*rule, len(faults))
 	for i, f := range faults {
@@ -381,7 +281,7 @@ func (s *Simulator) pickFault(on string, q Request) (Fault, string) {
 	return Fault{}, ""
 }
 
-// parseFaults reads a list of texts; its error names every wrong one.
+// parseFaults parses a list of texts; its error names every wrong one.
 func parseFaults(texts []string) ([]Fault, error) {
 	faults := make([]Fault, len(texts))
 	var errs []error

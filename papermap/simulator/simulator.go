@@ -1,21 +1,47 @@
-// Package simulator imitates Papermap's external API as an [http.Handler], for tests, demos and development.
+// Package simulator imitates Papermap's external API as an [http.Handler], for tests, demos and
+// development.
+//
+//	ws := papermap.Workspace{ID: "ws-1"}
+//	ws.Key = papermap.KeyPair{ID: "ak_1", Secret: papermap.NewSecret("sk_1")}
+//	fault, err := simulator.ParseFault("on=create status=503 retry-after=1 count=3")
+//	s := simulator.New(simulator.Options{
+//		Workspaces: []papermap.Workspace{ws},
+//		Faults:     []simulator.Fault{fault},
+//	})
+//	server, err := simulator.Serve(s, "127.0.0.1:0")
+//	defer server.Close()
+//	ws.APIURL = server.URL
+//	// … papermap.NewClient(ws, papermap.ClientOptions{}) …
+//	fmt.Println(s.Log(), s.Dashboards())
 //
 // What it promises:
 //
-//   - Signatures are checked exactly: four headers, ten digits, lower-case hex, not expired, one workspace throughout.
-//   - Every API request becomes one entry of an append-only log, and every dashboard one of an append-only list,
-//     before the first byte of the answer is written. What a client was told is therefore always in the log, and
-//     what the log says was done was done, whether or not the client ever learned of it.
-//   - Faults by rule (see [ParseFault]) happen as a client meets them on a network: real statuses, closed
-//     connections, cut bodies. With the same seed, rules and order of requests the same requests are hit.
+//   - Signatures are checked exactly: four headers, ten digits, lower-case hex, not expired, one
+//     workspace throughout.
+//   - Every API request becomes one entry of an append-only log, and every dashboard one of an
+//     append-only list, before the first byte of the answer is written. So every answer that a
+//     client has seen is in the log, and everything in the log has happened, seen by the client or
+//     not.
+//   - Faults by rule (see [ParseFault]) happen as a client meets them on a network: real statuses,
+//     closed connections, cut bodies. With the same seed, rules and order of requests the same
+//     requests are hit.
 //
-// What it does not: it is a test tool for the loopback interface. Everything under /simulator/ is open to whoever
-// reaches it, all is kept in memory until the process ends, and where Papermap's documentation is silent (names of usage's
-// fields, order of checks, most error bodies) the answers are this package's choice.
+// What it does not: it is a test tool for the loopback interface. Everything under /simulator/ is
+// open to any caller, all is kept in memory until the process ends, and where Papermap's
+// documentation is silent (names of usage's fields, order of checks, most error bodies) the answers
+// are this package's choice.
 //
-// Endpoints: the create and usage endpoints of the API, /embedded/dashboard (the page of the iframe), /healthz, /readyz, and
-// /simulator/{state,dashboards,requests,usage,faults} to watch and steer it from outside. PUT /simulator/usage?workspace= takes a
-// [Usage] in JSON, with snake_case names; PUT /simulator/faults takes a list of rules.
+// Endpoints:
+//
+//	POST /api/v1/external/dashboards
+//	GET  /api/v1/external/workspaces/{workspace}/tenant-usage
+//	GET  /api/v1/external/workspaces/{workspace}/tenants/{tenant}/usage
+//	GET  /embedded/dashboard     the page of the iframe
+//	GET  /healthz, /readyz       "ok"
+//	GET  /simulator/state        everything; /simulator/dashboards and /simulator/requests: parts
+//	GET  /simulator/usage        true totals: ?workspace=, from_period, to_period, checksum=1
+//	PUT  /simulator/usage        ?workspace=; a [Usage] in JSON, with snake_case names
+//	PUT  /simulator/faults       a JSON list of rules
 package simulator
 
 import (
@@ -38,13 +64,16 @@ import (
 	"papermap-worker/papermap"
 )
 
-// Options says whom the simulator knows and how it behaves.
+// Options are the workspaces that a simulator serves, and how it behaves.
 type Options struct {
-	Workspaces   []papermap.Workspace // Key and EmbedKey are both good for requests and for tokens; APIURL is ignored
-	NestedAnswer bool                 // dashboard id at data.data.dashboard_id (Papermap's guide) instead of data.dashboard_id (its reference)
-	Seed         uint64               // of the random choices of fault rules
-	Faults       []Fault              // the first rules
-	Now          func() time.Time     // the server's clock, also of its Date header; nil: time.Now
+	// Workspaces have Key and EmbedKey, both good for requests and for tokens; APIURL is ignored.
+	Workspaces []papermap.Workspace
+	// NestedAnswer puts the dashboard id at data.data.dashboard_id (Papermap's guide) instead of
+	// data.dashboard_id (its reference).
+	NestedAnswer bool
+	Seed         uint64           // of the random choices of fault rules
+	Faults       []Fault          // the first rules
+	Now          func() time.Time // the server's clock, also of its Date header; nil: time.Now
 }
 
 // Simulator is the API. Its methods may be used while it serves.
@@ -62,7 +91,8 @@ type Simulator struct {
 	usages     map[string]*usageState // by workspace
 }
 
-// Request is one API request, as the log keeps it. Entries are complete when they appear and never change.
+// Request is one API request, as the log keeps it. Entries are complete when they appear and never
+// change.
 type Request struct {
 	Seq         int       `json:"seq"` // 1, 2, 3 … in the order of their effects
 	Time        time.Time `json:"time"`
@@ -74,12 +104,15 @@ type Request struct {
 	Title       string    `json:"title,omitempty"`
 	Description string    `json:"description,omitempty"`
 	Mark        string    `json:"mark,omitempty"`         // the first pmw:<id> in the description
-	Status      int       `json:"status"`                 // answered (perhaps late, or cut short); 0: connection dropped
 	Fault       string    `json:"fault,omitempty"`        // the rule that was applied
 	DashboardID string    `json:"dashboard_id,omitempty"` // made by this request
+
+	// Status was answered, perhaps late, or cut short; 0: the connection was dropped.
+	Status int `json:"status"`
 }
 
-// Dashboard is one dashboard that was made. The API takes no tenant: TenantID is what the request's header said.
+// Dashboard is one dashboard that was made. The API takes no tenant: TenantID is the request's
+// header.
 type Dashboard struct {
 	ID          string    `json:"id"`
 	WorkspaceID string    `json:"workspace_id"`
@@ -188,8 +221,9 @@ func (s *Simulator) api(on string, endpoint func(*call) answer) http.HandlerFunc
 	}
 }
 
-// decide picks the fault, lets the endpoint have its effect and logs both in one critical section, so that the order
-// of the log is the order of the effects and all is recorded before the client hears of it.
+// decide picks the fault, lets the endpoint have its effect and logs both in one critical section:
+// the order of the log is the order of the effects, and all is recorded before the client is
+// answered.
 func (s *Simulator) decide(c *call, on string, endpoint func(*call) answer) (a answer, fault Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,15 +282,13 @@ func (s *Simulator) create(c *call) answer {
 		ModifiedAt      time.Time `json:"modified_at"`
 	}{d.ID, d.Title, d.Description, d.WorkspaceID, "active", false, "simulator", d.CreatedAt, d.CreatedAt}
 	if s.nested {
-		data = struct {
-			Data any `json:"data"`
-		}{data}
+		data = map[string]any{"data": data}
 	}
 	return success("Dashboard created successfully", data)
 }
 
-// checkSignature says whether the four headers are right, and if not, what to answer. An unknown key, an unknown
-// workspace and a wrong signature look the same from outside.
+// checkSignature reports whether the four headers are right, and if not, what to answer. An unknown
+// key, an unknown workspace and a wrong signature look the same from outside.
 func (s *Simulator) checkSignature(c *call) (answer, bool) {
 	h := c.http.Header
 	invalid := unauthorized("Invalid signature", "INVALID_SIGNATURE")
@@ -266,16 +298,17 @@ func (s *Simulator) checkSignature(c *call) (answer, bool) {
 		return invalid, false
 	}
 	secret, known := s.keys[c.entry.WorkspaceID][h.Get("X-API-Key-ID")]
-	if !known || !hmac.Equal([]byte(h.Get("X-Signature")), []byte(papermap.Sign(secret, c.entry.WorkspaceID, int64(until)))) {
+	signature := papermap.Sign(secret, c.entry.WorkspaceID, int64(until))
+	switch {
+	case !known, !hmac.Equal([]byte(h.Get("X-Signature")), []byte(signature)):
 		return invalid, false
-	}
-	if int64(until) <= c.now.Unix() {
+	case int64(until) <= c.now.Unix():
 		return unauthorized("Token expired", "TOKEN_EXPIRED"), false
 	}
 	return answer{}, true
 }
 
-// AddKey makes a key pair valid for a workspace. A pair without an id is no pair and is left out.
+// AddKey makes a key pair valid for a workspace. A pair without an id is ignored.
 func (s *Simulator) AddKey(workspaceID string, k papermap.KeyPair) {
 	if k.ID == "" {
 		return
@@ -298,27 +331,18 @@ func (s *Simulator) RevokeKey(id string) {
 }
 
 func success(message string, data any) answer {
-	return answer{status: http.StatusOK, body: marshal(struct {
-		Success bool   `json:"success"`
-		Message string `json:"message"`
-		Data    any    `json:"data"`
-	}{true, message, data})}
+	const form = `{"success":true,"message":"%s","data":%s}`
+	return answer{status: http.StatusOK, body: fmt.Appendf(nil, form, message, marshal(data))}
 }
 
 func failure(status int, message string) answer {
-	return answer{status: status, body: marshal(struct {
-		Success bool   `json:"success"`
-		Message string `json:"message"`
-		Status  int    `json:"status_code"`
-	}{false, message, status})}
+	const form = `{"success":false,"message":%s,"status_code":%d}`
+	return answer{status: status, body: fmt.Appendf(nil, form, appendQuoted(nil, message), status)}
 }
 
 func unauthorized(message, code string) answer {
-	return answer{status: http.StatusUnauthorized, body: marshal(struct {
-		Error  string `json:"error"`
-		Code   string `json:"code"`
-		Status int    `json:"status"`
-	}{message, code, http.StatusUnauthorized})}
+	const form = `{"error":"%s","code":"%s","status":401}`
+	return answer{status: http.StatusUnauthorized, body: fmt.Appendf(nil, form, message, code)}
 }
 
 // marshal encodes what this package made itself. A header may carry any bytes, hence the option.
@@ -330,7 +354,8 @@ func marshal(v any) []byte {
 	return text
 }
 
-// write sends the answer. Aborting the handler is what makes net/http close the connection without one.
+// write sends the answer. Aborting the handler is what makes net/http close the connection without
+// one.
 func (a answer) write(w http.ResponseWriter) {
 	if a.status == 0 {
 		panic(http.ErrAbortHandler)

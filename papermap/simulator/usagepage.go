@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,63 +15,74 @@ import (
 	"papermap-worker/papermap"
 )
 
-// UsageStyles are the ways in which the API may write usage. Together they have every name that a client must know.
+// UsageStyles are the ways in which the API may write usage. Together they have every name that a
+// client must know.
 var UsageStyles = []string{"pagination", "meta", "flat", "none", "items", "records"}
 
-// style is one way to write usage. head and tail enclose the rows.
+// style is one way to write usage.
 type style struct {
-	tenant, credits, requests, period string
-	number                            func(dst []byte, micros int64) []byte // of generated credits
-	requestsForm                      string                                // around the digits: before|after
-	periodForm                        string                                // after YYYY-MM
-	head                              string
-	tail                              func(dst []byte, page, perPage, total int) []byte
+	tenant, credits, requests, period string // the names of a row's members
+
+	number       func(micros int64) string // how generated credits are written, from millionths
+	requestsForm string                    // how requests are written, a format
+	periodForm   string                    // what follows YYYY-MM
+	head         string                    // before the rows; empty: the list is data itself
+	tail         string                    // after the rows; see end
 }
 
 var styles = map[string]style{
 	"pagination": {
-		"tenant_id", "credits_consumed", "request_count", "period_start", appendMicros, "|", "-01 00:00:00",
-		`"usage":[`,
-		func(dst []byte, page, perPage, total int) []byte {
-			return fmt.Appendf(dst, `],"pagination":{"page":%d,"per_page":%d,"total":%d,"total_pages":%d}}}`, page, perPage, total, pagesOf(total, perPage))
-		},
+		"tenant_id", "credits_consumed", "request_count", "period_start",
+		plainMicros, "%d", "-01 00:00:00", `"usage":[`,
+		`],"pagination":{"page":{page},"per_page":{per_page},"total":{total},"total_pages":{pages}}}}`,
 	},
 	"meta": {
-		"tenant", "credits_used", "requests", "period", appendQuotedMicros, `"|"`, "",
-		`"data":{"usage":[`,
-		func(dst []byte, page, perPage, total int) []byte {
-			return fmt.Appendf(dst, `]}},"meta":{"total_records":%d,"has_next":%t}}`, total, page < pagesOf(total, perPage))
-		},
+		"tenant", "credits_used", "requests", "period",
+		quotedMicros, `"%d"`, "", `"data":{"usage":[`,
+		`]}},"meta":{"total_records":{total},"has_next":{more}}}`,
 	},
 	"flat": {
-		"external_tenant_id", "total_credits", "total_requests", "billing_period_start", appendMicros, "|.0", "-01T00:00:00Z",
-		`"tenants":[`,
-		func(dst []byte, page, perPage, total int) []byte {
-			return fmt.Appendf(dst, `],"total":"%d","pages":"%d"}}`, total, pagesOf(total, perPage))
-		},
+		"external_tenant_id", "total_credits", "total_requests", "billing_period_start",
+		plainMicros, "%d.0", "-01T00:00:00Z", `"tenants":[`,
+		`],"total":"{total}","pages":"{pages}"}}`,
 	},
 	"none": {
-		"tenant_id", "credits", "requests", "start", appendExponent, "|", "-01",
-		"", // the list is data itself
-		func(dst []byte, _, _, _ int) []byte { return append(dst, "]}"...) },
+		"tenant_id", "credits", "requests", "start",
+		exponentMicros, "%d", "-01", "", "]}",
 	},
 	"items": {
-		"tenant_id", "credits_used", "request_count", "period", appendMicros, "|", "",
-		`"items":[`,
-		func(dst []byte, page, perPage, total int) []byte {
-			return fmt.Appendf(dst, `],"meta":{"page":%d,"per_page":%d,"total":%d,"pages":%d}}}`, page, perPage, total, pagesOf(total, perPage))
-		},
+		"tenant_id", "credits_used", "request_count", "period",
+		plainMicros, "%d", "", `"items":[`,
+		`],"meta":{"page":{page},"per_page":{per_page},"total":{total},"pages":{pages}}}}`,
 	},
 	"records": {
-		"tenant", "credits_consumed", "requests", "period_start", appendQuotedMicros, "|", "-01T00:00:00+00:00",
-		`"records":[`,
-		func(dst []byte, page, perPage, total int) []byte {
-			return fmt.Appendf(dst, `]},"pagination":{"has_more":%t}}`, page < pagesOf(total, perPage))
-		},
+		"tenant", "credits_consumed", "requests", "period_start",
+		quotedMicros, "%d", "-01T00:00:00+00:00", `"records":[`,
+		`]},"pagination":{"has_more":{more}}}`,
 	},
 }
 
-func pagesOf(total, perPage int) int { return (total + perPage - 1) / perPage }
+// end returns what follows the rows: the tail with {page}, {per_page}, {total}, {pages} and {more}
+// filled in.
+func (l style) end(page, perPage, total int) string {
+	pages := (total + perPage - 1) / perPage
+	return strings.NewReplacer("{page}", strconv.Itoa(page), "{per_page}", strconv.Itoa(perPage),
+		"{total}", strconv.Itoa(total), "{pages}", strconv.Itoa(pages),
+		"{more}", strconv.FormatBool(page < pages)).Replace(l.tail)
+}
+
+// plainMicros writes millionths in plain decimal notation, without trailing zeros.
+func plainMicros(micros int64) string {
+	text := fmt.Sprintf("%d.%06d", micros/1_000_000, micros%1_000_000)
+	return strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
+}
+
+// quotedMicros writes millionths as a text that always has six digits after the point.
+func quotedMicros(micros int64) string {
+	return fmt.Sprintf(`"%d.%06d"`, micros/1_000_000, micros%1_000_000)
+}
+
+func exponentMicros(micros int64) string { return strconv.FormatInt(micros, 10) + "e-6" }
 
 // usage answers the tenant usage of a workspace, or of one tenant in it. s.mu is held.
 func (s *Simulator) usage(c *call) answer {
@@ -102,9 +114,10 @@ func (s *Simulator) usage(c *call) answer {
 	return answer{status: http.StatusOK, body: u.page(workspace, tenant, months, page, perPage)}
 }
 
-// page writes the answer's body.
+// page writes the body of one page: the generated rows by tenant, then month, and after them the
+// named rows that replace none.
 func (u *usageState) page(workspace, tenant string, months []string, page, perPage int) []byte {
-	look := styles[u.style()]
+	look := styles[cmp.Or(u.Style, UsageStyles[0])]
 	body := make([]byte, 0, 512+perPage*200)
 	body = append(body, `{"success":true,"message":"Tenant usage retrieved successfully","data":`...)
 	if look.head == "" {
@@ -126,143 +139,93 @@ func (u *usageState) page(workspace, tenant string, months []string, page, perPa
 	added := u.added(months, tenant)
 	generated := tenants * len(months)
 	total := generated + len(added)
-	begin := min((page-1)*perPage, total)
-	for row := begin; row < min(begin+perPage, total); row++ {
-		if row > begin {
+	start := min((page-1)*perPage, total)
+	for n := start; n < min(start+perPage, total); n++ {
+		if n > start {
 			body = append(body, ',')
 		}
-		if row >= generated {
-			body = look.appendExplicit(body, added[row-generated])
-			continue
-		}
-		i, month := firstTenant+row/len(months), months[row%len(months)]
-		id := u.id(i)
-		if r := u.override[[2]string{id, month}]; r != nil {
-			body = look.appendExplicit(body, r)
+		var row UsageRow
+		if n < generated {
+			row = u.sentRow(look, firstTenant+n/len(months), months[n%len(months)], tenant != "")
 		} else {
-			body = look.appendGenerated(body, u, id, month, u.badness(i, month), tenant != "")
+			row = *added[n-generated]
 		}
+		body = look.appendRow(body, row)
 	}
-	return look.tail(body, page, perPage, total)
+	return append(body, look.end(page, perPage, total)...)
 }
 
-func (l *style) appendGenerated(dst []byte, u *usageState, tenant, month string, bad int, history bool) []byte {
-	micros, requests := u.generate(tenant, month)
-	switch {
-	case bad == noTenant && history: // where a row needs to name none
-		tenant += " and another"
-	case bad == noTenant:
-		tenant = ""
-	case bad == noPeriod:
-		month = ""
+// sentRow returns the row of generated tenant i in a month as it is sent: the named row in its
+// place, if there is one, and a bad row where BadEvery has one.
+func (u *usageState) sentRow(look style, i int, month string, history bool) UsageRow {
+	id := u.id(i)
+	if named := u.override[[2]string{id, month}]; named != nil {
+		return *named
 	}
-	dst = l.appendTenant(dst, tenant)
-	if bad != noCredits {
-		dst = appendName(dst, l.credits)
-		switch bad {
-		case negativeCredits:
-			dst = append(dst, '-')
-			dst = appendMicros(dst, micros+1)
-		case textCredits:
-			dst = append(dst, `"unlimited"`...)
-		default:
-			dst = l.number(dst, micros)
+	micros, requests := u.generate(id, month)
+	row := UsageRow{TenantID: id, Period: month, Credits: look.number(micros), Requests: requests}
+	switch u.badness(i, month) {
+	case noTenant:
+		row.TenantID = ""
+		if history { // where a row need not name one
+			row.TenantID = id + " and another"
 		}
+	case noCredits:
+		row.Credits = ""
+	case noPeriod:
+		row.Period = ""
+	case negativeCredits:
+		row.Credits = "-" + plainMicros(micros+1)
+	case textCredits:
+		row.Credits = `"unlimited"`
 	}
-	return l.appendRest(dst, month, requests)
+	return row
 }
 
-func (l *style) appendExplicit(dst []byte, r *UsageRow) []byte {
-	dst = l.appendTenant(dst, r.TenantID)
-	if r.Credits != "" {
-		dst = append(appendName(dst, l.credits), r.Credits...)
-	}
-	return l.appendRest(dst, r.Period, r.Requests)
-}
-
-func (l *style) appendTenant(dst []byte, tenant string) []byte {
+// appendRow writes a row as a JSON object. What is empty is left out.
+func (l style) appendRow(dst []byte, row UsageRow) []byte {
 	dst = append(dst, '{')
-	if tenant != "" {
-		dst = appendQuoted(appendName(dst, l.tenant), tenant)
+	if row.TenantID != "" {
+		dst = append(appendQuoted(appendName(dst, l.tenant), row.TenantID), ',')
 	}
-	return dst
-}
-
-func (l *style) appendRest(dst []byte, period string, requests int64) []byte {
-	before, after, _ := strings.Cut(l.requestsForm, "|")
-	dst = append(appendName(dst, l.requests), before...)
-	dst = append(strconv.AppendInt(dst, requests, 10), after...)
+	if row.Credits != "" {
+		dst = append(append(appendName(dst, l.credits), row.Credits...), ',')
+	}
+	dst = fmt.Appendf(appendName(dst, l.requests), l.requestsForm, row.Requests)
 	switch {
-	case period == "":
-	case !isMonth(period):
-		dst = appendQuoted(appendName(dst, l.period), period)
+	case row.Period == "":
+	case !isMonth(row.Period):
+		dst = appendQuoted(appendName(append(dst, ','), l.period), row.Period)
 	default:
-		dst = append(appendName(dst, l.period), '"')
-		dst = append(append(append(dst, period...), l.periodForm...), '"')
+		dst = fmt.Appendf(dst, `,"%s":"%s%s"`, l.period, row.Period, l.periodForm)
 		if l.period == "period_start" {
-			dst = append(appendName(dst, "period_end"), '"')
-			dst = append(append(dst, period...), '-')
-			dst = append(strconv.AppendInt(dst, daysIn(period), 10), ` 23:59:59"`...)
+			dst = fmt.Appendf(dst, `,"period_end":"%s-%d 23:59:59"`, row.Period, daysIn(row.Period))
 		}
 	}
 	return append(dst, '}')
 }
 
-func daysIn(period string) int64 {
-	year, _ := strconv.Atoi(period[:4])
-	month, _ := strconv.Atoi(period[5:])
-	return int64(time.Date(year, time.Month(month)+1, 0, 0, 0, 0, 0, time.UTC).Day())
+func daysIn(period string) int {
+	month, _ := time.Parse("2006-01", period)
+	return month.AddDate(0, 1, -1).Day()
 }
 
-// appendName appends a member's name, after a comma unless it is the object's first.
 func appendName(dst []byte, name string) []byte {
-	if dst[len(dst)-1] != '{' {
-		dst = append(dst, ',')
-	}
-	dst = append(append(dst, '"'), name...)
-	return append(dst, '"', ':')
+	return append(append(append(dst, '"'), name...), `":`...)
 }
 
-// appendQuoted appends s as a JSON string. Bytes that are not UTF-8 stay as they are, if nothing needs an escape.
+// appendQuoted appends s as a JSON string. Bytes that are not UTF-8 stay as they are, if nothing
+// needs an escape.
 func appendQuoted(dst []byte, s string) []byte {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] == '"' || s[i] == '\\' {
-			dst, _ = jsontext.AppendQuote(dst, s) // its error is that of such bytes, which it replaces
-			return dst
-		}
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }) {
+		dst, _ = jsontext.AppendQuote(dst, s) // its error is that of such bytes, which it replaces
+		return dst
 	}
 	return append(append(append(dst, '"'), s...), '"')
 }
 
-// appendMicros writes millionths in plain decimal notation, without zeros that say nothing.
-func appendMicros(dst []byte, micros int64) []byte {
-	dst = strconv.AppendInt(dst, micros/1_000_000, 10)
-	fraction := micros % 1_000_000
-	if fraction == 0 {
-		return dst
-	}
-	dst = append(dst, '.')
-	for unit := int64(100_000); fraction > 0; unit /= 10 {
-		dst = append(dst, byte('0'+fraction/unit))
-		fraction %= unit
-	}
-	return dst
-}
-
-// appendQuotedMicros writes them as a text that always has six digits after the point.
-func appendQuotedMicros(dst []byte, micros int64) []byte {
-	dst = strconv.AppendInt(append(dst, '"'), micros/1_000_000, 10)
-	point := len(dst)
-	dst = strconv.AppendInt(dst, 1_000_000+micros%1_000_000, 10) // the 1 makes room for the point
-	dst[point] = '.'
-	return append(dst, '"')
-}
-
-func appendExponent(dst []byte, micros int64) []byte {
-	return append(strconv.AppendInt(dst, micros, 10), "e-6"...)
-}
-
-// monthsOf lists the months that a query asks for. Without an end it is the current month, without a beginning the end.
+// monthsOf lists the months that a query asks for. Without an end it is the current month, without
+// a beginning the end.
 func monthsOf(from, to string, now time.Time) ([]string, error) {
 	switch {
 	case from != "" && !isMonth(from):
@@ -286,17 +249,10 @@ func monthsOf(from, to string, now time.Time) ([]string, error) {
 	return months, err
 }
 
-// isMonth says whether s is YYYY-MM.
+// isMonth reports whether s is YYYY-MM.
 func isMonth(s string) bool {
-	if len(s) != 7 || s[4] != '-' || s[5:] < "01" || s[5:] > "12" {
-		return false
-	}
-	for _, i := range []int{0, 1, 2, 3, 5, 6} {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-	}
-	return true
+	_, err := time.Parse("2006-01", s)
+	return err == nil
 }
 
 // numberIn reads a number from 1 to highest, or standard when the query does not have it.

@@ -1,17 +1,19 @@
 package simulator
 
 import (
-	"context"
+	"bufio"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/go-json-experiment/json"
+
+	"papermap-worker/papermap"
 )
+
+// The endpoints under /simulator/, and the methods behind them: to watch and steer a simulator.
 
 // Log returns a copy of all API requests so far, in the order of their effects.
 func (s *Simulator) Log() []Request {
@@ -27,14 +29,17 @@ func (s *Simulator) Dashboards() []Dashboard {
 	return slices.Clone(s.dashboards)
 }
 
-// Adopt adds dashboards that another simulator made, so that one that is started anew goes on where that ended.
+// Adopt adds dashboards that another simulator made, so that one that is started anew continues
+// from there.
 func (s *Simulator) Adopt(list ...Dashboard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dashboards = append(s.dashboards, list...)
 }
 
-// serveState answers all there is, as of one moment: {"dashboards":[…],"requests":[…],"faults":["…"]}.
+// serveState answers with everything, as of one moment:
+//
+//	{"dashboards":[…],"requests":[…],"faults":["…"]}
 func (s *Simulator) serveState(w http.ResponseWriter, _ *http.Request) {
 	s.mu.Lock()
 	// Entries never change, so what the slices hold now can be read without the lock.
@@ -55,7 +60,7 @@ func (s *Simulator) serveDashboards(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, s.Dashboards())
 }
 
-// serveRequests answers the log, or with ?after=SEQ what came after that entry.
+// serveRequests answers with the log, or with ?after=SEQ what came after that entry.
 func (s *Simulator) serveRequests(w http.ResponseWriter, r *http.Request) {
 	after := 0
 	if text := r.URL.Query().Get("after"); text != "" {
@@ -69,7 +74,8 @@ func (s *Simulator) serveRequests(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, requests[min(after, len(requests)):])
 }
 
-// serveFaults replaces the rules by those of a JSON list of texts, and answers 204. When one text is wrong, nothing changes.
+// serveFaults replaces the rules by those of a JSON list of texts, and answers with 204. When one
+// text is wrong, nothing changes.
 func (s *Simulator) serveFaults(w http.ResponseWriter, r *http.Request) {
 	var list []string
 	if err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxBody), &list); err != nil {
@@ -93,40 +99,50 @@ func writeProblem(w http.ResponseWriter, err error) {
 	failure(http.StatusBadRequest, err.Error()).write(w)
 }
 
-// Server serves a handler until it is closed.
-type Server struct {
-	URL  string // e.g. http://127.0.0.1:43211
-	http *http.Server
-	end  context.CancelFunc // of the requests
-	done chan struct{}
-}
-
-// Serve listens on addr (host:port; port 0 takes a free one) and serves h.
-func Serve(h http.Handler, addr string) (*Server, error) {
-	listener, err := net.Listen("tcp", addr)
+// serveUsage answers with UsageTotals as JSON lines, or with ?checksum=1 how many there are and
+// their checksum.
+func (s *Simulator) serveUsage(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	workspace, from, to := query.Get("workspace"), query.Get("from_period"), query.Get("to_period")
+	if query.Get("checksum") == "1" {
+		rows, err := s.UsageTotals(workspace, from, to)
+		if err != nil {
+			writeProblem(w, err)
+			return
+		}
+		writeJSON(w, struct {
+			Rows     int    `json:"rows"`
+			Checksum string `json:"checksum"`
+		}{len(rows), UsageChecksum(rows)})
+		return
+	}
+	u, months, err := s.snapshot(workspace, from, to)
 	if err != nil {
-		return nil, fmt.Errorf("serving on %q: %w", addr, err)
+		writeProblem(w, err)
+		return
 	}
-	requests, end := context.WithCancel(context.Background())
-	s := &Server{
-		URL: "http://" + listener.Addr().String(),
-		http: &http.Server{
-			Handler: h, ReadHeaderTimeout: 10 * time.Second,
-			BaseContext: func(net.Listener) context.Context { return requests },
-		},
-		end:  end,
-		done: make(chan struct{}),
-	}
-	go func() {
-		defer close(s.done)
-		_ = s.http.Serve(listener)
-	}()
-	return s, nil
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines := bufio.NewWriterSize(w, 64<<10)
+	u.totals(months, func(r papermap.UsageRow) {
+		_, _ = fmt.Fprintf(lines, `{"tenant_id":%s,"period":"%s","credits":"%s","requests":%d}`+"\n",
+			appendQuoted(nil, r.TenantID), r.Period, r.Credits, r.Requests)
+	})
+	_ = lines.Flush()
 }
 
-// Close frees the address and closes all connections, those in use too.
-func (s *Server) Close() {
-	s.end() // for what holds a connection that net/http no longer knows
-	_ = s.http.Close()
-	<-s.done
+// replaceUsage is SetUsage from outside: the body is a Usage in JSON.
+func (s *Simulator) replaceUsage(w http.ResponseWriter, r *http.Request) {
+	var u Usage
+	body := http.MaxBytesReader(w, r.Body, maxBody)
+	if err := json.UnmarshalRead(body, &u, json.RejectUnknownMembers(true)); err != nil {
+		const example = `{"tenants":20000,"bad_every":100,"style":"meta"}`
+		writeProblem(w, fmt.Errorf("body must be a JSON object such as %s: %w", example, err))
+		return
+	}
+	if err := (&usageState{Usage: u}).check(); err != nil {
+		writeProblem(w, err)
+		return
+	}
+	s.SetUsage(r.URL.Query().Get("workspace"), u)
+	w.WriteHeader(http.StatusNoContent)
 }

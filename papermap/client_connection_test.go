@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -19,87 +20,116 @@ func TestConnectionFailureBeforeTheFirstByteIsRetryable(t *testing.T) {
 	untrusted.Config.ErrorLog = log.New(io.Discard, "", 0)
 	defer untrusted.Close()
 	plain, seen := serve(t, func(http.ResponseWriter, *http.Request) {})
-	silent, _ := serveRaw(t, func(conn *net.TCPConn, _ func() bool) { _, _ = io.Copy(io.Discard, conn) })
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = closed.Close()
 	for name, address := range map[string]string{
-		"name not found":        "http://papermap.invalid",
-		"connection refused":    "http://" + closed.Addr().String(),
-		"certificate unknown":   untrusted.URL,
-		"no TLS on the port":    strings.Replace(plain, "http:", "https:", 1),
-		"TLS handshake unheard": strings.Replace(silent, "http:", "https:", 1),
+		"name not found":      "http://papermap.invalid",
+		"connection refused":  "http://" + closed.Addr().String(),
+		"certificate unknown": untrusted.URL,
+		"no TLS on the port":  strings.Replace(plain, "http:", "https:", 1),
 	} {
-		c := newTestClient(t, address, ClientOptions{Timeout: 300 * time.Millisecond})
-		_, err := c.CreateDashboard(t.Context(), anyDashboard)
-		for what, err := range map[string]error{"create": err, "probe": c.Probe(t.Context())} {
-			if e := failed(t, err); e == nil || e.Class != Retryable || e.Status != 0 || e.Deferred || !strings.Contains(e.Message, "nothing was sent: ") {
-				t.Errorf("%s: %s: %v", name, what, err)
-			}
-		}
+		requireNothingSent(t, name, newTestClient(t, address, ClientOptions{}))
 	}
 	if seen.Load() != 0 {
 		t.Error("a request arrived")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		l := newPipeListener(t)
+		serveConns(l, func(conn net.Conn, _ func() bool) { _, _ = io.Copy(io.Discard, conn) })
+		c := newTestClient(t, "https://papermap.test", ClientOptions{Dial: l.dial})
+		requireNothingSent(t, "TLS handshake without an answer", c)
+	})
+}
+
+func requireNothingSent(t *testing.T, name string, c *Client) {
+	t.Helper()
+	_, err := c.CreateDashboard(t.Context(), anyDashboard)
+	for what, err := range map[string]error{"create": err, "probe": c.Probe(t.Context())} {
+		e := failed(t, err)
+		if e == nil || e.Class != Retryable || e.Status != 0 || e.Deferred ||
+			!strings.Contains(e.Message, "nothing was sent: ") {
+			t.Errorf("%s: %s: %v", name, what, err)
+		}
 	}
 }
 
 func TestConnectionLostAfterAByteIsUnknownForCreateAndNeverSentTwice(t *testing.T) {
 	stall := func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) } // until the client gives up
-	for name, reply := range map[string]func(conn *net.TCPConn){
-		"closed":        func(conn *net.TCPConn) {},
-		"reset":         func(conn *net.TCPConn) { _ = conn.SetLinger(0) },
-		"no answer":     func(conn *net.TCPConn) { stall(conn) },
-		"half a header": func(conn *net.TCPConn) { _, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-"); stall(conn) },
-		"slow body": func(conn *net.TCPConn) {
+	for name, reply := range map[string]func(conn net.Conn){
+		"closed":    func(conn net.Conn) {},
+		"no answer": stall,
+		"half a header": func(conn net.Conn) {
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-")
+			stall(conn)
+		},
+		"slow body": func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
 			stall(conn)
 		},
-		"truncated body": func(conn *net.TCPConn) {
+		"truncated body": func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"+created)
 		},
-		"not HTTP": func(conn *net.TCPConn) { _, _ = io.WriteString(conn, "SSH-2.0-OpenSSH\r\n\r\n") },
-		"1 MiB of headers": func(conn *net.TCPConn) {
-			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 1<<20)+"\r\n\r\n"+created)
+		"not HTTP": func(conn net.Conn) { _, _ = io.WriteString(conn, "SSH-2.0-OpenSSH\r\n\r\n") },
+		"1 MiB of headers": func(conn net.Conn) {
+			header := "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)
+			_, _ = io.WriteString(conn, header+"\r\n\r\n"+created)
 		},
-		"no gzip": func(conn *net.TCPConn) {
-			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope")
+		"no gzip": func(conn net.Conn) {
+			header := "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 4"
+			_, _ = io.WriteString(conn, header+"\r\n\r\nnope")
 		},
-		"other protocol": func(conn *net.TCPConn) {
-			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		"other protocol": func(conn net.Conn) {
+			header := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x"
+			_, _ = io.WriteString(conn, header+"\r\n\r\n")
 			stall(conn)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			address, seen := serveRaw(t, func(conn *net.TCPConn, next func() bool) {
-				if next() {
-					reply(conn)
-				}
+			synctest.Test(t, func(t *testing.T) {
+				l := newPipeListener(t)
+				seen := serveConns(l, answerOnce(reply))
+				requireLost(t, newTestClient(t, "http://papermap.test", ClientOptions{Dial: l.dial}), seen)
 			})
-			c := newTestClient(t, address, ClientOptions{Timeout: 300 * time.Millisecond})
-			c.firstWait = time.Millisecond
-			_, err := c.CreateDashboard(t.Context(), anyDashboard)
-			if classOf(t, err) != Unknown || seen.Load() != 1 {
-				t.Errorf("create: %v after %d requests", err, seen.Load())
-			}
-			if err := c.Probe(t.Context()); classOf(t, err) != Retryable || seen.Load() != 2 {
-				t.Errorf("probe: %v after %d requests", err, seen.Load()-1)
-			}
 		})
+	}
+	t.Run("reset", func(t *testing.T) { // which pipes do not know
+		address, seen := serveRaw(t, answerOnce(func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) }))
+		requireLost(t, newTestClient(t, address, ClientOptions{}), seen)
+	})
+}
+
+func answerOnce(reply func(net.Conn)) connHandler {
+	return func(conn net.Conn, next func() bool) {
+		if next() {
+			reply(conn)
+		}
+	}
+}
+
+func requireLost(t *testing.T, c *Client, seen *atomic.Int64) {
+	t.Helper()
+	c.firstWait = time.Millisecond
+	_, err := c.CreateDashboard(t.Context(), anyDashboard)
+	if classOf(t, err) != Unknown || seen.Load() != 1 {
+		t.Errorf("create: %v after %d requests", err, seen.Load())
+	}
+	if err := c.Probe(t.Context()); classOf(t, err) != Retryable || seen.Load() != 2 {
+		t.Errorf("probe: %v after %d requests", err, seen.Load()-1)
 	}
 }
 
 func TestTransportDoesNotReplayARequestOnAResetKeptConnection(t *testing.T) {
 	var connections atomic.Int64
-	address, seen := serveRaw(t, func(conn *net.TCPConn, next func() bool) {
+	address, seen := serveRaw(t, func(conn net.Conn, next func() bool) {
 		connections.Add(1)
 		if next() {
 			answerRaw(conn, created)
 		}
 		if next() {
-			_ = conn.SetLinger(0)
+			_ = conn.(*net.TCPConn).SetLinger(0)
 		}
 	})
 	create := func(c *Client) error { _, err := c.CreateDashboard(t.Context(), anyDashboard); return err }
@@ -113,7 +143,8 @@ func TestTransportDoesNotReplayARequestOnAResetKeptConnection(t *testing.T) {
 		}
 		err := call(c)
 		if classOf(t, err) != want || seen.Load() != 2 || connections.Load() != 1 {
-			t.Errorf("%v after %d requests on %d connections, want %s after 2 on 1", err, seen.Load(), connections.Load(), want)
+			t.Errorf("%v after %d requests on %d connections, want %s after 2 on 1", err, seen.Load(),
+				connections.Load(), want)
 		}
 	}
 }

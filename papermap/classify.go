@@ -1,0 +1,139 @@
+package papermap
+
+import (
+	"cmp"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+const (
+	maxMessage = 300 // code points of Error.Message
+	maxCode    = 64  // code points of Error.Code
+	maxExcerpt = 80  // code points quoted of a body that is no error object
+)
+
+// classify returns what an answer that is not 2xx means:
+//
+//	429; 503 with Retry-After  Retryable, and Deferred
+//	401, 403                   Credentials
+//	404, 3xx                   Configuration
+//	409                        Unknown for a create: the dashboard may exist
+//	other 4xx                  Refused
+//	all else                   lost: Unknown for a create, Retryable for a read
+//
+// A date in Retry-After is measured from serverTime; hide takes our secrets out of what the server
+// sent.
+func classify(a answer, lost Class, serverTime time.Time, hide *strings.Replacer) *Error {
+	e := &Error{Class: lost, Status: a.status}
+	wait, asked := parseRetryAfter(a.header, serverTime)
+	switch status := a.status; {
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable && asked:
+		e.Class, e.RetryAfter, e.Deferred = Retryable, wait, true
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		e.Class = Credentials
+	case status == http.StatusNotFound, status/100 == 3:
+		e.Class = Configuration
+	case status == http.StatusConflict && lost == Unknown: // stays Unknown
+	case status/100 == 4:
+		e.Class = Refused
+	}
+
+	code, message := reason(a.body)
+	if message == "" {
+		message = strings.TrimSpace(strings.TrimPrefix(a.statusLine, strconv.Itoa(a.status)))
+		if to := a.header.Get("Location"); to != "" {
+			message += ": redirected to " + to
+		} else if excerpt := oneLine(string(a.body), hide, maxExcerpt); excerpt != "" {
+			message += ": " + excerpt
+		}
+	}
+	e.Code, e.Message = oneLine(code, hide, maxCode), oneLine(message, hide, maxMessage)
+	return e
+}
+
+// reason reads an error body: its code, and the first of message, error and detail that has a text.
+// Both are empty for a body that is no such object. Documented is only one, {"error":"Token
+// expired","code":"TOKEN_EXPIRED","status":401}.
+func reason(body []byte) (code, message string) {
+	if !jsontext.Value(body).IsValid(lenient) {
+		return "", ""
+	}
+	outer, inner := readMembers(body), members(nil)
+	if outer["error"].Kind() == '{' {
+		inner = readMembers(outer["error"])
+		delete(outer, "error") // replaced by its members
+	}
+	code = cmp.Or(text(outer["code"]), text(inner["code"]))
+	message = cmp.Or(text(outer["message"]), text(outer["error"]),
+		text(inner["message"]), text(inner["error"]), text(inner["detail"]), text(outer["detail"]))
+	return code, message
+}
+
+// parseRetryAfter reads Retry-After, in seconds or as a date to be measured from now, and clamps it
+// to 1 s … 15 min; garbage and the past become 1 s. present is false without the header.
+func parseRetryAfter(header http.Header, now time.Time) (d time.Duration, present bool) {
+	const shortest, longest = time.Second, 15 * time.Minute
+	values := header.Values("Retry-After")
+	if len(values) == 0 {
+		return 0, false
+	}
+	seconds, err := strconv.ParseInt(strings.TrimSpace(values[0]), 10, 64)
+	if err == nil || errors.Is(err, strconv.ErrRange) { // out of range, ParseInt returns the nearest it can
+		seconds = min(max(seconds, int64(shortest/time.Second)), int64(longest/time.Second))
+		return time.Duration(seconds) * time.Second, true
+	}
+	date, err := http.ParseTime(values[0])
+	if err != nil {
+		return shortest, true
+	}
+	return min(max(date.Sub(now), shortest), longest), true
+}
+
+// redactor replaces what an answer must not echo into our logs: keys, secrets and this request's
+// signature.
+func (c *Client) redactor(signature string) *strings.Replacer {
+	hidden := []string{c.ws.Key.ID, c.ws.Key.Secret.Reveal(), c.ws.EmbedKey.Secret.Reveal(), signature}
+	// The longest first, as one may begin with another.
+	slices.SortFunc(hidden, func(a, b string) int { return len(b) - len(a) })
+	var pairs []string
+	for _, s := range hidden {
+		if s != "" {
+			pairs = append(pairs, s, redacted)
+		}
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+const redacted = "[redacted]"
+
+// oneLine returns s without hidden texts and unprintable characters, cut to limit code points.
+func oneLine(s string, hide *strings.Replacer, limit int) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, hide.Replace(s))
+	return truncate(strings.TrimSpace(s), limit)
+}
+
+// truncate cuts s to limit code points, the last of which is then an ellipsis.
+func truncate(s string, limit int) string {
+	if utf8.RuneCountInString(s) <= limit {
+		return s
+	}
+	for i := range s {
+		if limit--; limit == 0 {
+			return s[:i] + "…"
+		}
+	}
+	return s
+}
