@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"runtime/debug"
-	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,89 +20,97 @@ import (
 )
 
 const (
-	ackWait   = 15 * time.Second // a killed worker's events are offered again after this; one in hand says so three times as often
-	lookEvery = 5 * time.Second  // how often a consumer is looked at, while events are fetched
-	fetchWait = time.Second      // how long a pull waits for events, and so the longest that a stop waits for one
+	checkEvery = 5 * time.Second // between looks at the consumer's settings, while events are fetched
+	fetchWait  = time.Second     // how long a pull waits for events, and so how long a stop may wait for it
 )
 
-// Consumer takes events from one durable consumer and hands them out, at most Slots at a time. It fetches only what
-// there are free slots for, because the server counts the time that an event waits in a buffer as time in hand.
+// Consumer fetches events from one durable consumer and handles them, at most Slots at a time. It
+// fetches only what there are free slots for: the server counts the time that an event waits in a
+// buffer towards AckWait.
 type Consumer struct {
 	Durable string
-	Types   []string
 	Slots   int
-	Grace   time.Duration // after a stop, how long handlers may go on
+	Grace   time.Duration // after a stop, how long handlers may continue
 
-	// Admit returns how many events may be fetched now, at least one; it waits while that is none, until ctx ends.
-	// Nil means as many as there are slots.
+	// Admit returns how many events may be fetched now, at least one; while that is none, it waits
+	// until ctx ends. Nil means as many as there are slots.
 	Admit func(ctx context.Context) (int, error)
-	// Handle does what the event asks for. Its error settles the event: nil acknowledges it, *Permanent makes it a
-	// dead letter, *Retry offers it again then, any other offers it again after Delay.
+	// Handle does what the event asks for. After nil the event is acknowledged; after *Permanent it
+	// becomes a dead letter; after *Retry it is delivered again then; after any other error it is
+	// delivered again after [Delay]. Handle must be safe to repeat, also concurrently on two workers.
 	Handle func(ctx context.Context, e Event) error
-	// Settled, if there is one, hears of each event that was settled: acknowledged, dead, retried or failed.
-	Settled func(eventType, outcome string, took time.Duration)
+	// Observe, if not nil, is called for each event with its outcome: acknowledged, dead, retried or
+	// failed.
+	Observe func(eventType, outcome string, took time.Duration)
 
-	bus     *Bus
-	log     *slog.Logger
-	ackWait time.Duration
-	slots   chan struct{}
-	inHand  sync.WaitGroup
-	healthy atomic.Bool
+	bus      *Bus
+	log      *slog.Logger
+	slots    chan struct{} // one element for each slot in use
+	inFlight sync.WaitGroup
+	healthy  atomic.Bool
 }
 
 // MainConsumer returns the consumer of tenant.created and usage.sync.
 func (b *Bus) MainConsumer(slots int, grace time.Duration) *Consumer {
-	return b.consumer(MainConsumer, mainTypes, slots, grace)
+	return b.consumer(MainConsumer, slots, grace)
 }
 
 // AccessConsumer returns the consumer of tenant.suspended, tenant.resumed and tenant.deleted.
 func (b *Bus) AccessConsumer(slots int, grace time.Duration) *Consumer {
-	return b.consumer(AccessConsumer, accessTypes, slots, grace)
+	return b.consumer(AccessConsumer, slots, grace)
 }
 
-func (b *Bus) consumer(durable string, types []string, slots int, grace time.Duration) *Consumer {
+func (b *Bus) consumer(durable string, slots int, grace time.Duration) *Consumer {
 	return &Consumer{
-		Durable: durable, Types: types, Slots: slots, Grace: grace,
-		bus: b, log: b.log.With("consumer", durable), ackWait: ackWait, slots: make(chan struct{}, slots),
+		Durable: durable, Slots: slots, Grace: grace,
+		bus: b, log: b.log.With("consumer", durable), slots: make(chan struct{}, slots),
 	}
 }
 
-// Healthy says whether events are being fetched.
+// Healthy reports whether events are being fetched.
 func (c *Consumer) Healthy() bool { return c.healthy.Load() }
 
-// Run consumes until ctx ends. Then it fetches no more, gives back what it has not begun, waits for what is in hand
-// and returns. Whatever goes wrong with the streams or the consumer meanwhile, it builds them again.
+// The steps of one event: acquireSlots, fetch, handle (which extends AckWait), process (Decode and
+// Handle), ack. Nothing else acknowledges.
+
+// Run consumes until ctx ends. Then it stops fetching, returns to the server what it has not started,
+// waits for the events in flight and returns. Streams or a consumer that are lost or changed
+// meanwhile are made again.
 func (c *Consumer) Run(ctx context.Context) {
+	// Handlers run under work, which outlives ctx by Grace, so that a stop does not fail what is in
+	// flight.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(c.Grace, abandon) })
 	defer stop()
 
-	said := ""
-	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
+	logged, failures := "", 0 // each error is logged once
+	retry := Backoff{Base: time.Second, Max: 5 * time.Second}
+	for ctx.Err() == nil {
 		err := c.consume(ctx, work, func() {
 			c.healthy.Store(true)
-			if said != "" {
+			if logged != "" {
 				c.log.Info("consuming again")
 			}
-			said, wait = "", time.Second
+			logged, failures = "", 0
 		})
 		c.healthy.Store(false)
 		if ctx.Err() != nil {
 			break
 		}
-		if err.Error() != said { // say it once
-			said = err.Error()
-			c.log.Error("cannot consume; trying again until it works", "error", err)
+		if err.Error() != logged {
+			logged = err.Error()
+			c.log.Error("cannot consume; retrying", "error", err)
 		}
-		sleep(ctx, wait)
+		failures++
+		Sleep(ctx, retry.Delay(failures))
 	}
-	c.inHand.Wait()
+	c.inFlight.Wait()
 }
 
-// consume fetches and hands out events until ctx ends or something is wrong with the stream or the consumer. It
-// calls working when a fetch has succeeded.
-func (c *Consumer) consume(ctx, work context.Context, working func()) error {
+// consume fetches and handles events until ctx ends or something is wrong with the stream or the
+// consumer. It calls ready when both are as they must be.
+func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
 	}
@@ -114,26 +121,27 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 	if err != nil {
 		return err
 	}
-	made, looked := settings(js.CachedInfo()), time.Now()
-	working()
-	for ctx.Err() == nil { // take alone would still find free slots now and then
-		if time.Since(looked) > lookEvery {
+	created, checked := js.CachedInfo().Config, time.Now()
+	ready()
+	for ctx.Err() == nil { // acquireSlots alone would still find free slots now and then
+		if time.Since(checked) > checkEvery {
+			checked = time.Now()
 			info, err := js.Info(ctx)
-			looked = time.Now()
 			switch {
 			case errors.Is(err, jetstream.ErrConsumerNotFound):
-				return fmt.Errorf("looking at consumer %s: %w", c.Durable, err)
-			case err != nil: // a fetch will say what is wrong; if nothing is, we lack the right
-				looked = looked.Add(time.Minute)
-			case !reflect.DeepEqual(settings(info), made): // nothing else would tell: events just stay away, or are dropped
-				c.log.WarnContext(ctx, "somebody has changed the consumer; putting it right")
+				return fmt.Errorf("look up consumer %s: %w", c.Durable, err)
+			case err != nil: // a fetch finds out what is wrong; if nothing is, the permission is missing
+				checked = checked.Add(time.Minute)
+			case len(changedSettings(info.Config, created)) > 0: // no fetch would fail: events just stay away
+				c.log.WarnContext(ctx, "the consumer's settings were changed; restoring them",
+					"settings", strings.Join(changedSettings(info.Config, created), ", "))
 				if js, err = c.ensure(ctx); err != nil {
 					return err
 				}
-				made = settings(js.CachedInfo())
+				created = js.CachedInfo().Config
 			}
 		}
-		n, err := c.take(ctx)
+		n, err := c.acquireSlots(ctx)
 		if err != nil {
 			return err
 		}
@@ -147,63 +155,23 @@ func (c *Consumer) consume(ctx, work context.Context, working func()) error {
 	return ctx.Err()
 }
 
-// ensure makes the durable consumer, or puts it right. One through which events of ours were lost begins again with the
-// oldest in the stream, which handlers must bear anyway: the server would not hand out afterwards what has passed it.
-func (c *Consumer) ensure(ctx context.Context) (jetstream.Consumer, error) {
-	want := jetstream.ConsumerConfig{
-		Durable:        c.Durable,
-		FilterSubjects: c.bus.o.Subjects.events(c.Types), // exact, or we would take our own events out
-		DeliverPolicy:  jetstream.DeliverAllPolicy,
-		AckPolicy:      jetstream.AckExplicitPolicy,
-		AckWait:        c.ackWait,
-		MaxDeliver:     -1, // a limit would drop events silently; failures are counted in the database
-		MaxAckPending:  -1, // events that wait for a retry count, and must not keep others out
-	}
-	if old, err := c.bus.js.Consumer(ctx, c.bus.o.Stream, c.Durable); err == nil && loses(old.CachedInfo().Config, want) {
-		err := c.bus.js.DeleteConsumer(ctx, c.bus.o.Stream, c.Durable)
-		if err != nil {
-			c.log.ErrorContext(ctx, "somebody had changed the consumer so that events may have passed it, and it cannot be deleted: delete it yourself, and it begins again", "error", err)
-		} else {
-			c.log.WarnContext(ctx, "somebody had changed the consumer so that events may have passed it; it begins with the oldest again")
-		}
-	}
-	js, err := c.bus.js.CreateOrUpdateConsumer(ctx, c.bus.o.Stream, want)
-	if err != nil {
-		return nil, fmt.Errorf("making consumer %s: %w", c.Durable, err)
-	}
-	return js, nil
-}
-
-// loses says whether events that a consumer is to hand out may have passed one that is like this.
-func loses(is, want jetstream.ConsumerConfig) bool {
-	return is.MaxDeliver > 0 || slices.ContainsFunc(want.FilterSubjects, func(s string) bool { return !slices.Contains(is.FilterSubjects, s) })
-}
-
-// settings are those of a consumer that decide what it hands out. Servers add to the metadata as they like, and an operator
-// may pause it.
-func settings(info *jetstream.ConsumerInfo) jetstream.ConsumerConfig {
-	config := info.Config
-	config.Metadata, config.PauseUntil = nil, nil
-	return config
-}
-
-// take waits for a free slot and for admission, and returns how many slots it took.
-func (c *Consumer) take(ctx context.Context) (int, error) {
+// acquireSlots waits for a free slot and for admission, and returns how many slots it acquired.
+func (c *Consumer) acquireSlots(ctx context.Context) (int, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	most := c.Slots
+	limit := c.Slots
 	if c.Admit != nil {
 		var err error
-		if most, err = c.Admit(ctx); err != nil {
+		if limit, err = c.Admit(ctx); err != nil {
 			<-c.slots
 			return 0, err
 		}
 	}
 	n := 1
-	for ; n < most; n++ {
+	for ; n < limit; n++ {
 		select {
 		case c.slots <- struct{}{}:
 		default:
@@ -213,7 +181,7 @@ func (c *Consumer) take(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// fetch asks for n events, for which slots are taken, and starts a handler for each that comes.
+// fetch requests n events, for which slots are acquired, and starts a handler for each that comes.
 func (c *Consumer) fetch(ctx, work context.Context, js jetstream.Consumer, n int) error {
 	defer func() {
 		for range n {
@@ -222,135 +190,136 @@ func (c *Consumer) fetch(ctx, work context.Context, js jetstream.Consumer, n int
 	}()
 	batch, err := js.Fetch(n, jetstream.FetchMaxWait(fetchWait))
 	if err != nil {
-		return fmt.Errorf("fetching: %w", err)
+		return fmt.Errorf("fetch: %w", err)
 	}
 	for msg := range batch.Messages() {
 		if ctx.Err() != nil {
-			c.report("give back", msg, msg.NakWithDelay(fetchWait)) // at once, it would come back by this very pull
+			// Without a delay, it would come back by this very pull.
+			c.logFailed("return", msg, msg.NakWithDelay(fetchWait))
 			continue
 		}
-		n--
-		c.inHand.Go(func() {
+		n-- // the handler releases this slot
+		c.inFlight.Go(func() {
 			defer func() { <-c.slots }()
 			c.handle(work, msg)
 		})
 	}
 	if err := batch.Error(); err != nil {
-		return fmt.Errorf("fetching: %w", err)
+		return fmt.Errorf("fetch: %w", err)
 	}
 	return nil
 }
 
-// handle handles one event and settles it, telling the server meanwhile that it is in hand, also during a drain.
+// handle handles one event and acknowledges it. Until then it extends the event's AckWait, also
+// during a drain.
 func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
-	began := time.Now()
-	beats := time.NewTicker(c.ackWait / 3)
+	start := time.Now()
+	beats := time.NewTicker(ackWait / 3)
 	done := make(chan struct{})
 	go func() {
 		defer beats.Stop()
 		for {
 			select {
 			case <-beats.C:
-				c.report("keep", msg, msg.InProgress())
+				c.logFailed("extend", msg, msg.InProgress())
 			case <-done:
 				return
 			}
 		}
 	}()
-	raw, deliveries, err := c.raw(msg)
-	ctx, span := c.startProcess(ctx, msg.Subject(), raw, deliveries)
+	raw, meta, err := c.bus.raw(msg)
+	ctx, span := c.startProcess(ctx, msg.Subject(), raw, int(meta.NumDelivered))
 	defer span.End()
-	var e Event
+	e := Event{Deliveries: int(meta.NumDelivered)}
 	if err == nil {
-		e, err = c.process(ctx, raw, deliveries)
+		e, err = c.process(ctx, raw, e.Deliveries)
 	}
-	close(done)
-	outcome := c.settle(ctx, msg, raw, e, deliveries, err)
-	if c.Settled != nil {
-		c.Settled(raw.Type, outcome, time.Since(began))
+	close(done) // before the acknowledgement: an extension after it would be an error
+	outcome := c.ack(ctx, msg, raw, e, err)
+	if c.Observe != nil {
+		c.Observe(raw.Type, outcome, time.Since(start))
 	}
 }
 
-// process reads the event and handles it. A panic is a failure of this event alone.
+// process decodes the event and handles it. A panic is a failure of this event alone.
 func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Event, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.log.ErrorContext(ctx, "a handler panicked", "event_id", e.ID, "type", raw.Type, "panic", p, "stack", string(debug.Stack()))
+			c.log.ErrorContext(ctx, "a handler panicked",
+				"event_id", e.ID, "type", raw.Type, "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("the handler panicked")
 		}
 	}()
 	e, err = Decode(raw)
+	e.Deliveries = deliveries
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("messaging.message.id", e.ID))
 	if err != nil {
 		return e, err
 	}
-	e.Deliveries = deliveries
 	return e, c.Handle(ctx, e)
 }
 
-// settle is the one place that tells the server what became of an event. By then it is committed.
-func (c *Consumer) settle(ctx context.Context, msg jetstream.Msg, raw Raw, e Event, deliveries int, err error) (outcome string) {
+// ack is the one place that tells the server the outcome of an event, err. By then it is committed.
+func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event, err error) (outcome string) {
 	var permanent *Permanent
 	var retry *Retry
 	log := c.log.With("event_id", e.ID, "type", raw.Type)
 	span := trace.SpanFromContext(ctx)
+	again := func(after time.Duration) {
+		c.logFailed("delay", msg, msg.NakWithDelay(after))
+		span.AddEvent("delivered again later",
+			trace.WithAttributes(attribute.String("papermap.after", after.String())))
+	}
 	switch {
 	case err == nil:
-		c.report("acknowledge", msg, msg.Ack())
+		c.logFailed("acknowledge", msg, msg.Ack())
 		span.AddEvent("acknowledged")
 		failpoint.Hit(failpoint.Acked)
 		return "acknowledged"
 	case errors.As(err, &permanent):
 		if err := c.bus.publishDead(ctx, raw, e, permanent); err != nil {
 			log.ErrorContext(ctx, "cannot store a dead letter; the event stays", "error", err)
-			c.report("delay", msg, msg.NakWithDelay(Delay(deliveries)))
+			again(Delay(e.Deliveries))
 			span.SetStatus(codes.Error, "the dead letter could not be stored")
 			return "failed"
 		}
-		span.AddEvent("dead letter stored", trace.WithAttributes(attribute.String("papermap.code", permanent.Code)))
+		span.AddEvent("dead letter stored",
+			trace.WithAttributes(attribute.String("papermap.code", permanent.Code)))
 		span.SetStatus(codes.Error, permanent.Code)
 		failpoint.Hit(failpoint.DeadStored)
 		log.WarnContext(ctx, "event became a dead letter", "code", permanent.Code, "error", permanent)
-		c.report("terminate", msg, msg.Term())
+		c.logFailed("terminate", msg, msg.Term())
 		return "dead"
 	case errors.As(err, &retry):
-		log.DebugContext(ctx, "event is offered again later", "after", retry.After, "reason", err)
-		c.report("delay", msg, msg.NakWithDelay(retry.After))
-		span.AddEvent("offered again later", trace.WithAttributes(attribute.String("papermap.after", retry.After.String())))
+		log.DebugContext(ctx, "event will be redelivered", "after", retry.After, "reason", err)
+		again(retry.After)
 		return "retried"
 	}
-	after := Delay(deliveries)
-	log.WarnContext(ctx, "event failed and is offered again later", "after", after, "error", err)
-	c.report("delay", msg, msg.NakWithDelay(after))
-	span.AddEvent("offered again later", trace.WithAttributes(attribute.String("papermap.after", after.String())))
+	after := Delay(e.Deliveries)
+	log.WarnContext(ctx, "event failed and is delivered again later", "after", after, "error", err)
+	again(after)
 	span.SetStatus(codes.Error, "failed")
 	return "failed"
 }
 
-// report logs that the server could not be told something. The event is then offered again after ackWait, which
-// handlers must bear anyway.
-func (c *Consumer) report(what string, msg jetstream.Msg, err error) {
+// logFailed logs that an acknowledgement could not be sent. The event is then delivered again after
+// ackWait, which handlers must bear anyway.
+func (c *Consumer) logFailed(operation string, msg jetstream.Msg, err error) {
 	if err != nil {
-		c.log.Warn("cannot settle an event; it will be offered again", "operation", what, "subject", msg.Subject(), "error", err)
+		c.log.Warn("cannot acknowledge an event; it will be delivered again",
+			"operation", operation, "subject", msg.Subject(), "error", err)
 	}
 }
 
-func (c *Consumer) raw(msg jetstream.Msg) (Raw, int, error) {
+// raw returns a message as the stream stores it, and what the server says of its delivery.
+func (b *Bus) raw(msg jetstream.Msg) (Raw, *jetstream.MsgMetadata, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return Raw{}, 1, fmt.Errorf("reading a message's metadata: %w", err)
+		return Raw{Type: b.o.Subjects.typeOf(msg.Subject())}, &jetstream.MsgMetadata{NumDelivered: 1},
+			fmt.Errorf("read a message's metadata: %w", err)
 	}
 	return Raw{
-		Type: msg.Subject()[len(c.bus.o.Subjects.Event("")):], Header: msg.Headers(), Data: msg.Data(),
+		Type: b.o.Subjects.typeOf(msg.Subject()), Header: msg.Headers(), Data: msg.Data(),
 		Sequence: meta.Sequence.Stream, Time: meta.Timestamp,
-	}, int(meta.NumDelivered), nil
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
+	}, meta, nil
 }

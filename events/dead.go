@@ -1,14 +1,20 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -27,8 +33,8 @@ const (
 	originalPrefix   = "Papermap-Original-"
 )
 
-// publishDead stores the dead letter of an event and returns when the stream has it. It goes on when ctx has ended:
-// a drain settles what is in hand.
+// publishDead stores the dead letter of an event and returns when the stream has it. It does not stop
+// when ctx ends: a drain completes what is in flight.
 func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -37,29 +43,31 @@ func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) e
 	msg := deadLetter(raw, e, p, int(b.nc.MaxPayload())-added)
 	msg.Subject = b.o.Subjects.Dead(raw.Type)
 	if _, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.deadStream())); err != nil {
-		return fmt.Errorf("publishing a dead letter: %w", err)
+		return fmt.Errorf("publish a dead letter: %w", err)
 	}
 	return nil
 }
 
-// deadLetter is the message that keeps an event that cannot be handled, at most maxPayload bytes with its headers.
+// deadLetter returns the message that keeps an event that cannot be handled, at most maxPayload bytes
+// with its headers.
 func deadLetter(raw Raw, e Event, p *Permanent, maxPayload int) *nats.Msg {
-	own := nats.Header{}
-	own.Set(jetstream.MsgIDHeader, "dead-"+e.Message)
-	own.Set(headerEventID, e.ID)
-	own.Set(headerEventTime, e.Time.UTC().Format(time.RFC3339Nano))
-	own.Set(headerError, oneLine(p.Error(), 500))
-	own.Set(headerCode, p.Code)
-	own.Set(headerAttempts, strconv.Itoa(max(1, p.Attempts)))
-	own.Set(headerSequence, strconv.FormatUint(raw.Sequence, 10))
-	own.Set(headerSideEffect, p.sideEffect())
-
+	own := nats.Header{
+		jetstream.MsgIDHeader: {"dead-" + e.Message},
+		headerEventID:         {e.ID},
+		headerEventTime:       {e.Time.UTC().Format(time.RFC3339Nano)},
+		headerError:           {oneLine(p.Error(), 500)},
+		headerCode:            {p.Code},
+		headerAttempts:        {strconv.Itoa(max(1, p.Attempts))},
+		headerSequence:        {strconv.FormatUint(raw.Sequence, 10)},
+		headerSideEffect:      {cmp.Or(p.SideEffect, "none")},
+	}
 	msg := &nats.Msg{Header: nats.Header{}, Data: raw.Data}
 	for name, values := range raw.Header {
-		switch lower := strings.ToLower(name); {
-		case strings.HasPrefix(lower, "nats-"): // they would be obeyed: expected sequence, rollup, time to live …
+		isOwn := func(own string) bool { return strings.EqualFold(own, name) }
+		switch {
+		case hasPrefixFold(name, "nats-"): // the server would obey: expected sequence, rollup, time to live
 			msg.Header[originalPrefix+name] = values
-		case !isOwn(own, name) && lower != strings.ToLower(headerTruncated):
+		case !isOwn(headerTruncated) && !slices.ContainsFunc(slices.Collect(maps.Keys(own)), isOwn):
 			msg.Header[name] = values
 		}
 	}
@@ -67,26 +75,19 @@ func deadLetter(raw Raw, e Event, p *Permanent, maxPayload int) *nats.Msg {
 		own.Set(headerDropped, strconv.Itoa(len(msg.Header)))
 		msg.Header = nats.Header{}
 	}
-	for name, values := range own {
-		msg.Header[name] = values
-	}
-	if room := maxPayload - headerSize(msg.Header) - 128; len(msg.Data) > room { // 128: the header that says so
+	maps.Copy(msg.Header, own)
+	if room := maxPayload - headerSize(msg.Header) - 128; len(msg.Data) > room { // 128: for headerTruncated
 		msg.Header.Set(headerTruncated, fmt.Sprintf("%d %x", len(raw.Data), sha256.Sum256(raw.Data)))
 		msg.Data = msg.Data[:max(0, room)]
 	}
 	return msg
 }
 
-func isOwn(own nats.Header, name string) bool {
-	for o := range own {
-		if strings.EqualFold(o, name) {
-			return true
-		}
-	}
-	return false
+func hasPrefixFold(name, lowerPrefix string) bool {
+	return strings.HasPrefix(strings.ToLower(name), lowerPrefix)
 }
 
-// headerSize is the length of the headers on the wire.
+// headerSize is the length of the headers on the wire, in bytes.
 func headerSize(h nats.Header) int {
 	size := len("NATS/1.0\r\n\r\n")
 	for name, values := range h {
@@ -97,16 +98,144 @@ func headerSize(h nats.Header) int {
 	return size
 }
 
-// oneLine makes text fit for a header: no control characters, at most most code points.
-func oneLine(text string, most int) string {
+// oneLine makes text fit for a header: no control characters, at most limit code points.
+func oneLine(text string, limit int) string {
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
 	}, strings.ToValidUTF8(text, "�"))
-	if r := []rune(text); len(r) > most {
-		text = string(r[:most-1]) + "…"
+	if r := []rune(text); len(r) > limit {
+		text = string(r[:limit-1]) + "…"
 	}
 	return text
+}
+
+// DeadLetter is an event that could not be handled, as it is kept.
+type DeadLetter struct {
+	Sequence       uint64      `json:"sequence"` // in the stream of dead letters
+	Type           string      `json:"type"`
+	TenantID       string      `json:"tenant_id,omitempty"` // as far as the data can be read
+	EventID        string      `json:"event_id"`
+	EventTime      string      `json:"event_time"`
+	Time           time.Time   `json:"time"` // when it became a dead letter
+	Code           string      `json:"code"`
+	Error          string      `json:"error"`
+	Attempts       int         `json:"attempts"`
+	SideEffect     string      `json:"side_effect"`
+	StreamSequence uint64      `json:"stream_sequence"`     // of the event
+	Truncated      string      `json:"truncated,omitempty"` // length and SHA-256 of data that did not fit
+	Header         nats.Header `json:"header"`
+	Data           []byte      `json:"data"`
+}
+
+func newDeadLetter(r Raw) DeadLetter {
+	h := r.Header
+	d := DeadLetter{
+		Sequence: r.Sequence, Type: r.Type, TenantID: tenantOf(r.Data), Time: r.Time, Header: h, Data: r.Data,
+		EventID: h.Get(headerEventID), EventTime: h.Get(headerEventTime), Code: h.Get(headerCode),
+		Error: h.Get(headerError), SideEffect: h.Get(headerSideEffect), Truncated: h.Get(headerTruncated),
+	}
+	d.Attempts, _ = strconv.Atoi(h.Get(headerAttempts)) // 0 if it was not written by publishDead
+	d.StreamSequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)
+	return d
+}
+
+// tenantOf finds the tenant in data that may be anything; empty when there is none. The data may be
+// the very reason for being a dead letter.
+func tenantOf(data []byte) string {
+	var tenantID struct {
+		ID   jsontext.Value `json:"tenant_id"`
+		Data struct {
+			ID jsontext.Value `json:"tenant_id"`
+		} `json:"data"`
+	}
+	_ = json.Unmarshal(data, &tenantID, jsontext.AllowDuplicateNames(true))
+	var id string
+	for _, v := range []jsontext.Value{tenantID.Data.ID, tenantID.ID} {
+		if id == "" {
+			_ = json.Unmarshal(v, &id)
+		}
+	}
+	return id
+}
+
+// DeadFilter selects dead letters. An empty field selects all.
+type DeadFilter struct {
+	Sequences            []uint64
+	From                 uint64 // the first sequence
+	Type, Code, TenantID string
+	Since, Before        time.Time // when they became dead letters
+}
+
+func (f DeadFilter) selects(d DeadLetter) bool {
+	is := func(want, have string) bool { return want == "" || want == have }
+	return (len(f.Sequences) == 0 || slices.Contains(f.Sequences, d.Sequence)) &&
+		is(f.Type, d.Type) && is(f.Code, d.Code) && is(f.TenantID, d.TenantID) &&
+		!d.Time.Before(f.Since) && (f.Before.IsZero() || d.Time.Before(f.Before))
+}
+
+// DeadLetters returns the dead letters that the filter selects, oldest first, at most limit.
+func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) ([]DeadLetter, error) {
+	var list []DeadLetter
+	err := b.scan(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, f.From),
+	}, func(r Raw) bool {
+		if d := newDeadLetter(r); f.selects(d) {
+			list = append(list, d)
+		}
+		return len(list) < limit
+	})
+	return list, err
+}
+
+// ErrNoDeadLetter means that there is no dead letter of that sequence.
+var ErrNoDeadLetter = errors.New("there is no such dead letter")
+
+// DeadLetter returns the dead letter of a sequence, or an error that wraps [ErrNoDeadLetter]. It reads
+// one message and does not scan.
+func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, error) {
+	stream, err := b.js.Stream(ctx, b.deadStream())
+	if err == nil {
+		var m *jetstream.RawStreamMsg
+		if m, err = stream.GetMsg(ctx, sequence); err == nil {
+			return newDeadLetter(Raw{b.o.Subjects.typeOf(m.Subject), m.Header, m.Data, sequence, m.Time}), nil
+		}
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		err = ErrNoDeadLetter
+	}
+	return DeadLetter{}, fmt.Errorf("read dead letter %d: %w", sequence, b.withHint(err))
+}
+
+// OnDead calls do for each event of a type that becomes a dead letter from now on, until stop.
+func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
+	consumer, err := b.js.OrderedConsumer(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{b.o.Subjects.Dead(eventType)}, DeliverPolicy: jetstream.DeliverNewPolicy,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
+	}
+	reading, err := consumer.Consume(func(msg jetstream.Msg) {
+		if raw, _, err := b.raw(msg); err == nil {
+			do(newDeadLetter(raw))
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
+	}
+	return reading.Stop, nil
+}
+
+// Discard deletes a dead letter for good.
+func (b *Bus) Discard(ctx context.Context, sequence uint64) error {
+	stream, err := b.js.Stream(ctx, b.deadStream())
+	if err == nil {
+		err = stream.DeleteMsg(ctx, sequence)
+	}
+	if err != nil {
+		return fmt.Errorf("delete dead letter %d: %w", sequence, b.withHint(err))
+	}
+	return nil
 }

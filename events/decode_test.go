@@ -22,8 +22,8 @@ func raw(eventType, data string, header nats.Header) Raw {
 	return Raw{Type: eventType, Header: header, Data: []byte(data), Sequence: 7, Time: stored}
 }
 
-// codeOf is the code of the permanent error, or empty. Any other error fails the test, and so does a message unfit
-// for a header and a log line.
+// codeOf is the code of the permanent error, or empty. Any other error fails the test, and so does
+// a message unfit for a header and a log line.
 func codeOf(t *testing.T, err error) string {
 	t.Helper()
 	if err == nil {
@@ -39,7 +39,7 @@ func codeOf(t *testing.T, err error) string {
 	return p.Code
 }
 
-func TestPoisonIsPermanent(t *testing.T) {
+func TestDecodeRefusesPoisonAsPermanent(t *testing.T) {
 	deep := func(n int) string {
 		return `{"tenant_id":"a","name":"b","x":` + strings.Repeat("[", n-1) + strings.Repeat("]", n-1) + "}"
 	}
@@ -69,10 +69,12 @@ func TestPoisonIsPermanent(t *testing.T) {
 		{"duplicate name, nested", `{"tenant_id":"a","name":"b","x":[{"y":1,"y":2}]}`, codeJSON},
 		{"TENANT_ID beside tenant_id", `{"tenant_id":"a","TENANT_ID":"b","name":"b"}`, codeJSON},
 		{"Tenant_Id alone", `{"Tenant_Id":"a","name":"b"}`, codeJSON},
-		{"workspace_id with a Kelvin sign", `{"tenant_id":"a","name":"b","wor` + "\u212a" + `space_id":"w"}`, codeJSON},
+		{"workspace_id with a Kelvin sign",
+			`{"tenant_id":"a","name":"b","wor` + "\u212a" + `space_id":"w"}`, codeJSON},
 		{"SpecVersion", `{"tenant_id":"a","name":"b","SpecVersion":"1.0"}`, codeJSON},
 		{"invalid UTF-8 in an id", "{\"tenant_id\":\"a\xff\",\"name\":\"b\"}", codeJSON},
-		{"invalid UTF-8 in an unknown field", "{\"tenant_id\":\"a\",\"name\":\"b\",\"x\":\"\xc3\"}", codeJSON},
+		{"invalid UTF-8 in an unknown field", "{\"tenant_id\":\"a\",\"name\":\"b\",\"x\":\"\xc3\"}",
+			codeJSON},
 		{"lone surrogate", `{"tenant_id":"a\ud800","name":"b"}`, codeJSON},
 		{"lone low surrogate", `{"tenant_id":"\udc00a","name":"b"}`, codeJSON},
 		{"BOM", "\uFEFF" + created("a"), codeJSON},
@@ -107,7 +109,8 @@ func TestPoisonIsPermanent(t *testing.T) {
 		{"name null", `{"tenant_id":"a","name":null}`, codeField},
 		{"optional field null", `{"tenant_id":"a","name":"b","title":null}`, codeField},
 		{"workspace with white space after", `{"tenant_id":"a","name":"b","workspace_id":"w "}`, codeField},
-		{"workspace of 256 characters", `{"tenant_id":"a","name":"b","workspace_id":"` + strings.Repeat("w", 256) + `"}`, codeField},
+		{"workspace of 256 characters", `{"tenant_id":"a","name":"b","workspace_id":"` + strings.Repeat("w",
+			256) + `"}`, codeField},
 
 		{"nested 10,000 deep", deep(10_000), ""},
 		{"100,000 unknown fields", many(func(i int) string { return fmt.Sprint("x", i) }), ""},
@@ -129,10 +132,12 @@ func TestPoisonIsPermanent(t *testing.T) {
 
 func TestTenantIDsAreTakenAsTheyAre(t *testing.T) {
 	for _, id := range []string{
-		"org-123", "a.b", "*", ">", "a/b", "O'Neil", "a;b", "a b", "../x", "Acme", "acme", "caf\u00e9", "cafe\u0301", "🏢👩‍👩‍👧",
+		"org-123", "a.b", "*", ">", "a/b", "O'Neil", "a;b", "a b", "../x", "Acme", "acme", "caf\u00e9",
+		"cafe\u0301", "🏢👩‍👩‍👧",
 		"%2e", `a"b\c`, "\u200b", "null", "0", strings.Repeat("é", 255), strings.Repeat("🏢", 255),
 	} {
-		for _, eventType := range []string{TypeTenantCreated, TypeTenantSuspended, TypeTenantResumed, TypeTenantDeleted, TypeUsageSync} {
+		for _, eventType := range []string{TypeTenantCreated, TypeTenantSuspended, TypeTenantResumed,
+			TypeTenantDeleted, TypeUsageSync} {
 			e, err := Decode(raw(eventType, created(id), nil))
 			if err != nil {
 				t.Errorf("%s of %q: %v", eventType, id, err)
@@ -154,17 +159,18 @@ func TestTenantIDsAreTakenAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestThreeFormsGiveTheSameData(t *testing.T) {
+func TestDecodeThreeFormsAlike(t *testing.T) {
 	for _, c := range []struct {
 		eventType, data string
-		want            any
+		want            Payload
 	}{
 		{
 			TypeTenantCreated,
 			`{"tenant_id":"a","name":"b","title":"c","description":"d","workspace_id":"e","created_by":"f"}`,
 			TenantCreated{"a", "b", "c", "d", "e", "f"},
 		},
-		{TypeTenantSuspended, `{"tenant_id":"a","workspace_id":"w","reason":"r"}`, TenantChange{"a", "w", "r"}},
+		{TypeTenantSuspended, `{"tenant_id":"a","workspace_id":"w","reason":"r"}`,
+			TenantChange{"a", "w", "r"}},
 		{TypeTenantResumed, `{"tenant_id":"a"}`, TenantChange{TenantID: "a"}},
 		{TypeTenantDeleted, `{"tenant_id":"a"}`, TenantChange{TenantID: "a"}},
 		{
@@ -179,19 +185,24 @@ func TestThreeFormsGiveTheSameData(t *testing.T) {
 			name string
 			raw  Raw
 		}{
-			{"plain", raw(c.eventType, c.data, nats.Header{"Nats-Msg-Id": {"e1"}, "Papermap-Event-Time": {"2025-05-01T10:00:00Z"}})},
+			{"plain", raw(c.eventType, c.data, nats.Header{"Nats-Msg-Id": {"e1"},
+				"Papermap-Event-Time": {"2025-05-01T10:00:00Z"}})},
 			{"binary", raw(c.eventType, c.data, nats.Header{
-				"ce-specversion": {"1.0"}, "ce-id": {"e1"}, "ce-source": {"s"}, "ce-type": {c.eventType}, "ce-time": {"2025-05-01T10:00:00Z"},
+				"ce-specversion": {"1.0"}, "ce-id": {"e1"}, "ce-source": {"s"}, "ce-type": {c.eventType},
+				"ce-time": {"2025-05-01T10:00:00Z"},
 			})},
-			{"structured by header", raw(c.eventType, structured, nats.Header{"content-type": {"application/cloudevents+json; charset=utf-8"}})},
-			{"structured by body", raw(c.eventType, structured, nats.Header{"content-type": {"application/json"}})},
+			{"structured by header", raw(c.eventType, structured,
+				nats.Header{"content-type": {"application/cloudevents+json; charset=utf-8"}})},
+			{"structured by body", raw(c.eventType, structured,
+				nats.Header{"content-type": {"application/json"}})},
 		} {
 			got, err := Decode(form.raw)
 			if err != nil {
 				t.Errorf("%s %s: %v", c.eventType, form.name, err)
 				continue
 			}
-			want := Event{ID: "e1", Type: c.eventType, Time: time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC), Message: message, Stored: form.raw.Time, Data: c.want}
+			want := Event{ID: "e1", Type: c.eventType, Time: time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC),
+				Message: message, Stored: form.raw.Time, Data: c.want}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("%s %s: (-want +got)\n%s", c.eventType, form.name, d)
 			}
@@ -208,46 +219,72 @@ func TestEnvelopes(t *testing.T) {
 		code   string
 	}{
 		{"binary, Ce-Specversion", nats.Header{"Ce-Specversion": {"1.0"}, "CE-ID": {"e"}}, created("a"), ""},
-		{"binary, its data is no envelope", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}}, ce(`"id":"e","data":` + created("a")), codeField},
+		{"binary, its data is no envelope", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}},
+			ce(`"id":"e","data":` + created("a")), codeField},
 		{"binary wins over a structured content type", nats.Header{
 			"ce-specversion": {"1.0"}, "ce-id": {"e"}, "content-type": {"application/cloudevents+json"},
 		}, created("a"), ""},
-		{"binary, version 0.3", nats.Header{"ce-specversion": {"0.3"}, "ce-id": {"e"}}, created("a"), codeEnvelope},
-		{"binary, version empty", nats.Header{"ce-specversion": {""}, "ce-id": {"e"}}, created("a"), codeEnvelope},
-		{"binary, no id", nats.Header{"ce-specversion": {"1.0"}, "Nats-Msg-Id": {"m"}}, created("a"), codeEnvelope},
-		{"binary, another type", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {"tenant.deleted"}}, created("a"), codeEnvelope},
-		{"binary, type empty", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {""}}, created("a"), codeEnvelope},
-		{"ce-id without ce-specversion does not count", nats.Header{"ce-id": {strings.Repeat("e", 256)}}, created("a"), ""},
-		{"a header twice, the same", nats.Header{"ce-specversion": {"1.0", "1.0"}, "ce-id": {"e"}, "Ce-Id": {"e"}}, created("a"), ""},
-		{"a header twice, different", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e", "f"}}, created("a"), codeEnvelope},
-		{"a header in two cases, different", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "Ce-Id": {"f"}}, created("a"), codeEnvelope},
+		{"binary, version 0.3", nats.Header{"ce-specversion": {"0.3"}, "ce-id": {"e"}}, created("a"),
+			codeEnvelope},
+		{"binary, version empty", nats.Header{"ce-specversion": {""}, "ce-id": {"e"}}, created("a"),
+			codeEnvelope},
+		{"binary, no id", nats.Header{"ce-specversion": {"1.0"}, "Nats-Msg-Id": {"m"}}, created("a"),
+			codeEnvelope},
+		{"binary, another type", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"},
+			"ce-type": {"tenant.deleted"}}, created("a"), codeEnvelope},
+		{"binary, type empty", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {""}},
+			created("a"), codeEnvelope},
+		{"ce-id without ce-specversion does not count", nats.Header{"ce-id": {strings.Repeat("e", 256)}},
+			created("a"), ""},
+		{"a header twice, the same", nats.Header{"ce-specversion": {"1.0", "1.0"}, "ce-id": {"e"},
+			"Ce-Id": {"e"}}, created("a"), ""},
+		{"a header twice, different", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e", "f"}},
+			created("a"), codeEnvelope},
+		{"a header in two cases, different", nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"},
+			"Ce-Id": {"f"}}, created("a"), codeEnvelope},
 		{"other headers may come twice", nats.Header{"trace": {"1", "2"}}, created("a"), ""},
 
-		{"structured, content type in capitals", nats.Header{"CONTENT-TYPE": {"Application/CloudEvents+JSON"}}, ce(`"id":"e","data":` + created("a")), ""},
+		{"structured, content type in capitals",
+			nats.Header{"CONTENT-TYPE": {"Application/CloudEvents+JSON"}},
+			ce(`"id":"e","data":` + created("a")), ""},
 		{"structured, no source", nil, ce(`"id":"e","data":` + created("a")), ""},
-		{"structured, attributes null", nil, ce(`"id":"e","type":null,"time":null,"source":null,"data":` + created("a")), ""},
-		{"structured, other attributes", nil, ce(`"id":"e","subject":1,"datacontenttype":"application/json","data":` + created("a")), ""},
-		{"structured, content type over plain data", nats.Header{"content-type": {"application/cloudevents+json"}}, created("a"), codeEnvelope},
-		{"structured, content type in capitals over plain data", nats.Header{"Content-Type": {"APPLICATION/CLOUDEVENTS"}}, created("a"), codeEnvelope},
-		{"structured, batch", nats.Header{"content-type": {"application/cloudevents-batch+json"}}, "[]", codeJSON},
-		{"structured, version 0.3", nil, `{"specversion":"0.3","id":"e","data":` + created("a") + `}`, codeEnvelope},
-		{"structured, version a number", nil, `{"specversion":1.0,"id":"e","data":` + created("a") + `}`, codeEnvelope},
-		{"structured, version null", nil, `{"specversion":null,"id":"e","data":` + created("a") + `}`, codeEnvelope},
+		{"structured, attributes null", nil,
+			ce(`"id":"e","type":null,"time":null,"source":null,"data":` + created("a")), ""},
+		{"structured, other attributes", nil,
+			ce(`"id":"e","subject":1,"datacontenttype":"application/json","data":` + created("a")), ""},
+		{"structured, content type over plain data",
+			nats.Header{"content-type": {"application/cloudevents+json"}}, created("a"), codeEnvelope},
+		{"structured, content type in capitals over plain data",
+			nats.Header{"Content-Type": {"APPLICATION/CLOUDEVENTS"}}, created("a"), codeEnvelope},
+		{"structured, batch", nats.Header{"content-type": {"application/cloudevents-batch+json"}}, "[]",
+			codeJSON},
+		{"structured, version 0.3", nil, `{"specversion":"0.3","id":"e","data":` + created("a") + `}`,
+			codeEnvelope},
+		{"structured, version a number", nil, `{"specversion":1.0,"id":"e","data":` + created("a") + `}`,
+			codeEnvelope},
+		{"structured, version null", nil, `{"specversion":null,"id":"e","data":` + created("a") + `}`,
+			codeEnvelope},
 		{"structured, no id", nil, ce(`"data":` + created("a")), codeEnvelope},
 		{"structured, id null", nil, ce(`"id":null,"data":` + created("a")), codeEnvelope},
 		{"structured, id a number", nil, ce(`"id":1,"data":` + created("a")), codeEnvelope},
-		{"structured, another type", nil, ce(`"id":"e","type":"papermap.events.tenant.created","data":` + created("a")), codeEnvelope},
+		{"structured, another type", nil,
+			ce(`"id":"e","type":"papermap.events.tenant.created","data":` + created("a")), codeEnvelope},
 		{"structured, no data", nil, ce(`"id":"e"`), codeEnvelope},
 		{"structured, data null", nil, ce(`"id":"e","data":null`), codeEnvelope},
 		{"structured, data a string", nil, ce(`"id":"e","data":"{}"`), codeEnvelope},
 		{"structured, data_base64", nil, ce(`"id":"e","data_base64":"e30="`), codeEnvelope},
-		{"structured, data_base64 beside data", nil, ce(`"id":"e","data_base64":"e30=","data":` + created("a")), codeEnvelope},
+		{"structured, data_base64 beside data", nil,
+			ce(`"id":"e","data_base64":"e30=","data":` + created("a")), codeEnvelope},
 		{"structured, Data", nil, ce(`"id":"e","Data":` + created("a")), codeJSON},
 		{"structured, id twice", nil, ce(`"id":"e","id":"f","data":` + created("a")), codeJSON},
-		{"structured, SpecVersion beside specversion", nil, ce(`"SpecVersion":"1.0","id":"e","data":` + created("a")), codeJSON},
-		{"structured, a duplicate in the data", nil, ce(`"id":"e","data":{"tenant_id":"a","tenant_id":"a","name":"b"}`), codeJSON},
-		{"structured, TENANT_ID in the data", nil, ce(`"id":"e","data":{"tenant_id":"a","TENANT_ID":"a","name":"b"}`), codeJSON},
-		{"structured, tenant id outside the data", nil, ce(`"id":"e","tenant_id":"a","name":"b","data":{}`), codeField},
+		{"structured, SpecVersion beside specversion", nil,
+			ce(`"SpecVersion":"1.0","id":"e","data":` + created("a")), codeJSON},
+		{"structured, a duplicate in the data", nil,
+			ce(`"id":"e","data":{"tenant_id":"a","tenant_id":"a","name":"b"}`), codeJSON},
+		{"structured, TENANT_ID in the data", nil,
+			ce(`"id":"e","data":{"tenant_id":"a","TENANT_ID":"a","name":"b"}`), codeJSON},
+		{"structured, tenant id outside the data", nil, ce(`"id":"e","tenant_id":"a","name":"b","data":{}`),
+			codeField},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Decode(raw(TypeTenantCreated, c.data, c.header))
@@ -279,22 +316,30 @@ func TestIdentityPrecedence(t *testing.T) {
 		{"nats-msg-id", nats.Header{"nats-msg-id": {"m"}}, created("a"), "m", ""},
 		{"Nats-Msg-Id empty is none", nats.Header{"Nats-Msg-Id": {""}}, created("a"), message, ""},
 		{"CloudEvents id over Nats-Msg-Id", ce(nats.Header{"Nats-Msg-Id": {"m"}}), created("a"), "ce", ""},
-		{"Papermap-Event-Id over all", ce(nats.Header{"Nats-Msg-Id": {"m"}, "papermap-event-id": {"p"}}), created("a"), "p", ""},
-		{"a Nats-Msg-Id that does not count", ce(nats.Header{"Nats-Msg-Id": {tooLong}}), created("a"), "ce", ""},
-		{"a replayed event keeps its id when refused again", nats.Header{"Papermap-Event-Id": {"p"}, "Nats-Msg-Id": {"m"}}, "null", "p", codeJSON},
+		{"Papermap-Event-Id over all", ce(nats.Header{"Nats-Msg-Id": {"m"}, "papermap-event-id": {"p"}}),
+			created("a"), "p", ""},
+		{"a Nats-Msg-Id that does not count", ce(nats.Header{"Nats-Msg-Id": {tooLong}}), created("a"), "ce",
+			""},
+		{"a replayed event keeps its id when refused again", nats.Header{"Papermap-Event-Id": {"p"},
+			"Nats-Msg-Id": {"m"}}, "null", "p", codeJSON},
 		{"a CloudEvent with wrong data", ce(nil), "{}", "ce", codeField},
 
 		{"Nats-Msg-Id of 255", nats.Header{"Nats-Msg-Id": {longest}}, created("a"), longest, ""},
 		{"Nats-Msg-Id of 256", nats.Header{"Nats-Msg-Id": {tooLong}}, created("a"), message, codeEnvelope},
-		{"Nats-Msg-Id with a control character", nats.Header{"Nats-Msg-Id": {"a\tb"}}, created("a"), message, codeEnvelope},
+		{"Nats-Msg-Id with a control character", nats.Header{"Nats-Msg-Id": {"a\tb"}}, created("a"),
+			message, codeEnvelope},
 		{"Nats-Msg-Id not UTF-8", nats.Header{"Nats-Msg-Id": {"a\xff"}}, created("a"), message, codeEnvelope},
 		{"ce-id of 256", ce(nats.Header{"ce-id": {tooLong}}), created("a"), message, codeEnvelope},
 		{"ce-id empty", ce(nats.Header{"ce-id": {""}}), created("a"), message, codeEnvelope},
 		{"ce-id not UTF-8", ce(nats.Header{"ce-id": {"\xff"}}), created("a"), message, codeEnvelope},
-		{"structured id with a control character", nil, `{"specversion":"1.0","id":"a\nb","data":` + created("a") + `}`, message, codeEnvelope},
-		{"structured id empty", nil, `{"specversion":"1.0","id":"","data":` + created("a") + `}`, message, codeEnvelope},
-		{"Papermap-Event-Id of 256", nats.Header{"Papermap-Event-Id": {tooLong}}, created("a"), message, codeEnvelope},
-		{"Papermap-Event-Id empty", nats.Header{"Papermap-Event-Id": {""}}, created("a"), message, codeEnvelope},
+		{"structured id with a control character", nil,
+			`{"specversion":"1.0","id":"a\nb","data":` + created("a") + `}`, message, codeEnvelope},
+		{"structured id empty", nil, `{"specversion":"1.0","id":"","data":` + created("a") + `}`, message,
+			codeEnvelope},
+		{"Papermap-Event-Id of 256", nats.Header{"Papermap-Event-Id": {tooLong}}, created("a"), message,
+			codeEnvelope},
+		{"Papermap-Event-Id empty", nats.Header{"Papermap-Event-Id": {""}}, created("a"), message,
+			codeEnvelope},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e, err := Decode(raw(TypeTenantCreated, c.data, c.header))
@@ -350,13 +395,17 @@ func TestEventTime(t *testing.T) {
 			raw  Raw
 		}{
 			{"header", raw(TypeTenantCreated, created("a"), nats.Header{"papermap-event-time": {c.text}})},
-			{"binary", raw(TypeTenantCreated, created("a"), nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-time": {c.text}})},
-			{"structured", raw(TypeTenantCreated, fmt.Sprintf(`{"specversion":"1.0","id":"e","time":%q,"data":%s}`, c.text, created("a")), nil)},
+			{"binary", raw(TypeTenantCreated, created("a"), nats.Header{"ce-specversion": {"1.0"},
+				"ce-id": {"e"}, "ce-time": {c.text}})},
+			{"structured", raw(TypeTenantCreated,
+				fmt.Sprintf(`{"specversion":"1.0","id":"e","time":%q,"data":%s}`, c.text,
+					created("a")), nil)},
 		} {
 			e, err := Decode(form.raw)
 			if c.want.IsZero() {
 				if codeOf(t, err) != codeEnvelope || !e.Time.Equal(stored) {
-					t.Errorf("%s %q: %v with time %v, want %s with the stream's", form.name, c.text, err, e.Time, codeEnvelope)
+					t.Errorf("%s %q: %v with time %v, want %s with the stream's", form.name, c.text, err,
+						e.Time, codeEnvelope)
 				}
 				continue
 			}
@@ -368,7 +417,8 @@ func TestEventTime(t *testing.T) {
 }
 
 func TestTimeOfAReplayIsTheOriginals(t *testing.T) {
-	h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-time": {"2025-05-01T11:00:00Z"}, "Papermap-Event-Time": {"2025-05-01T10:00:00Z"}}
+	h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-time": {"2025-05-01T11:00:00Z"},
+		"Papermap-Event-Time": {"2025-05-01T10:00:00Z"}}
 	e, err := Decode(raw(TypeTenantCreated, created("a"), h))
 	if want := time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC); err != nil || e.Time != want {
 		t.Errorf("%v, %v, want %v", e.Time, err, want)
@@ -376,7 +426,8 @@ func TestTimeOfAReplayIsTheOriginals(t *testing.T) {
 }
 
 func TestTimeThatWasNeverSetSaysSo(t *testing.T) {
-	_, err := Decode(raw(TypeTenantCreated, created("a"), nats.Header{"Papermap-Event-Time": {"0001-01-01T00:00:00Z"}}))
+	_, err := Decode(raw(TypeTenantCreated, created("a"),
+		nats.Header{"Papermap-Event-Time": {"0001-01-01T00:00:00Z"}}))
 	if err == nil || !strings.Contains(err.Error(), "probably not set") {
 		t.Errorf("got %v", err)
 	}
@@ -436,7 +487,7 @@ func TestMessagesSayWhatToPutRight(t *testing.T) {
 		{`{"Tenant_ID":"a"}`, `"Tenant_ID" differs from the field "tenant_id" only by case`},
 		{`{"x":` + strings.Repeat("[", 10_001), "nested more than"},
 		{`{"tenant_id":1}`, `"tenant_id" must be a string`},
-		{`{"tenant_id":"a","name":"b","workspace_id":" w"}`, `"workspace_id" has white space`},
+		{`{"tenant_id":"a","name":"b","workspace_id":" w"}`, `"workspace_id" has leading or trailing`},
 		{`{"specversion":"1.0","id":"e"}`, `no "data"`},
 	} {
 		_, err := Decode(raw(TypeTenantCreated, c.data, nil))
@@ -450,7 +501,8 @@ func TestMessagesQuoteLittleOfTheInput(t *testing.T) {
 	long := strings.Repeat("q", 1000)
 	for _, r := range []Raw{
 		raw(long, created("a"), nil),
-		raw(long, created("a"), nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-type": {long + "x"}}),
+		raw(long, created("a"), nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"},
+			"ce-type": {long + "x"}}),
 		raw(TypeTenantCreated, created("a"), nats.Header{"ce-specversion": {long}}),
 		raw(TypeTenantCreated, created("a"), nats.Header{"Papermap-Event-Time": {long}}),
 		raw(TypeTenantCreated, created("a"), nats.Header{"Nats-Msg-Id": {long}}),
@@ -472,14 +524,16 @@ func TestDecodeObjectReadsOnlyWhatItWasAskedFor(t *testing.T) {
 	var number, none *int64
 	var value, null, missing jsontext.Value
 	err := DecodeObject([]byte(`{"text":"a\u00e9","number":-60,"value":{"x":[1]},"null":null,"other":null}`), map[string]any{
-		"text": &text, "absent": &absent, "number": &number, "none": &none, "value": &value, "null": &null, "missing": &missing,
+		"text": &text, "absent": &absent, "number": &number, "none": &none, "value": &value, "null": &null,
+		"missing": &missing,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if text != "aé" || absent != "kept" || number == nil || *number != -60 || none != nil ||
 		string(value) != `{"x":[1]}` || string(null) != "null" || missing != nil {
-		t.Errorf("text %q, absent %q, number %v, none %v, value %s, null %s, missing %s", text, absent, number, none, value, null, missing)
+		t.Errorf("text %q, absent %q, number %v, none %v, value %s, null %s, missing %s", text, absent,
+			number, none, value, null, missing)
 	}
 }
 
@@ -488,8 +542,11 @@ func TestDecodeObjectTakesWholeNumbersOnly(t *testing.T) {
 		number string
 		ok     bool
 	}{
-		{"0", true}, {"60", true}, {"-1", true}, {"9223372036854775807", true}, {"9223372036854775808", true}, {"-99999999999999999999", true}, // as the range ends
-		{"1.5", false}, {"1.0", false}, {"1e3", false}, {`"60"`, false}, {"null", false}, {"true", false}, {"[60]", false},
+		// as the range ends
+		{"0", true}, {"60", true}, {"-1", true}, {"9223372036854775807", true}, {"9223372036854775808",
+			true}, {"-99999999999999999999", true},
+		{"1.5", false}, {"1.0", false}, {"1e3", false}, {`"60"`, false}, {"null", false}, {"true",
+			false}, {"[60]", false},
 		{"+1", false}, {"060", false},
 	} {
 		var ttl *int64

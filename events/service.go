@@ -22,81 +22,76 @@ import (
 
 // Request is a request to an endpoint.
 type Request struct {
-	Token string // the subject's last token, which an endpoint with PerToken takes
+	Token string // the subject's last token, of an endpoint with PerToken
 	Data  []byte
-	Trace context.Context // that it is part of, for Quick, which gets no other; it never ends
+	Trace context.Context // for Fast, which gets no other context; it never ends
 }
 
 // Endpoint answers one kind of request.
 type Endpoint struct {
 	Name     string // of the subject, after "<prefix>.rpc."
-	PerToken bool   // the subject goes on with one more token
+	PerToken bool   // the subject has one more token
 
-	// Handle answers. It may wait, for at most the time that ctx gives it.
+	// Handle answers. It may block until ctx ends. A *[ServiceError] is sent to the caller; any other
+	// error is logged, and the caller gets UNAVAILABLE.
 	Handle func(ctx context.Context, r Request) (reply []byte, err error)
 
-	// Quick, if there is one, is asked first: it appends the answer to dst, at once, or says that Handle is to answer. It must
-	// not keep r.Data or dst.
-	Quick func(dst []byte, r Request) (reply []byte, v Verdict, err error)
+	// Fast, if not nil, is called first and must not block: it appends the reply to dst, or leaves the
+	// request to Handle. It must not keep r.Data or dst.
+	Fast func(dst []byte, r Request) (reply []byte, v FastResult, err error)
 }
 
-// Verdict is what Quick made of a request.
-type Verdict int
+// FastResult is what Fast did with a request.
+type FastResult int
 
 const (
-	Answered  Verdict = iota // the reply, or the error, is the answer
-	Wait                     // Handle is to answer
-	WaitAhead                // Handle is to answer, ahead of the others, who may be many and strangers
+	FastAnswered   FastResult = iota // the reply, or the error, is the answer
+	FastQueue                        // Handle is to answer
+	FastQueueFirst                   // Handle is to answer, ahead of the requests of FastQueue
 )
 
-// ServiceError is a request that is answered with an error. Any other error of a handler is answered with
-// UNAVAILABLE, without its text.
+// ServiceError is an error for the caller, and the body of its reply.
 type ServiceError struct {
-	Status     int    // of HTTP's kind, in Nats-Service-Error-Code
-	Code       string // machine-readable
-	Message    string
-	RetryAfter int // seconds; 0 for none
+	Status     int    `json:"-"`    // an HTTP status, in Nats-Service-Error-Code
+	Code       string `json:"code"` // machine-readable
+	Message    string `json:"message"`
+	RetryAfter int    `json:"retry_after,omitzero"` // seconds; 0: none
 }
 
 func (e *ServiceError) Error() string { return fmt.Sprintf("%s (%d): %s", e.Code, e.Status, e.Message) }
 
-// errorBody is the body of an answer that is an error. It is never empty.
-type errorBody struct {
-	Code       string `json:"code"`
-	Message    string `json:"message"`
-	RetryAfter int    `json:"retry_after,omitzero"`
-}
-
 const (
-	serviceWorkers = 32   // requests answered at once
-	aheadWorkers   = 8    // and of those who go ahead
+	serviceWorkers = 32   // requests answered concurrently
+	aheadWorkers   = 8    // and of those of FastQueueFirst
 	serviceQueue   = 1024 // requests that wait, of each kind; more are refused with UNAVAILABLE
 	requestTimeout = 5 * time.Second
 
-	// What the client library keeps of requests that come faster than they can even be refused; it drops more.
+	// The client library's buffer for requests that arrive faster than they can even be refused; it
+	// drops what does not fit.
 	pendingRequests = 16 << 10
 	pendingBytes    = 16 << 20
 )
 
-// Service is a running micro service. micro itself runs the handlers of an endpoint one at a time, does not recover
-// from a panic and does not wait for handlers when it stops; so the work is done by a pool of our own.
+// Service is a running micro service. Package micro runs the handlers of an endpoint one at a time,
+// does not recover from a panic and does not wait for handlers when it stops. So the work is done by
+// a pool of workers here.
 type Service struct {
 	bus     *Bus
 	micro   micro.Service
-	replies []string // prefixes of the reply subjects that are answered
+	inboxes []string // prefixes of the reply subjects that are answered
 	log     *slog.Logger
 	queue   chan request
 	ahead   chan request
-	mu      sync.RWMutex // held for reading while a request is put into the queue
+	mu      sync.RWMutex // held for reading while a request is queued
 	stopped bool
 	workers sync.WaitGroup
-	buffers sync.Pool // of quick answers
+	buffers sync.Pool // of replies of Fast
 }
 
 type request struct {
 	micro.Request
 	endpoint *Endpoint
-	ctx      context.Context // never ends; with the span of a request that is traced
+	ctx      context.Context // never ends; with the span of a traced request
 }
 
 func (r request) event() Request {
@@ -107,13 +102,20 @@ func (r request) event() Request {
 	return q
 }
 
-// Serve starts the micro service named papermap-worker. replyPrefixes are more reply subjects that may be answered,
-// beside _INBOX. and _R_. (a server's own, for imported services).
+// Serve starts the micro service named papermap-worker. It answers only reply subjects that begin
+// with _INBOX., _R_. (a server's own, for imported services) or one of replyPrefixes.
+//
+//	service, err := bus.Serve("1.2.3", nil, events.Endpoint{Name: "usage", Handle: usage})
+//	…
+//	service.Stop() // before the bus is closed
 func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoint) (*Service, error) {
-	s := &Service{bus: b, replies: []string{"_INBOX.", "_R_."}, log: b.log, queue: make(chan request, serviceQueue), ahead: make(chan request, serviceQueue)}
+	s := &Service{
+		bus: b, inboxes: []string{"_INBOX.", "_R_."}, log: b.log,
+		queue: make(chan request, serviceQueue), ahead: make(chan request, serviceQueue),
+	}
 	s.buffers.New = func() any { return new([]byte) }
 	for _, p := range replyPrefixes {
-		s.replies = append(s.replies, strings.TrimSuffix(p, ".")+".")
+		s.inboxes = append(s.inboxes, strings.TrimSuffix(p, ".")+".")
 	}
 	for queue, workers := range map[chan request]int{s.queue: serviceWorkers, s.ahead: aheadWorkers} {
 		for range workers {
@@ -125,30 +127,34 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		}
 	}
 	var err error
-	s.micro, err = micro.AddService(b.nc, micro.Config{Name: "papermap-worker", Version: version, Description: "Papermap dashboards and embed tokens of tenants"})
+	s.micro, err = micro.AddService(b.nc, micro.Config{
+		Name: "papermap-worker", Version: version,
+		Description: "Papermap dashboards and embed tokens of tenants",
+	})
 	if err != nil {
-		return nil, fmt.Errorf("starting the request-reply service: %w", err)
+		return nil, fmt.Errorf("start the request-reply service: %w", err)
 	}
 	for _, e := range endpoints {
 		name, subject := e.Name, b.o.Subjects.RPC(e.Name)
 		if e.PerToken {
 			name, subject = name+"-per-token", subject+".*"
 		}
-		err := s.micro.AddEndpoint(name, micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, &e, context.Background()}) }),
-			micro.WithEndpointSubject(subject), micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
+		handler := micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, &e, context.Background()}) })
+		err := s.micro.AddEndpoint(name, handler, micro.WithEndpointSubject(subject),
+			micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
 		if err != nil {
-			return nil, fmt.Errorf("starting endpoint %s: %w", name, err)
+			return nil, fmt.Errorf("start endpoint %s: %w", name, err)
 		}
 	}
 	return s, nil
 }
 
-// Stop takes no more requests and returns when those under way are answered.
+// Stop accepts no more requests and returns when those in flight are answered.
 func (s *Service) Stop() {
 	if err := s.micro.Stop(); err != nil {
 		s.log.Warn("cannot stop the request-reply service cleanly", "error", err)
 	}
-	s.takeArrived()
+	s.acceptArrived()
 	s.mu.Lock()
 	s.stopped = true
 	close(s.queue)
@@ -157,9 +163,9 @@ func (s *Service) Stop() {
 	s.workers.Wait()
 }
 
-// takeArrived waits until every request has been accepted that the server sent before it heard that no more are wanted, which
-// micro does not wait for.
-func (s *Service) takeArrived() {
+// acceptArrived waits until every request has been accepted that the server sent before it had the
+// unsubscription. Package micro does not wait for them.
+func (s *Service) acceptArrived() {
 	nc := s.bus.nc
 	if !nc.IsConnected() || nc.FlushTimeout(requestTimeout) != nil {
 		return
@@ -170,7 +176,9 @@ func (s *Service) takeArrived() {
 	}
 }
 
-// accept queues a request, or refuses it at once when too many wait.
+// accept runs in the client library's goroutine, one request at a time for each endpoint. It answers
+// by Fast, queues the request, or refuses it at once when too many wait: it must never block, or the
+// library's buffer fills and drops requests unanswered.
 func (s *Service) accept(r request) {
 	if !s.answerable(r.Reply()) {
 		return
@@ -179,11 +187,11 @@ func (s *Service) accept(r request) {
 		r.ctx = s.traced(r)
 	}
 	queue := s.queue
-	switch s.quick(r) {
-	case Answered:
+	switch s.answerFast(r) {
+	case FastAnswered:
 		trace.SpanFromContext(r.ctx).End()
 		return
-	case WaitAhead:
+	case FastQueueFirst:
 		queue = s.ahead
 	}
 	s.mu.RLock()
@@ -199,39 +207,42 @@ func (s *Service) accept(r request) {
 	trace.SpanFromContext(r.ctx).End()
 }
 
-// quick answers a request that needs no waiting, in the library's own goroutine: no hand-over, no copy.
-func (s *Service) quick(r request) (v Verdict) {
-	if r.endpoint.Quick == nil {
-		return Wait
+// answerFast calls the endpoint's Fast in the library's own goroutine: no hand-over, no copy.
+func (s *Service) answerFast(r request) (v FastResult) {
+	if r.endpoint.Fast == nil {
+		return FastQueue
 	}
 	defer func() {
-		if p := recover(); p != nil { // the handler that may wait has the next try
-			s.log.ErrorContext(r.ctx, "a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
-			v = Wait
+		if p := recover(); p != nil { // Handle tries next
+			s.log.ErrorContext(r.ctx, "a request failed",
+				"endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
+			v = FastQueue
 		}
 	}()
 	buffer := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buffer)
-	reply, v, err := r.endpoint.Quick((*buffer)[:0], r.event())
-	if v != Answered {
+	reply, v, err := r.endpoint.Fast((*buffer)[:0], r.event())
+	if v != FastAnswered {
 		return v
 	}
 	if err != nil {
 		if known := (*ServiceError)(nil); errors.As(err, &known) {
 			s.refuse(r, known)
-			return Answered
+			return FastAnswered
 		}
-		return Wait // the handler that may wait tells the log
+		return FastQueue // Handle meets the same error, which is logged
 	}
 	*buffer = reply
 	if err := s.bus.nc.Publish(r.Reply(), reply); err != nil { // which copies it
 		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
 	}
-	return Answered
+	return FastAnswered
 }
 
+// answerable reports whether the reply subject is an inbox. Anything else gets nothing, not even an
+// error: that would be a message where the requester chose.
 func (s *Service) answerable(reply string) bool {
-	for _, p := range s.replies {
+	for _, p := range s.inboxes {
 		if strings.HasPrefix(reply, p) && len(reply) > len(p) {
 			return true
 		}
@@ -239,6 +250,7 @@ func (s *Service) answerable(reply string) bool {
 	return false
 }
 
+// answer runs in a worker of the pool.
 func (s *Service) answer(r request) {
 	ctx, cancel := context.WithTimeout(r.ctx, requestTimeout)
 	defer cancel()
@@ -256,6 +268,7 @@ func (s *Service) answer(r request) {
 	}
 }
 
+// call makes a panic of the handler an error, which the log has with its stack.
 func (s *Service) call(ctx context.Context, r request) (data []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -265,19 +278,21 @@ func (s *Service) call(ctx context.Context, r request) (data []byte, err error) 
 	return r.endpoint.Handle(ctx, r.event())
 }
 
+// unavailable is an error that does not say more than a stranger may know.
 func unavailable(message string) *ServiceError {
 	return &ServiceError{Status: 503, Code: "UNAVAILABLE", Message: message, RetryAfter: 1}
 }
 
+// refuse replies with an error, in micro's headers for any NATS client and in a body for programs.
 func (s *Service) refuse(r request, e *ServiceError) {
 	span := trace.SpanFromContext(r.ctx)
 	span.SetAttributes(attribute.String("error.type", e.Code))
-	if e.Status >= 500 { // else it is the caller's
+	if e.Status >= 500 { // else it is the caller's error
 		span.SetStatus(codes.Error, e.Code)
 	}
-	body, err := json.Marshal(errorBody{Code: e.Code, Message: e.Message, RetryAfter: e.RetryAfter})
+	body, err := json.Marshal(e)
 	if err != nil { // only for text that is not UTF-8
-		body = []byte(`{"code":"UNAVAILABLE","message":"the error cannot be told"}`)
+		body = []byte(`{"code":"UNAVAILABLE","message":"the error's text cannot be encoded"}`)
 	}
 	s.respond(r, &nats.Msg{Data: body, Header: nats.Header{
 		micro.ErrorHeader:     {oneLine(cmp.Or(e.Message, e.Code), 300)},
@@ -285,13 +300,14 @@ func (s *Service) refuse(r request, e *ServiceError) {
 	}})
 }
 
-// respond answers over the connection and not by micro's methods: those write what they did into the request, which
-// micro reads when the callback returns, long before.
+// respond replies over the connection and not by micro's methods: those write their result into the
+// request, which micro reads when its callback returns, which is earlier.
 func (s *Service) respond(r request, m *nats.Msg) {
 	m.Subject = r.Reply()
 	err := s.bus.nc.PublishMsg(m)
 	if errors.Is(err, nats.ErrMaxPayload) && m.Header == nil {
-		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST", Message: "the answer would be larger than the NATS server takes: ask for less"})
+		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",
+			Message: "the answer would be larger than the NATS server accepts: ask for less"})
 		return
 	}
 	if err != nil {
@@ -299,17 +315,16 @@ func (s *Service) respond(r request, m *nats.Msg) {
 	}
 }
 
-// readReply is the caller's side: the data, or the error that the answer tells of.
+// readReply is the caller's side: it returns the data, or the reply's error as a *ServiceError.
 func readReply(m *nats.Msg) ([]byte, error) {
 	code := m.Header.Get(micro.ErrorCodeHeader)
 	if code == "" {
 		return m.Data, nil
 	}
-	e := &ServiceError{Message: m.Header.Get(micro.ErrorHeader)}
-	e.Status, _ = strconv.Atoi(code)
-	var body errorBody
-	if json.Unmarshal(m.Data, &body) == nil {
-		e.Code, e.Message, e.RetryAfter = body.Code, body.Message, body.RetryAfter
+	e := &ServiceError{}
+	if json.Unmarshal(m.Data, e) != nil { // not a worker's
+		*e = ServiceError{Message: m.Header.Get(micro.ErrorHeader)}
 	}
+	e.Status, _ = strconv.Atoi(code)
 	return nil, e
 }

@@ -31,7 +31,7 @@ func serve(t *testing.T, handle func(context.Context, Request) ([]byte, error)) 
 	return b, nc
 }
 
-func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
+func TestServiceErrorHasCodeHeadersAndBody(t *testing.T) {
 	t.Parallel()
 	_, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
 		data := r.Data
@@ -67,7 +67,7 @@ func TestErrorOfAnEndpointHasACodeHeadersAndABody(t *testing.T) {
 	}
 }
 
-func TestOnlyInboxesAreAnswered(t *testing.T) {
+func TestServiceAnswersOnlyInboxes(t *testing.T) {
 	t.Parallel()
 	called := make(chan string, 100)
 	b, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
@@ -76,7 +76,8 @@ func TestOnlyInboxesAreAnswered(t *testing.T) {
 		return []byte("{}"), nil
 	})
 	for _, reply := range []string{
-		"papermap.events.usage.sync", "papermap.events.tenant.created", "papermap.dead.x", "$JS.API.STREAM.DELETE.PAPERMAP",
+		"papermap.events.usage.sync", "papermap.events.tenant.created", "papermap.dead.x",
+		"$JS.API.STREAM.DELETE.PAPERMAP",
 		"$JS.API.STREAM.PURGE.PAPERMAP", "$SRV.PING", "_INBOX", "_INBOXES.x", "_R_", "other.subject",
 	} {
 		if err := nc.PublishRequest("papermap.rpc.echo", reply, []byte(reply)); err != nil {
@@ -107,7 +108,7 @@ func TestOnlyInboxesAreAnswered(t *testing.T) {
 	}
 }
 
-func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
+func TestServiceAnswersDuringASlowRequest(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
@@ -126,7 +127,7 @@ func TestSlowRequestDoesNotKeepOthersWaiting(t *testing.T) {
 	}
 }
 
-func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
+func TestServiceRefusesAFlood(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	_, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
@@ -165,11 +166,12 @@ func TestFloodIsRefusedInsteadOfKept(t *testing.T) {
 	}
 }
 
-func TestStopAnswersWhatIsUnderWay(t *testing.T) {
+func TestServiceStopAnswersRequestsInFlight(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
 	begun, release := make(chan struct{}), make(chan struct{})
-	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context, r Request) ([]byte, error) {
+	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context,
+		r Request) ([]byte, error) {
 		data := r.Data
 		close(begun)
 		<-release
@@ -193,22 +195,25 @@ func TestStopAnswersWhatIsUnderWay(t *testing.T) {
 	}
 }
 
-func TestStopAnswersWhatHasArrived(t *testing.T) {
+func TestServiceStopAnswersArrivedRequests(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
 	var first atomic.Bool
 	begun, release := make(chan struct{}), make(chan struct{})
 	s, err := b.Serve("1.2.3", nil, Endpoint{
 		Name: "echo",
-		Quick: func(dst []byte, r Request) ([]byte, Verdict, error) {
+		Fast: func(dst []byte, r Request) ([]byte, FastResult, error) {
 			if first.CompareAndSwap(false, true) {
 				close(begun)
 				<-release // and those that come meanwhile wait in the client library
 			}
-			return nil, Wait, nil
+			return nil, FastQueue, nil
 		},
 		Handle: func(_ context.Context, r Request) ([]byte, error) { return r.Data, nil },
 	})
+	if err == nil {
+		err = b.nc.Flush() // or the requests may come before the server knows who answers
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +232,8 @@ func TestStopAnswersWhatHasArrived(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := nc.Flush(); err != nil { // the server has them, and sends them before it answers what comes later
+	// the server has them, and sends them before it answers what comes later
+	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	<-begun
@@ -247,7 +253,7 @@ func TestStopAnswersWhatHasArrived(t *testing.T) {
 	}
 }
 
-func TestCallerGetsTheErrorAsAValue(t *testing.T) {
+func TestRequestReturnsServiceError(t *testing.T) {
 	t.Parallel()
 	b, _ := serve(t, func(context.Context, Request) ([]byte, error) {
 		return nil, &ServiceError{Status: 404, Code: "TENANT_NOT_FOUND", Message: "unknown"}
@@ -259,17 +265,21 @@ func TestCallerGetsTheErrorAsAValue(t *testing.T) {
 	if !errors.As(err, &e) || e.Status != 404 || e.Code != "TENANT_NOT_FOUND" || e.Message != "unknown" {
 		t.Errorf("got %v", err)
 	}
-	if _, err := b.Request(ctx, "nobody", nil); err == nil || !strings.Contains(err.Error(), "no worker answers") {
+	if _, err := b.Request(ctx, "nobody", nil); err == nil ||
+		!strings.Contains(err.Error(), "no worker answers") {
 		t.Errorf("requesting where nobody listens: %v", err)
 	}
 }
 
-func TestAQuickAnswerThatFailsIsLeftToTheHandlerThatMayWait(t *testing.T) {
+func TestServiceFallsBackToHandleWhenFastFails(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
 	s, err := b.Serve("1.2.3", nil, Endpoint{
-		Name:   "echo",
-		Quick:  func([]byte, Request) ([]byte, Verdict, error) { return nil, Answered, errors.New("a bug") },
+		Name: "echo",
+		Fast: func([]byte, Request) ([]byte, FastResult, error) {
+			return nil, FastAnswered,
+				errors.New("a bug")
+		},
 		Handle: func(context.Context, Request) ([]byte, error) { return nil, errors.New("the same bug") },
 	})
 	if err != nil {
@@ -283,17 +293,17 @@ func TestAQuickAnswerThatFailsIsLeftToTheHandlerThatMayWait(t *testing.T) {
 }
 
 // However many strangers wait, whoever goes ahead is answered.
-func TestARequestThatGoesAheadDoesNotWaitBehindTheOthers(t *testing.T) {
+func TestServiceAnswersFastQueueFirstBeforeTheQueue(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
 	release := make(chan struct{})
 	s, err := b.Serve("1.2.3", nil, Endpoint{
 		Name: "echo",
-		Quick: func(_ []byte, r Request) ([]byte, Verdict, error) {
+		Fast: func(_ []byte, r Request) ([]byte, FastResult, error) {
 			if string(r.Data) == "ahead" {
-				return nil, WaitAhead, nil
+				return nil, FastQueueFirst, nil
 			}
-			return nil, Wait, nil
+			return nil, FastQueue, nil
 		},
 		Handle: func(_ context.Context, r Request) ([]byte, error) {
 			if string(r.Data) != "ahead" {
@@ -308,11 +318,13 @@ func TestARequestThatGoesAheadDoesNotWaitBehindTheOthers(t *testing.T) {
 	t.Cleanup(s.Stop)
 	defer close(release)
 	for range serviceWorkers + serviceQueue {
-		if err := b.nc.PublishRequest("papermap.rpc.echo", "_INBOX.stranger", []byte("stranger")); err != nil {
+		if err := b.nc.PublishRequest("papermap.rpc.echo", "_INBOX.stranger",
+			[]byte("stranger")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if reply, err := b.nc.Request("papermap.rpc.echo", []byte("ahead"), 5*time.Second); err != nil || string(reply.Data) != "ahead" {
+	if reply, err := b.nc.Request("papermap.rpc.echo", []byte("ahead"), 5*time.Second); err != nil ||
+		string(reply.Data) != "ahead" {
 		t.Errorf("answer %v, %v", reply, err)
 	}
 }

@@ -3,38 +3,11 @@ package events
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
-)
-
-// Types of the events that the worker publishes. Those that it takes stand beside their payloads.
-const (
-	TypeDashboardCreated = "dashboard.created"
-	TypeDashboardFailed  = "dashboard.failed"
-	TypeDashboardHeld    = "dashboard.held"
-	TypeUsageSynced      = "usage.synced"
-)
-
-// mainTypes and accessTypes are what the two consumers take. Access has its own, so that a suspension never waits
-// behind creations or a pause.
-var (
-	mainTypes   = []string{TypeTenantCreated, TypeUsageSync}
-	accessTypes = []string{TypeTenantSuspended, TypeTenantResumed, TypeTenantDeleted}
-	tenantTypes = append([]string{TypeTenantCreated}, accessTypes...)
-	outTypes    = []string{TypeDashboardCreated, TypeDashboardFailed, TypeDashboardHeld, TypeUsageSynced}
-)
-
-// TypesIn lists the types of the events that the worker takes.
-func TypesIn() []string { return slices.Concat(mainTypes, accessTypes) }
-
-// Names of the durable consumers.
-const (
-	MainConsumer   = "papermap-worker"
-	AccessConsumer = "papermap-worker-access"
 )
 
 // Subjects names every subject under one prefix.
@@ -45,7 +18,8 @@ var prefixForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+
 // Validate returns what is wrong with the prefix.
 func (s Subjects) Validate() error {
 	if !prefixForm.MatchString(s.Prefix) {
-		return fmt.Errorf("%q is no subject prefix: use letters, digits, - and _, with single dots between", s.Prefix)
+		return fmt.Errorf("%q is no subject prefix: use letters, digits, - and _, with single dots between",
+			s.Prefix)
 	}
 	return nil
 }
@@ -59,11 +33,14 @@ func (s Subjects) Dead(eventType string) string { return s.Prefix + ".dead." + e
 // RPC is the subject of a request-reply endpoint.
 func (s Subjects) RPC(name string) string { return s.Prefix + ".rpc." + name }
 
-// Changed is the subject on which replicas tell each other that a tenant's mapping has changed.
+// Changed is the subject on which replicas announce that a tenant's mapping has changed.
 func (s Subjects) Changed() string { return s.Prefix + ".changed" }
 
-// EncodeTenant is a tenant id as one token of a subject: %, ., *, >, white space and control characters are
-// percent-encoded byte by byte in upper-case hex, and nothing else is.
+// EncodeTenant returns a tenant id as one token of a subject: %, ., *, >, white space and control
+// characters are percent-encoded byte by byte in upper-case hex, and nothing else is. The subject of
+// a tenant's own token requests is
+//
+//	subjects.RPC("embed-token") + "." + events.EncodeTenant(id) // papermap.rpc.embed-token.acme%2Eexample
 func EncodeTenant(id string) string {
 	var b strings.Builder
 	for _, r := range id {
@@ -78,40 +55,56 @@ func EncodeTenant(id string) string {
 	return b.String()
 }
 
-// DecodeTenant reads what EncodeTenant writes, and refuses all else: one tenant has one subject, or permissions by
-// subject would be worth nothing.
+// DecodeTenant decodes what EncodeTenant returns, and refuses everything else: a tenant with two
+// subjects would make permissions by subject worthless.
 func DecodeTenant(token string) (string, error) {
-	var id []byte
-	for i := 0; i < len(token); i++ {
-		if token[i] != '%' {
-			id = append(id, token[i])
-			continue
-		}
-		if i+2 >= len(token) {
-			return "", errTenantToken
-		}
-		c, err := strconv.ParseUint(token[i+1:i+3], 16, 8)
-		if err != nil {
-			return "", errTenantToken
-		}
-		id = append(id, byte(c))
-		i += 2
-	}
-	if !utf8.Valid(id) || EncodeTenant(string(id)) != token {
+	id, err := url.PathUnescape(token)
+	if err != nil || !utf8.ValidString(id) || EncodeTenant(id) != token {
 		return "", errTenantToken
 	}
-	return string(id), nil
+	return id, nil
 }
 
 var errTenantToken = errors.New("the subject's last token is not a tenant id encoded as documented")
 
-// all is what the stream takes, and nothing else: a publish to a mistyped subject is refused at once.
-func (s Subjects) all() []string { return s.events(slices.Concat(mainTypes, accessTypes, outTypes)) }
+// all are the subjects of the stream of events. It takes nothing else, so that a publish to a
+// mistyped subject is refused at once.
+func (s Subjects) all() []string { return s.of(typeNames(func(Type) bool { return true })) }
 
-func (s Subjects) events(types []string) []string {
+func (s Subjects) of(types []string) []string {
 	subjects := make([]string, len(types))
 	for i, t := range types {
 		subjects[i] = s.Event(t)
 	}
 	return subjects
+}
+
+// typeOf returns the type of event that is published, or kept as a dead letter, under a subject. A
+// subject that is neither is returned whole, which is the name of no type.
+func (s Subjects) typeOf(subject string) string {
+	if t, ok := strings.CutPrefix(subject, s.Event("")); ok {
+		return t
+	}
+	return strings.TrimPrefix(subject, s.Dead(""))
+}
+
+// coversSubject reports whether one of the patterns matches every subject that subject stands for,
+// which may itself end in >.
+func coversSubject(patterns []string, subject string) bool {
+	want := strings.Split(subject, ".")
+	for _, p := range patterns {
+		have := strings.Split(p, ".")
+		for i, token := range have {
+			if token == ">" && len(want) > i {
+				return true
+			}
+			if i >= len(want) || token != "*" && token != want[i] || token == "*" && want[i] == ">" {
+				break
+			}
+			if i == len(have)-1 && len(have) == len(want) {
+				return true
+			}
+		}
+	}
+	return false
 }

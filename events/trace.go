@@ -15,27 +15,30 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// Traces. A message names the span that it comes from in W3C's headers traceparent and tracestate; a CloudEvent may do so
-// in ce-traceparent. Whoever handles it goes on with that trace, at its first delivery. A later delivery, and a replay,
-// begin a trace of their own with a link to the first: they come minutes or weeks later, and others than the publisher
-// caused them. A context that cannot be read is no context, and never makes an event wrong.
+// A message carries its trace context in the W3C headers traceparent and tracestate; a CloudEvent may
+// carry it in ce-traceparent. The first delivery continues that trace. A later delivery, and a replay,
+// start a trace of their own with a link to it: they come minutes or weeks later, and are not caused
+// by the publisher. A context that cannot be parsed is ignored, and never makes an event invalid.
 //
-// Attributes follow OpenTelemetry's conventions for messaging. None holds data or headers of a message.
+// Attributes follow OpenTelemetry's semantic conventions for messaging
+// (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/). None holds data or headers
+// of a message.
 
-// headerOriginalTrace keeps, on a replay, the traceparent that the event had at first.
+// headerOriginalTrace keeps, on a replay, the traceparent of the event when it was first published.
 const headerOriginalTrace = originalPrefix + "Traceparent"
 
 var traceHeaders = []string{"traceparent", "tracestate", "ce-traceparent", "ce-tracestate"}
 
 var w3c propagation.TraceContext
 
-// carrier is a message's headers, for package propagation.
+// carrier adapts a message's headers to package propagation.
 type carrier struct {
 	header nats.Header
-	prefix string // of the names in it
+	prefix string // of the header names
 }
 
-// Get compares names without case: HTTP's libraries, which many publishers use here, write them in their own.
+// Get compares names without case: HTTP libraries, which many publishers use for headers, capitalise
+// them.
 func (c carrier) Get(name string) string {
 	for key, values := range c.header {
 		if len(values) > 0 && strings.EqualFold(key, c.prefix+name) {
@@ -48,22 +51,24 @@ func (c carrier) Get(name string) string {
 func (c carrier) Set(name, value string) { c.header[c.prefix+name] = []string{value} }
 func (c carrier) Keys() []string         { return slices.Collect(maps.Keys(c.header)) }
 
-// traceOf is the span that a message comes from; not valid when it names none.
+// traceOf returns the span that a message comes from; not valid when there is none.
 func traceOf(h nats.Header) trace.SpanContext {
 	for _, prefix := range []string{"", "ce-"} {
-		if sc := trace.SpanContextFromContext(w3c.Extract(context.Background(), carrier{h, prefix})); sc.IsValid() {
+		ctx := w3c.Extract(context.Background(), carrier{h, prefix})
+		if sc := trace.SpanContextFromContext(ctx); sc.IsValid() {
 			return sc
 		}
 	}
 	return trace.SpanContext{}
 }
 
-// originalTraceOf is the span that a replayed event came from at first.
+// originalTraceOf returns the span that a replayed event came from when it was first published.
 func originalTraceOf(h nats.Header) trace.SpanContext {
 	return traceOf(nats.Header{"traceparent": {carrier{header: h}.Get(headerOriginalTrace)}})
 }
 
-// keepOriginalTrace notes in the headers of a replay where its event, whose headers were these, came from at first.
+// keepOriginalTrace records in the headers of a replay the span that its event came from when it was
+// first published. were are the event's headers.
 func keepOriginalTrace(replay, were nats.Header) {
 	sc := originalTraceOf(were)
 	if !sc.IsValid() {
@@ -76,18 +81,20 @@ func keepOriginalTrace(replay, were nats.Header) {
 	}
 }
 
-func link(why string, sc trace.SpanContext) trace.SpanStartOption {
-	return trace.WithLinks(trace.Link{SpanContext: sc, Attributes: []attribute.KeyValue{attribute.String("papermap.link", why)}})
+func link(kind string, sc trace.SpanContext) trace.SpanStartOption {
+	attributes := []attribute.KeyValue{attribute.String("papermap.link", kind)}
+	return trace.WithLinks(trace.Link{SpanContext: sc, Attributes: attributes})
 }
 
 func messaging(operation, kind, destination string, more ...attribute.KeyValue) trace.SpanStartOption {
 	return trace.WithAttributes(append(more,
 		attribute.String("messaging.system", "nats"), attribute.String("messaging.operation.name", operation),
-		attribute.String("messaging.operation.type", kind), attribute.String("messaging.destination.name", destination),
+		attribute.String("messaging.operation.type", kind),
+		attribute.String("messaging.destination.name", destination),
 	)...)
 }
 
-// startPublish begins the span of a publish, and makes the message tell of it.
+// startPublish starts the span of a publish and puts it into the message's headers.
 func (b *Bus) startPublish(ctx context.Context, msg *nats.Msg, e Outgoing) (context.Context, trace.Span) {
 	if b.o.Tracer == nil {
 		return ctx, noop.Span{}
@@ -107,26 +114,32 @@ func (b *Bus) startPublish(ctx context.Context, msg *nats.Msg, e Outgoing) (cont
 	return ctx, span
 }
 
-// startRequest makes a request's message, with its span.
-func (b *Bus) startRequest(ctx context.Context, endpoint string, data []byte) (context.Context, *nats.Msg, trace.Span) {
+// startRequest returns a request's message and its span.
+func (b *Bus) startRequest(
+	ctx context.Context, endpoint string, data []byte,
+) (context.Context, *nats.Msg, trace.Span) {
 	msg := &nats.Msg{Subject: b.o.Subjects.RPC(endpoint), Data: data, Header: nats.Header{}}
 	if b.o.Tracer == nil {
 		return ctx, msg, noop.Span{}
 	}
-	ctx, span := b.o.Tracer.Start(ctx, "request "+msg.Subject, trace.WithSpanKind(trace.SpanKindClient), messaging("request", "send", msg.Subject))
+	ctx, span := b.o.Tracer.Start(ctx, "request "+msg.Subject, trace.WithSpanKind(trace.SpanKindClient),
+		messaging("request", "send", msg.Subject))
 	w3c.Inject(ctx, carrier{header: msg.Header})
 	return ctx, msg, span
 }
 
-// startProcess begins the span of an event in hand.
-func (c *Consumer) startProcess(ctx context.Context, subject string, raw Raw, deliveries int) (context.Context, trace.Span) {
+// startProcess starts the span of an event's handling.
+func (c *Consumer) startProcess(
+	ctx context.Context, subject string, raw Raw, deliveries int,
+) (context.Context, trace.Span) {
 	if c.bus.o.Tracer == nil {
 		return ctx, noop.Span{}
 	}
 	options := []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindConsumer),
 		messaging("process", "process", subject, attribute.String("messaging.consumer.group.name", c.Durable),
-			attribute.Int64("messaging.nats.stream.sequence", int64(raw.Sequence)), attribute.Int("messaging.nats.deliveries", deliveries)),
+			attribute.Int64("messaging.nats.stream.sequence", int64(raw.Sequence)),
+			attribute.Int("messaging.nats.deliveries", deliveries)),
 	}
 	from := traceOf(raw.Header)
 	switch {
@@ -141,7 +154,8 @@ func (c *Consumer) startProcess(ctx context.Context, subject string, raw Raw, de
 	return c.bus.o.Tracer.Start(ctx, "process "+subject, options...)
 }
 
-// tracedDead makes the headers of an event name a trace for its dead letter, if they do not: that of the span at work.
+// tracedDead returns the headers of an event for its dead letter: without a trace of their own they
+// get that of ctx.
 func tracedDead(ctx context.Context, h nats.Header) nats.Header {
 	if traceOf(h).IsValid() || !trace.SpanContextFromContext(ctx).IsValid() {
 		return h
@@ -152,7 +166,8 @@ func tracedDead(ctx context.Context, h nats.Header) nats.Header {
 	return traced
 }
 
-// traced begins the span of a request, if its caller traces it: there are far too many requests for a span of each.
+// traced starts the span of a request if its caller traces it: there are far too many requests for a
+// span of each.
 func (s *Service) traced(r request) context.Context {
 	from := traceOf(nats.Header(r.Headers()))
 	if !from.IsSampled() {
@@ -164,15 +179,15 @@ func (s *Service) traced(r request) context.Context {
 	return ctx
 }
 
-// failSpan marks a span as failed, without the error's text, which can hold data: the log has that, with the trace's id.
+// failSpan marks a span as failed, without the error's text, which can hold data: the log has that,
+// with the trace id.
 func failSpan(span trace.Span, err error) {
 	if err == nil {
 		return
 	}
 	kind := "error"
-	var service *ServiceError
-	if errors.As(err, &service) {
-		kind = service.Code
+	if known := (*ServiceError)(nil); errors.As(err, &known) {
+		kind = known.Code
 	}
 	span.SetAttributes(attribute.String("error.type", kind))
 	span.SetStatus(codes.Error, kind)

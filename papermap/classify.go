@@ -17,7 +17,7 @@ import (
 const (
 	maxMessage = 300 // code points of Error.Message
 	maxCode    = 64  // code points of Error.Code
-	maxExcerpt = 80  // code points quoted of a body that is no error object
+	maxExcerpt = 80  // code points quoted of a body that is not an error object
 )
 
 // classify returns what an answer that is not 2xx means:
@@ -27,9 +27,9 @@ const (
 //	404, 3xx                   Configuration
 //	409                        Unknown for a create: the dashboard may exist
 //	other 4xx                  Refused
-//	all else                   lost: Unknown for a create, Retryable for a read
+//	anything else              lost: Unknown for a create, Retryable for a read
 //
-// A date in Retry-After is measured from serverTime; hide takes our secrets out of what the server
+// A date in Retry-After is measured from serverTime; hide removes our secrets from what the server
 // sent.
 func classify(a answer, lost Class, serverTime time.Time, hide *strings.Replacer) *Error {
 	e := &Error{Class: lost, Status: a.status}
@@ -59,8 +59,8 @@ func classify(a answer, lost Class, serverTime time.Time, hide *strings.Replacer
 	return e
 }
 
-// reason reads an error body: its code, and the first of message, error and detail that has a text.
-// Both are empty for a body that is no such object. Documented is only one, {"error":"Token
+// reason reads an error body: its code, and the first of message, error and detail that has text.
+// Both are empty for a body that is not such an object. Only one is documented: {"error":"Token
 // expired","code":"TOKEN_EXPIRED","status":401}.
 func reason(body []byte) (code, message string) {
 	if !jsontext.Value(body).IsValid(lenient) {
@@ -86,7 +86,7 @@ func parseRetryAfter(header http.Header, now time.Time) (d time.Duration, presen
 		return 0, false
 	}
 	seconds, err := strconv.ParseInt(strings.TrimSpace(values[0]), 10, 64)
-	if err == nil || errors.Is(err, strconv.ErrRange) { // out of range, ParseInt returns the nearest it can
+	if err == nil || errors.Is(err, strconv.ErrRange) { // out of range, ParseInt returns the nearest int64
 		seconds = min(max(seconds, int64(shortest/time.Second)), int64(longest/time.Second))
 		return time.Duration(seconds) * time.Second, true
 	}
@@ -101,7 +101,7 @@ func parseRetryAfter(header http.Header, now time.Time) (d time.Duration, presen
 // signature.
 func (c *Client) redactor(signature string) *strings.Replacer {
 	hidden := []string{c.ws.Key.ID, c.ws.Key.Secret.Reveal(), c.ws.EmbedKey.Secret.Reveal(), signature}
-	// The longest first, as one may begin with another.
+	// The longest first, since one may be a prefix of another.
 	slices.SortFunc(hidden, func(a, b string) int { return len(b) - len(a) })
 	var pairs []string
 	for _, s := range hidden {
@@ -114,7 +114,7 @@ func (c *Client) redactor(signature string) *strings.Replacer {
 
 const redacted = "[redacted]"
 
-// oneLine returns s without hidden texts and unprintable characters, cut to limit code points.
+// oneLine returns s without hidden text and unprintable characters, cut to limit code points.
 func oneLine(s string, hide *strings.Replacer, limit int) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

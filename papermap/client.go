@@ -32,12 +32,12 @@ const (
 	maxCorrection = 24 * time.Hour
 )
 
-// ClientOptions are the parts of a client that are not the workspace's. The zero value works.
+// ClientOptions are what a client needs besides its workspace. The zero value works.
 type ClientOptions struct {
 	Timeout   time.Duration    // one HTTP request, from dialling to the last byte of the answer; 0: 10 s
 	Limiter   *rate.Limiter    // shared by all clients of the process; nil: no limit
 	Now       func() time.Time // the host's wall clock; nil: time.Now
-	UserAgent string           // empty: Go's
+	UserAgent string           // empty: net/http's default
 
 	// Observe, if set, is called after each HTTP request with its route (create, usage, history or
 	// probe), the answer's status (0: there was none; 200 for every success) and how long it took.
@@ -53,7 +53,7 @@ type ClientOptions struct {
 	HistoryPath string
 }
 
-// Client calls the API of one workspace. It may be used by many goroutines at once.
+// Client calls the API of one workspace. It is safe for concurrent use.
 type Client struct {
 	ws        Workspace
 	o         ClientOptions
@@ -62,7 +62,7 @@ type Client struct {
 
 	mu         sync.Mutex
 	clock      clock
-	correcting bool // sign by the server's clock: it has called a signature of the host's clock expired
+	correcting bool // sign by the server's clock: it rejected one made by the host's clock as expired
 }
 
 // NewClient returns a client for ws. It connects on first use; Close it after the last.
@@ -115,14 +115,14 @@ func newTransport(dial func(context.Context, string, string) (net.Conn, error)) 
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Probe checks address, credentials and clock cheaply and changes nothing: it reads the first row
-// of the tenant usage. Any 2xx is success. It is not retried, except once with a corrected clock.
+// of the tenants' usage. Any 2xx is success. It is not retried, except once with a corrected clock.
 func (c *Client) Probe(ctx context.Context) error {
 	path := "/api/v1/external/workspaces/" + url.PathEscape(c.ws.ID) + "/tenant-usage?per_page=1"
 	r := request{route: "probe", method: http.MethodGet, path: path, maxBody: maxUsageBody, once: true}
 	if err := c.call(ctx, r); err != nil {
 		return err
 	}
-	return nil // not err: a nil *Error is no nil error
+	return nil // not err: a nil *Error in an error is not nil
 }
 
 // request is one call of the API.
@@ -134,10 +134,10 @@ type request struct {
 	body     []byte
 	maxBody  int64              // of the answer, in bytes
 	once     bool               // no retries
-	read     func(answer) error // reads a 2xx; an error means that it makes no sense. nil: nothing is needed
+	read     func(answer) error // reads a 2xx; an error means that it is unusable. nil: any 2xx will do
 }
 
-// lost returns the class of a request whose answer never came or makes no sense.
+// lost returns the class of a request whose answer never came or is unusable.
 func (r request) lost() Class {
 	if r.method == http.MethodGet {
 		return Retryable
@@ -145,7 +145,7 @@ func (r request) lost() Class {
 	return Unknown
 }
 
-// answer is an HTTP response, read whole.
+// answer is an HTTP response with its whole body.
 type answer struct {
 	status     int
 	statusLine string
@@ -177,7 +177,7 @@ func (c *Client) send(parent context.Context, r request) *Error {
 	}
 	hide := c.redactor(req.Header.Get("X-Signature"))
 	fail := func(class Class, status int, what string, err error) *Error {
-		// Not errors.Is: a dialler's own timeout is a DeadlineExceeded, too.
+		// Not errors.Is: a dialler's own timeout is a DeadlineExceeded too.
 		if ctx.Err() != nil && parent.Err() == nil {
 			err = fmt.Errorf("not done within %v", c.o.Timeout)
 		}
@@ -203,7 +203,7 @@ func (c *Client) send(parent context.Context, r request) *Error {
 	}
 	a, err := readAnswer(resp, r.maxBody)
 	switch {
-	case a.status/100 != 2: // the status decides; as much of the body as came tells why
+	case a.status/100 != 2: // the status decides; what arrived of the body says why
 		return classify(a, r.lost(), serverTime, hide)
 	case err != nil:
 		return fail(r.lost(), a.status, "reading the answer", err)
@@ -218,8 +218,8 @@ func (c *Client) send(parent context.Context, r request) *Error {
 
 // signedRequest returns the HTTP request of r, valid for RequestLife from now.
 func (c *Client) signedRequest(ctx context.Context, r request) (*http.Request, error) {
-	// The Transport cannot get such a body anew, so it never resends a request by itself, a GET
-	// neither.
+	// The Transport cannot rewind such a body, so it never resends a request by itself, not even a
+	// GET.
 	body := io.NopCloser(bytes.NewReader(r.body))
 	req, err := http.NewRequestWithContext(ctx, r.method, c.ws.APIURL+r.path, body)
 	if err != nil {
@@ -243,8 +243,8 @@ func (c *Client) signedRequest(ctx context.Context, r request) (*http.Request, e
 	return req, nil
 }
 
-// readAnswer reads a response of at most maxBody bytes. The answer is usable as far as it came,
-// with an error too.
+// readAnswer reads a response of at most maxBody bytes. After an error the answer holds what
+// arrived of it.
 func readAnswer(resp *http.Response, maxBody int64) (answer, error) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err == nil && int64(len(body)) > maxBody {
@@ -253,8 +253,8 @@ func readAnswer(resp *http.Response, maxBody int64) (answer, error) {
 	return answer{resp.StatusCode, resp.Status, resp.Header, body}, err
 }
 
-// countingConn counts the bytes that the host's network accepted. While none were added, a request
-// was not sent.
+// countingConn counts the bytes that the host's network accepted. While the count has not grown, a
+// request was not sent.
 type countingConn struct {
 	net.Conn
 	written atomic.Int64

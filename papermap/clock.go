@@ -10,10 +10,10 @@ import (
 // the API may answer with an old Date, and one wrong Date must not stop a worker's tokens: the
 // estimate changes only when a second, later Date agrees.
 type clock struct {
-	latest    dateReading // the newest, possibly a cache's; expired signatures are made again by it at once
-	since     time.Time   // when the Date of latest first came
+	latest    dateReading // the newest, possibly a cache's; an expired signature is redone by it at once
+	since     time.Time   // when the Date of latest was first seen
 	confirmed dateReading // the estimate; zero while nothing is known
-	candidate dateReading // contradicts confirmed, and waits for another that agrees; zero: none
+	candidate dateReading // contradicts confirmed until another agrees with it; zero: none
 }
 
 // dateReading is one Date header.
@@ -25,15 +25,15 @@ type dateReading struct {
 func (r dateReading) skew() time.Duration { return r.date.Sub(r.at) }
 
 const (
-	sameSkew  = 5 * time.Second // two readings agree: a Date is cut off to the second, and answers travel
-	staleDate = 2 * time.Second // a Date that has not moved for so long is a cache's
+	sameSkew  = 5 * time.Second // two readings agree: a Date has whole seconds, and answers take time
+	staleDate = 2 * time.Second // a Date that has not moved for this long is a cache's
 )
 
 func (r dateReading) agrees(o dateReading) bool {
 	return !o.at.IsZero() && (r.skew()-o.skew()).Abs() <= sameSkew
 }
 
-// add records a Date that came just now.
+// add records a Date that arrived just now.
 func (c *clock) add(date, now time.Time) {
 	repeated := date.Equal(c.latest.date)
 	c.latest = dateReading{date, now}
@@ -62,7 +62,7 @@ func (c *clock) forget(date time.Time) {
 	}
 }
 
-// serverTime reads the Date header, plus Age: how many seconds a cache has kept the answer.
+// serverTime reads the Date header, plus Age: how many seconds a cache has held the answer.
 func serverTime(header http.Header) (time.Time, bool) {
 	date, err := http.ParseTime(header.Get("Date"))
 	if err != nil {
@@ -75,16 +75,16 @@ func serverTime(header http.Header) (time.Time, bool) {
 }
 
 // ClockSkew returns the server's clock minus the host's, to about a second. known is false until an
-// answer had a Date.
+// answer has had a Date.
 func (c *Client) ClockSkew() (skew time.Duration, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.clock.confirmed.skew(), !c.clock.confirmed.at.IsZero()
 }
 
-// ClockReading returns when the newest Date came by the host's clock, the zero time if none did.
-// doubtful tells that it contradicts [Client.ClockSkew]: another request would show which of them
-// is right.
+// ClockReading returns when the newest Date arrived, by the host's clock; the zero time if none
+// did. doubtful means that it contradicts [Client.ClockSkew]: another request would show which is
+// right.
 func (c *Client) ClockReading() (at time.Time, doubtful bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -105,8 +105,8 @@ func (c *Client) addDate(header http.Header) time.Time {
 	return date
 }
 
-// signingTime returns the host's clock, corrected by the server's once the server has called a
-// signature expired.
+// signingTime returns the host's clock, corrected by the server's once the server has rejected a
+// signature as expired.
 func (c *Client) signingTime() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -21,7 +21,7 @@ type NewDashboard struct {
 	Description string // may be empty
 }
 
-// Dashboard is a dashboard that was created: the API's id for it, and the title that was asked for.
+// Dashboard is a dashboard that was created: the API's id for it, and the title that was requested.
 type Dashboard struct {
 	ID, Title string
 	Status    int // of the answer: 200 as documented, or 201
@@ -56,8 +56,8 @@ func (c *Client) CreateDashboard(ctx context.Context, d NewDashboard) (Dashboard
 	return created, nil
 }
 
-// createdID returns the new dashboard's id from a 2xx. An error means that it cannot be told what
-// was created.
+// createdID returns the new dashboard's id from a 2xx. An error means that what was created is
+// unknown.
 func createdID(a answer) (string, error) {
 	if a.status != http.StatusOK && a.status != http.StatusCreated {
 		return "", errors.New("neither 200 nor 201")

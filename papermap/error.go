@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Class tells what is known of a failed request's outcome, and so what may be done about it.
+// Class says what is known of a failed request's outcome, and so what may be done about it.
 type Class string
 
 const (
@@ -19,7 +19,7 @@ const (
 	// Configuration: 404 or a redirect. The address or the workspace is wrong; nothing was
 	// processed.
 	Configuration Class = "configuration"
-	// Unknown: the answer was lost or makes no sense. The request may have been processed.
+	// Unknown: the answer was lost or is unusable. The request may have been processed.
 	Unknown Class = "unknown"
 )
 
@@ -29,12 +29,12 @@ type Error struct {
 	Class   Class
 	Status  int    // HTTP status; 0 when there was no answer
 	Code    string // the API's own code, if it gave one; at most 64 code points
-	Message string // what went wrong, in the server's words where it gave some; at most 300 code points
+	Message string // what went wrong, in the server's words if it gave any; at most 300 code points
 
 	// RetryAfter is what the server asked for, from 1 s to 15 min; 0 when it asked for nothing.
 	RetryAfter time.Duration
 	// Deferred: not a failure, but a request to come back later. Either the server's (429, or 503
-	// with Retry-After), or the process's own rate limit left no turn.
+	// with Retry-After), or that of the process's own rate limit.
 	Deferred bool
 }
 

@@ -11,10 +11,10 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// lenient accepts what other JSON decoders would: how strictly the API writes is not documented.
+// lenient accepts what other JSON decoders would: how strictly the API encodes is not documented.
 var lenient = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
-// knownNames are all names that are looked up in an answer.
+// knownNames are all the names that are looked up in an answer.
 var knownNames = func() map[string]bool {
 	names := map[string]bool{}
 	for _, name := range slices.Concat(answerNames, tenantNames, creditsNames, requestsNames, periodNames,
@@ -24,15 +24,16 @@ var knownNames = func() map[string]bool {
 	return names
 }()
 
-// answerNames are the documented names, those of usage apart.
+// answerNames are the documented names, except those of usage.
 var answerNames = []string{"success", "data", "dashboard_id", "code", "message", "error", "detail"}
 
-// members are an object's members by name, as sent: those of knownNames alone, so that an object of
-// a million other members takes no memory. Of members of one name the last counts, as other
-// decoders have it.
+// members are an object's members by name, as sent: those of knownNames only, so that an object of
+// a million other members takes no memory. Of members with the same name the last wins, as in other
+// decoders.
 type members map[string]jsontext.Value
 
-// readMembers reads v, valid JSON; nil for what is no object. A nil map may be read like any other.
+// readMembers reads v, valid JSON; nil if it is not an object. A nil map may be read like any
+// other.
 func readMembers(v jsontext.Value) members {
 	if v.Kind() != '{' {
 		return nil
@@ -67,7 +68,7 @@ func readList(v jsontext.Value, each func(i int, element jsontext.Value) error) 
 }
 
 // part returns value, which d has just read from v, as a part of v: what d itself returned is only
-// good until its next read.
+// valid until its next read.
 func part(v jsontext.Value, d *jsontext.Decoder, value jsontext.Value) jsontext.Value {
 	end := int(d.InputOffset())
 	return v[end-len(value) : end]
@@ -83,7 +84,7 @@ func (m members) first(names []string) jsontext.Value {
 	return nil
 }
 
-// text returns a JSON string's content, null and no value as "", and any other value as it is
+// text returns a JSON string's content, null or a missing value as "", and any other value as it is
 // written.
 func text(v jsontext.Value) string {
 	switch v.Kind() {
@@ -96,9 +97,9 @@ func text(v jsontext.Value) string {
 	return string(v)
 }
 
-// readSuccess reads a 2xx that must be a JSON object without "success":false. No content type at
-// all and text/plain are accepted, for sloppy servers. Any other than JSON is refused: it is the
-// page of a proxy, say.
+// readSuccess reads a 2xx that must be a JSON object without "success":false. A missing content
+// type and text/plain are accepted, for sloppy servers. Anything else but JSON is refused: it may
+// be a proxy's error page.
 func (a answer) readSuccess() (members, error) {
 	mediaType, _, _ := strings.Cut(a.header.Get("Content-Type"), ";")
 	switch mediaType = strings.ToLower(strings.TrimSpace(mediaType)); {

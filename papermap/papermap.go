@@ -19,19 +19,19 @@
 //
 // What it promises:
 //
-//   - [Sign], [MintToken], [ParseToken] and [EmbedURL] are pure functions, held to golden values in
-//     testdata.
+//   - [Sign], [MintToken], [ParseToken] and [EmbedURL] are pure functions, tested against golden
+//     values in testdata.
 //   - Every request is bounded in time and size, no redirect is followed, and the HTTP transport
 //     never sends a request twice.
-//   - Every failed request is an [*Error] whose [Class] tells what is known of the outcome. Only
+//   - Every failed request is an [*Error] whose [Class] says what is known of the outcome. Only
 //     what provably was not processed ([Retryable]) is retried inside a call, within [RetryBudget],
 //     and not when it is Deferred.
 //
-// What it cannot promise: creating a dashboard is not idempotent and has no look-up, so a create
+// What it cannot promise: creating a dashboard is not idempotent and has no lookup, so a create
 // whose answer was lost ends as [Unknown], and the caller decides what to do.
 //
 // The API is documented at https://docs.papermap.ai (multi-tenancy guide and API reference). Where
-// the documentation is silent the code is lenient, and a comment tells so. The names of the usage
+// the documentation is silent the code is lenient, and a comment says so. The names of the usage
 // report's fields are such a case: usagefields.go has the table of those that are accepted.
 package papermap
 

@@ -9,16 +9,16 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
-// RetryBudget bounds the retries inside a call: an attempt starts at latest this long after the
-// call began. The longest call lasts RetryBudget and one ClientOptions.Timeout.
+// RetryBudget bounds the retries inside a call: an attempt starts no later than this after the call
+// began. The longest call lasts RetryBudget plus one ClientOptions.Timeout.
 const RetryBudget = 3 * time.Second
 
 // firstRetryWait is about how long a call waits before its second attempt.
 const firstRetryWait = 200 * time.Millisecond
 
 // newRetryWaits returns the waits between the attempts of one call: firstWait, then each 1.5 times
-// the one before, all of them give or take half. From 200 ms that makes about six attempts in
-// RetryBudget. A longer outage is left to the caller, who need not hold a worker's slot meanwhile.
+// the one before, all with ±50 % jitter. From 200 ms that makes about six attempts in RetryBudget.
+// A longer outage is left to the caller, who need not hold a worker's slot meanwhile.
 func newRetryWaits(firstWait time.Duration) backoff.BackOff {
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(firstWait),
@@ -27,7 +27,7 @@ func newRetryWaits(firstWait time.Duration) backoff.BackOff {
 		backoff.WithMaxElapsedTime(0)) // call stops by itself
 }
 
-// call sends r, and again while it provably was not processed and RetryBudget lasts. A deferral
+// call sends r, and again while it provably was not processed and RetryBudget allows. A deferral
 // ends the call: its wait is the caller's. A TOKEN_EXPIRED is signed again once, at once, by the
 // server's clock.
 func (c *Client) call(ctx context.Context, r request) *Error {
@@ -87,7 +87,7 @@ func (c *Client) attempt(ctx context.Context, r request) *Error {
 	return failed
 }
 
-// waitTurn waits for the process's rate limit. An attempt that cannot start by startBy is a
+// waitTurn waits for the process's rate limiter. An attempt that cannot start by startBy is a
 // deferral, not a failure of the API.
 func (c *Client) waitTurn(ctx context.Context, startBy time.Time) *Error {
 	deferred := &Error{
@@ -109,8 +109,8 @@ func (c *Client) waitTurn(ctx context.Context, startBy time.Time) *Error {
 }
 
 // correctClock makes the client sign by the server's clock from now on. failed is a TOKEN_EXPIRED:
-// it becomes retryable, or, when the corrected signature expired too, lost credentials with a hint
-// at the clock.
+// it becomes retryable, or, when the corrected signature expired too, Credentials with a hint about
+// the clock.
 func (c *Client) correctClock(failed *Error, corrected bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

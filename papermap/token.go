@@ -14,7 +14,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Claims are the contents of an embed token. Only WorkspaceID and ValidUntil are signed: whoever
+// Claims is the content of an embed token. Only WorkspaceID and ValidUntil are signed: whoever
 // holds a token can change the tenant and the dashboard in it, so they must come from the mapping
 // and never from a caller.
 type Claims struct {
@@ -34,29 +34,36 @@ func MintToken(key KeyPair, workspaceID, tenantID, dashboardID string, validUnti
 	return string(token), err
 }
 
-// Minter mints a workspace's tokens. It may be used by many goroutines at once.
+// Minter mints a workspace's tokens. It is safe for concurrent use.
 //
-// Signed are the workspace and the expiry, to the second. Tokens that expire together therefore end
-// alike, whatever the tenant, and the last such end is kept.
+// Only the workspace and the expiry, to the second, are signed. Tokens that expire together
+// therefore have the same ending, whatever the tenant, and the newest such ending is kept.
+// Base64 makes four characters of three bytes, so what starts and ends all tokens is encoded once:
+// the head as far as whole threes go, the tail from each of its first three bytes on.
 type Minter struct {
 	key         KeyPair
 	workspaceID string
-	head        []byte // of every token's JSON, up to the tenant
+	head        []byte // of every token, encoded
+	rest        []byte // of the JSON between head and the tenant id: less than three bytes
 	err         error  // key id or workspace id is not UTF-8
 	last        atomic.Pointer[tokenTail]
 }
 
 // tokenTail is what follows the dashboard in the JSON of all tokens that expire together.
 type tokenTail struct {
-	until int64
-	json  string
+	until   int64
+	json    string
+	encoded [3]string // json from its first, second and third byte on
 }
 
 // NewMinter returns a minter that signs with key.
 func NewMinter(key KeyPair, workspaceID string) *Minter {
 	m := &Minter{key: key, workspaceID: workspaceID}
-	m.head, m.err = appendMember([]byte("{"), `"api_key_id":`, key.ID, nil)
-	m.head, m.err = appendMember(m.head, `,"workspace_id":`, workspaceID, m.err)
+	head, err := appendMember([]byte("{"), `"api_key_id":`, key.ID, nil)
+	head, m.err = appendMember(head, `,"workspace_id":`, workspaceID, err)
+	head = append(head, `,"tenant_id":`...)
+	whole := len(head) / 3 * 3
+	m.head, m.rest = base64.URLEncoding.AppendEncode(nil, head[:whole]), head[whole:]
 	return m
 }
 
@@ -69,17 +76,28 @@ func (m *Minter) AppendToken(dst []byte, tenantID, dashboardID string, validUnti
 	}
 	tail := m.last.Load()
 	if tail == nil || tail.until != until {
-		signature := Sign(m.key.Secret, m.workspaceID, until)
-		tail = &tokenTail{until, fmt.Sprintf(`,"valid_until":%d,"signature":"%s"}`, until, signature)}
+		tail = newTokenTail(until, Sign(m.key.Secret, m.workspaceID, until))
 		m.last.Store(tail)
 	}
-	var buffer [1024]byte
-	text, err := appendMember(append(buffer[:0], m.head...), `,"tenant_id":`, tenantID, m.err)
+	var buffer [640]byte
+	text, err := appendMember(append(buffer[:0], m.rest...), "", tenantID, m.err)
 	text, err = appendMember(text, `,"dashboard_id":`, dashboardID, err)
 	if err != nil {
 		return dst, fmt.Errorf("mint embed token: %w", err)
 	}
-	return base64.URLEncoding.AppendEncode(dst, append(text, tail.json...)), nil
+	missing := (3 - len(text)%3) % 3 // bytes to whole threes
+	text = append(text, tail.json[:missing]...)
+	dst = base64.URLEncoding.AppendEncode(append(dst, m.head...), text)
+	return append(dst, tail.encoded[missing]...), nil
+}
+
+func newTokenTail(until int64, signature string) *tokenTail {
+	tail := &tokenTail{until: until}
+	tail.json = fmt.Sprintf(`,"valid_until":%d,"signature":"%s"}`, until, signature)
+	for i := range tail.encoded {
+		tail.encoded[i] = base64.URLEncoding.EncodeToString([]byte(tail.json[i:]))
+	}
+	return tail
 }
 
 // appendMember appends a JSON member with a string as its value, unless there is an error already.
@@ -130,6 +148,6 @@ func AppendEmbedQuery(dst []byte, workspaceID, dashboardID string) []byte {
 	return append(append(dst, "&dashboard-id="...), percentEncode(dashboardID)...)
 }
 
-// percentEncode escapes a query value with %20 for a space, which a reader of either convention
-// understands.
+// percentEncode escapes a query value with %20 for a space, which readers of either convention
+// understand.
 func percentEncode(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }

@@ -10,8 +10,8 @@ import (
 )
 
 // startSpan begins the span of one HTTP request under the span of ctx, if it has one. The span
-// holds neither headers nor path, query and body, and no trace header is sent: Papermap is another
-// company.
+// holds neither headers nor path, query and body, and no trace header is sent: Papermap is a third
+// party.
 func (c *Client) startSpan(ctx context.Context, r request) (context.Context, trace.Span) {
 	tracer := trace.SpanFromContext(ctx).TracerProvider().Tracer("papermap-worker/papermap")
 	ctx, span := tracer.Start(ctx, r.method+" "+r.route, trace.WithSpanKind(trace.SpanKindClient))
@@ -21,7 +21,7 @@ func (c *Client) startSpan(ctx context.Context, r request) (context.Context, tra
 	span.SetAttributes(attribute.String("http.request.method", r.method),
 		attribute.String("papermap.route", r.route),
 		attribute.String("papermap.workspace_id", c.ws.ID))
-	if u, err := url.Parse(c.ws.APIURL); err == nil { // a wrong one fails in send
+	if u, err := url.Parse(c.ws.APIURL); err == nil { // an invalid one fails in send
 		span.SetAttributes(attribute.String("server.address", u.Hostname()))
 	}
 	return ctx, span

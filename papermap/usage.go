@@ -43,7 +43,7 @@ type UsageRow struct {
 // RejectedRow is a row that cannot be used.
 type RejectedRow struct {
 	Index  int    // in the page, from 0
-	Reason string // one line, nothing of what was sent
+	Reason string // one line that quotes nothing of the row
 	Raw    string // the row as sent, but for our secrets: valid UTF-8 without NUL, at most 500 code points
 }
 
@@ -52,16 +52,16 @@ type UsagePage struct {
 	Rows     []UsageRow
 	Rejected []RejectedRow
 	Total    int // rows over all pages; -1: not known
-	Pages    int // number of pages; -1: not known, nor told by Total and the length of a page
+	Pages    int // number of pages; -1: not known, and not to be had from Total and the page length
 
-	// More reports whether a page comes after this one: what the API tells, else whether page <
+	// More reports whether a page comes after this one: what the API says, else whether page <
 	// Pages, else whether this page has rows (of one tenant: is full).
 	More bool
 }
 
-// Usage reads one page of usage. Every error is an [*Error]. A page that makes no sense as a whole
-// is one, and Retryable; a row that makes no sense is only rejected. A row without a number of
-// requests counts none, since the API charges by credits; without credits it is rejected.
+// Usage reads one page of usage. Every error is an [*Error]. A page that is unusable as a whole is
+// one, and Retryable; an unusable row is only rejected. A row without a number of requests counts
+// none, since the API charges by credits; without credits it is rejected.
 func (c *Client) Usage(ctx context.Context, q UsageQuery) (UsagePage, error) {
 	if err := q.check(); err != nil {
 		return UsagePage{}, &Error{Class: Refused, Message: "nothing was sent: " + err.Error()}
@@ -121,7 +121,7 @@ func (c *Client) usagePath(q UsageQuery) string {
 	return path + "?" + query.Encode()
 }
 
-// segment escapes s as one segment of a path. The dots of "." and ".." are escaped, too.
+// segment escapes s as one segment of a path. The dots of "." and ".." are escaped too.
 func segment(s string) string {
 	if s == "." || s == ".." {
 		return strings.ReplaceAll(s, ".", "%2E")
@@ -132,8 +132,8 @@ func segment(s string) string {
 // signaturePattern matches a signature, this request's or another's.
 var signaturePattern = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// storableRow makes a row as sent fit for RejectedRow.Raw. Secrets go first, so that the cut leaves
-// no part of one.
+// storableRow makes a row as sent fit for RejectedRow.Raw. Secrets are removed first, so that
+// truncation leaves no part of one.
 func storableRow(raw string, hide *strings.Replacer) string {
 	raw = hide.Replace(strings.ToValidUTF8(raw, "\ufffd"))
 	return truncate(signaturePattern.ReplaceAllString(raw, redacted), maxRawRow)

@@ -14,8 +14,8 @@ import (
 )
 
 // The names that the usage report's members may have. The API does not document them, nor where the
-// list and the pagination stand, hence aliases: of each list the first that has a value counts, and
-// null is no value. This is the only place that knows a name; to accept another one, add it here.
+// list and the pagination are, hence aliases: the first of a list that has a value counts, and null
+// is no value. This is the only place that knows a name; to accept another one, add it here.
 var (
 	tenantNames   = []string{"tenant_id", "tenant", "external_tenant_id"}
 	creditsNames  = []string{"credits_consumed", "credits_used", "total_credits", "credits"}
@@ -25,7 +25,7 @@ var (
 	// In data or data.data; itself: the list takes the place of that object.
 	listNames = []string{"usage", itself, "items", "tenants", "records"}
 
-	// In data, data.data or the answer; itself: the numbers stand right in that object.
+	// In data, data.data or the answer; itself: the numbers are members of that object.
 	paginationNames = []string{"pagination", "meta", itself}
 	pageNames       = []string{"page"}
 	perPageNames    = []string{"per_page"}
@@ -36,7 +36,7 @@ var (
 
 const itself = ""
 
-// readRow reads one element of the list. problem tells why it cannot be used; it quotes nothing of
+// readRow reads one element of the list. problem says why it cannot be used, and quotes nothing of
 // it.
 func readRow(v jsontext.Value, q UsageQuery) (row UsageRow, problem string) {
 	m := readMembers(v)
@@ -118,9 +118,9 @@ var tooManyDigits = fmt.Sprintf("of more than %d digits or %d after the point",
 
 var numberPattern = regexp.MustCompile(`^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$`)
 
-// parseDecimal reads a number from 0, a JSON number or the same in a string. Whatever the exponent,
-// it makes no more digits than were sent: package decimal refuses exponents beyond ±10,000, and the
-// number's size is judged before its zeros are written out.
+// parseDecimal reads a non-negative JSON number, or the same in a string. Whatever the exponent, it
+// makes no more digits than were sent: package decimal refuses exponents beyond ±10,000, and the
+// number's size is checked before its zeros are written out.
 func parseDecimal(v jsontext.Value) (d decimal.Decimal, problem string) {
 	if len(v) > maxNumberText {
 		return d, tooManyDigits
@@ -146,7 +146,7 @@ func parseDecimal(v jsontext.Value) (d decimal.Decimal, problem string) {
 	return d, ""
 }
 
-// parseWhole reads a whole number from 0, which may also be written as 3.0, 3e2 or in a string.
+// parseWhole reads a non-negative integer, which may also be written as 3.0, 3e2 or in a string.
 func parseWhole(v jsontext.Value) (int64, bool) {
 	d, problem := parseDecimal(v)
 	if problem != "" {
@@ -163,7 +163,7 @@ var periodLayouts = []string{
 }
 
 // parsePeriod returns the month that s names or lies in as YYYY-MM, or "" if it is none from
-// 2000-01 to 2999-12. A time with a zone counts in UTC, another one as written.
+// 2000-01 to 2999-12. A time with a zone is converted to UTC, one without is used as written.
 func parsePeriod(s string) string {
 	for _, layout := range periodLayouts {
 		if t, err := time.Parse(layout, s); err == nil {

@@ -10,11 +10,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxUsageRows bounds the rows of one answer, so that one of 8 MiB takes no more memory than a few
-// times that.
+// maxUsageRows bounds the rows of one answer, so that one of 8 MiB takes at most a few times that
+// in memory.
 const maxUsageRows = 100_000
 
-// readUsage reads a page from a 2xx. An error means that the page makes no sense as a whole.
+// readUsage reads a page from a 2xx. An error means that the page is unusable as a whole.
 func readUsage(a answer, q UsageQuery) (UsagePage, error) {
 	if a.status != http.StatusOK {
 		return UsagePage{}, errors.New("not 200")
@@ -49,7 +49,7 @@ func readUsage(a answer, q UsageQuery) (UsagePage, error) {
 	return p, nil
 }
 
-// level is a place in the answer where the list may stand.
+// level is a place in the answer where the list may be.
 type level struct {
 	value   jsontext.Value
 	members members
@@ -99,7 +99,7 @@ func (p pagination) number(names []string) int {
 	return -1
 }
 
-// more reports whether the API announces a next page; known is false when it does not tell.
+// more reports whether the API announces a next page; known is false if it does not say.
 func (p pagination) more() (more, known bool) {
 	for _, m := range p {
 		for _, name := range moreNames {
@@ -111,9 +111,9 @@ func (p pagination) more() (more, known bool) {
 	return false, false
 }
 
-// complete sets page's Total, Pages and More. Numbers that contradict each other or the rows are as
-// good as none. Pages may be 0 or 1 when there are no rows, and shorter than was asked for when the
-// API does not tell how long they are.
+// complete sets page's Total, Pages and More. Numbers that contradict each other or the rows are
+// ignored. Pages may be 0 or 1 when there are no rows, and a page may be shorter than requested
+// when the API does not say how long its pages are.
 func (p pagination) complete(page *UsagePage, q UsageQuery) {
 	total, pages := p.number(totalNames), p.number(pagesNames)
 	number, perPage := p.number(pageNames), p.number(perPageNames)
@@ -128,7 +128,7 @@ func (p pagination) complete(page *UsagePage, q UsageQuery) {
 		total = -1
 	}
 	if total >= 0 && q.Page == 1 && more && rows >= total {
-		pages, total = -1, -1 // it counts the rows of a page, perhaps
+		pages, total = -1, -1 // perhaps it counts the rows of the page
 	}
 	switch {
 	case total < 0:
@@ -150,9 +150,9 @@ func (p pagination) complete(page *UsagePage, q UsageQuery) {
 	case pages >= 0:
 		more = q.Page < pages
 	case q.TenantID != "":
-		more = rows >= q.PerPage // a row for each month, at a path that may know no pages
+		more = rows >= q.PerPage // one row per month, at a path that may not have pages
 	default:
-		more = rows > 0 // a page may be shorter than was asked for and not be the last
+		more = rows > 0 // a page may be shorter than requested and not be the last
 	}
 	page.Pages, page.More = pages, more
 }

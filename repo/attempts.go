@@ -5,15 +5,21 @@ import (
 	"fmt"
 )
 
-// Outcome is what is known of one call of the client's create.
+// Outcome is what is known of one call of the client's create. Begin writes "sent"; Finish and Fail
+// write the others, and so does the next Begin for an attempt whose worker stopped. A known outcome
+// is never changed, except that a person can find the dashboard of an unknown one (Resolve), and
+// that a mapping's can lose its place (Adopt).
+//
+// The contract bounds the dashboards that a tenant can have at Papermap by its generations and its
+// attempts that are sent, unknown or orphaned.
 type Outcome string
 
 const (
-	Sent        Outcome = "sent"     // committed before the first byte; still running, or its worker stopped
-	Made        Outcome = "created"  // the mapping's dashboard
-	NotAccepted Outcome = "refused"  // provably not processed
-	Uncertain   Outcome = "unknown"  // may have been processed
-	Orphaned    Outcome = "orphaned" // made a dashboard that is not the mapping's
+	OutcomeSent     Outcome = "sent"     // committed before the first byte; running, or its worker stopped
+	OutcomeCreated  Outcome = "created"  // the mapping's dashboard
+	OutcomeRefused  Outcome = "refused"  // provably not processed
+	OutcomeUnknown  Outcome = "unknown"  // may have been processed
+	OutcomeOrphaned Outcome = "orphaned" // made a dashboard that is not the mapping's
 )
 
 // Attempt is a row of provision_attempts: one call of the client's create.
@@ -25,14 +31,15 @@ type Attempt struct {
 	Mark        string  `db:"mark" json:"mark"` // stands in the dashboard's description at Papermap
 	Outcome     Outcome `db:"outcome" json:"outcome"`
 	DashboardID string  `db:"dashboard_id" json:"dashboard_id,omitempty"`
-	HTTPStatus  int     `db:"http_status" json:"http_status,omitzero"`
+	HTTPStatus  int     `db:"http_status" json:"http_status,omitzero"` // 0 when there was no answer
 	Error       string  `db:"error" json:"error,omitempty"`
 	StartedAt   Time    `db:"started_at" json:"started_at"`
 	FinishedAt  Time    `db:"finished_at" json:"finished_at,omitzero"`
-	SettledAt   Time    `db:"settled_at" json:"settled_at,omitzero"` // when a person had looked after it
+	ResolvedAt  Time    `db:"settled_at" json:"settled_at,omitzero"` // when a person resolved it
 }
 
-// Result is how an attempt ended.
+// Result is how an attempt ended, as the worker that sent it knows: what became of the call, not of
+// the tenant. See Failure for that.
 type Result struct {
 	Outcome     Outcome
 	DashboardID string
@@ -40,76 +47,82 @@ type Result struct {
 	Error       string // empty when there was none
 }
 
-const attemptColumns = `id, workspace_id, tenant_id, generation, mark, outcome, COALESCE(dashboard_id, '') AS dashboard_id,
-	COALESCE(http_status, 0) AS http_status, COALESCE(error, '') AS error, started_at, finished_at, settled_at`
+const selectAttempt = `SELECT id, workspace_id, tenant_id, generation, mark, outcome,
+	started_at, finished_at, settled_at, COALESCE(dashboard_id, '') AS dashboard_id,
+	COALESCE(http_status, 0) AS http_status, COALESCE(error, '') AS error FROM provision_attempts`
 
-func (t *tx) settle(ctx context.Context, id string, r Result) error {
-	return t.exec(ctx, `UPDATE provision_attempts SET outcome = ?, dashboard_id = NULLIF(?, ''), http_status = NULLIF(?, 0),
-		error = NULLIF(?, ''), finished_at = ? WHERE id = ?`, r.Outcome, r.DashboardID, r.HTTPStatus, r.Error, t.now, id)
+// possibleOrphans selects the attempts that may have made a dashboard which no mapping has. Its
+// parameter is the time before which an attempt that is still "sent" has lost its lease.
+const possibleOrphans = ` WHERE outcome NOT IN ('created', 'refused') AND settled_at IS NULL
+	AND (outcome <> 'sent' OR started_at < ?)`
+
+func (t *tx) attempt(ctx context.Context, id string) (a Attempt, err error) {
+	err = t.get(ctx, &a, selectAttempt+" WHERE id = ?", id)
+	return a, err
 }
 
-// settleStale records how the attempt of a holder that lost its claim ended, unless a person knew it to be the mapping's.
-func (t *tx) settleStale(ctx context.Context, id string, r Result) error {
-	var a Attempt
-	if err := t.get(ctx, &a, "SELECT "+attemptColumns+" FROM provision_attempts WHERE id = ?", id); err != nil || a.Outcome == Made {
+// recordOutcome records how an attempt ended, whatever was recorded before.
+func (t *tx) recordOutcome(ctx context.Context, id string, r Result) error {
+	return t.exec(ctx, `UPDATE provision_attempts SET outcome = ?, dashboard_id = NULLIF(?, ''),
+		http_status = NULLIF(?, 0), error = NULLIF(?, ''), finished_at = ? WHERE id = ?`,
+		r.Outcome, r.DashboardID, r.HTTPStatus, r.Error, t.now, id)
+}
+
+// recordStaleOutcome records how the attempt of a holder that lost its claim ended, unless a person
+// has found that it made the mapping's dashboard.
+func (t *tx) recordStaleOutcome(ctx context.Context, id string, r Result) error {
+	a, err := t.attempt(ctx, id)
+	if err != nil || a.Outcome == OutcomeCreated {
 		return err
 	}
-	return t.settle(ctx, id, r)
+	return t.recordOutcome(ctx, id, r)
 }
 
-// settleLeft records how the attempt ended that an earlier holder left, unless that holder has come back meanwhile: then f is
-// what it said.
-func (t *tx) settleLeft(ctx context.Context, id string, f Failure) (Failure, error) {
-	var a Attempt
-	if err := t.get(ctx, &a, "SELECT "+attemptColumns+" FROM provision_attempts WHERE id = ?", id); err != nil {
+// recordAbandonedOutcome records how the attempt ended that an earlier holder abandoned, unless
+// that holder has recorded an outcome meanwhile: then the returned failure follows from that one.
+func (t *tx) recordAbandonedOutcome(ctx context.Context, id string, f Failure) (Failure, error) {
+	a, err := t.attempt(ctx, id)
+	if err != nil {
 		return f, err
 	}
-	if a.Outcome == Sent {
-		return f, t.settle(ctx, id, f.Result)
+	if a.Outcome == OutcomeSent {
+		return f, t.recordOutcome(ctx, id, f.Result)
 	}
-	f.Result = Result{Outcome: a.Outcome, DashboardID: a.DashboardID, HTTPStatus: a.HTTPStatus, Error: a.Error}
+	f.Result = Result{a.Outcome, a.DashboardID, a.HTTPStatus, a.Error}
 	switch a.Outcome {
-	case NotAccepted: // nothing was made, and nothing keeps the tenant from its next try
+	case OutcomeRefused: // nothing was made, and nothing keeps the tenant from its next try
 		f.Hold, f.Deferral = false, true
-	case Orphaned:
+	case OutcomeOrphaned:
 		f.Result.Error = fmt.Sprintf("the worker that had stopped made dashboard %q after all", a.DashboardID)
 	}
 	return f, nil
 }
 
-// UncertainAttempt is a create request whose dashboard may exist without being a mapping's, with the title to look
-// for.
-type UncertainAttempt struct {
+// PossibleOrphan is a create request whose dashboard may exist without being a mapping's, with the
+// title to look for.
+type PossibleOrphan struct {
 	Attempt
 	Title  string `db:"title" json:"title"`
 	Status Status `db:"status" json:"tenant_status"`
 }
 
-// UncertainAttempts lists, oldest first, the attempts with an unknown or orphaned outcome that nobody has settled, and those
-// that are still "sent" longer than a lease lasts: their worker stopped.
-func (db *DB) UncertainAttempts(ctx context.Context) ([]UncertainAttempt, error) {
+// PossibleOrphans lists, oldest first, the attempts with an unknown or orphaned outcome that no
+// person has resolved, and those that are still "sent" longer than a lease lasts: their worker
+// stopped.
+func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 	now, err := db.clock(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var list []UncertainAttempt
-	err = db.read.SelectContext(ctx, &list, db.read.Rebind(`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
-		FROM (SELECT `+attemptColumns+` FROM provision_attempts
-			WHERE outcome NOT IN ('created', 'refused') AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)) a
-		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`), at(now.Add(-Lease)))
-	if err != nil {
-		return nil, fmt.Errorf("listing uncertain attempts: %w", err)
-	}
-	return list, nil
+	return list[PossibleOrphan](ctx, db.read, "list possible orphans",
+		`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
+		FROM (`+selectAttempt+possibleOrphans+`) a
+		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`,
+		at(now.Add(-Lease)))
 }
 
 // Attempts lists a tenant's attempts, oldest first.
 func (db *DB) Attempts(ctx context.Context, tenantID string) ([]Attempt, error) {
-	var list []Attempt
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+attemptColumns+
-		" FROM provision_attempts WHERE tenant_id = ? ORDER BY started_at, id"), tenantID)
-	if err != nil {
-		return nil, fmt.Errorf("listing attempts of tenant %q: %w", tenantID, err)
-	}
-	return list, nil
+	return list[Attempt](ctx, db.read, fmt.Sprintf("list attempts of tenant %q", tenantID),
+		selectAttempt+" WHERE tenant_id = ? ORDER BY started_at, id", tenantID)
 }

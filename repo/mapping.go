@@ -3,20 +3,38 @@ package repo
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 )
 
-// Status is what a mapping shows, and how far its provisioning is.
+// Status is what a mapping shows, and how far its provisioning is: its stage. What moves a tenant
+// from one stage to the next:
+//
+//	none      tenant.created             pending
+//	pending   Begin                      creating
+//	creating  Finish                     active
+//	          Fail, to be tried again    pending
+//	          Fail, outcome unknown      held, with PAPERMAP_ON_AMBIGUOUS=hold
+//	          Fail, refused or too often failed
+//	          Begin, after the lease     creating, by another worker
+//	held      Resolve                    active
+//	          Recreate                   pending
+//	failed    tenant.created             pending, generation + 1
+//	any       tenant.created after
+//	          tenant.deleted             pending, generation + 1
+//
+// tenant.suspended, tenant.resumed and tenant.deleted change the status, and leave the stage as it
+// is.
 type Status string
 
 const (
-	Pending   Status = "pending"
-	Creating  Status = "creating"
-	Active    Status = "active"
-	Held      Status = "held"
-	Failed    Status = "failed"
-	Suspended Status = "suspended"
+	Pending   Status = "pending"   // to be provisioned, now or at its next try
+	Creating  Status = "creating"  // a worker holds the claim and sends the create
+	Active    Status = "active"    // it has its dashboard
+	Held      Status = "held"      // a create has an unknown outcome, and an operator has to look
+	Failed    Status = "failed"    // Papermap refused, or MAX_ATTEMPTS is reached
+	Suspended Status = "suspended" // it gets no tokens; provisioning goes on
 	Deleted   Status = "deleted"
 
 	none Status = "none" // a stage only: no tenant.created was accepted yet
@@ -27,7 +45,8 @@ func Statuses() []Status {
 	return []Status{Pending, Creating, Active, Held, Failed, Suspended, Deleted}
 }
 
-// Mapping is a row of tenant_dashboards.
+// Mapping is a row of tenant_dashboards. Its SQL follows from the fields: a new one is declared
+// here and in a migration.
 type Mapping struct {
 	TenantID    string `db:"tenant_id" json:"tenant_id"`
 	WorkspaceID string `db:"workspace_id" json:"workspace_id"`
@@ -35,7 +54,7 @@ type Mapping struct {
 	Title       string `db:"title" json:"title"`
 	Description string `db:"description" json:"description,omitempty"`
 	Status      Status `db:"status" json:"status"`
-	Generation  int    `db:"generation" json:"generation"`
+	Generation  int    `db:"generation" json:"generation"` // 1, and one more for each re-creation
 	CreatedBy   string `db:"created_by" json:"created_by,omitempty"`
 	CreatedAt   Time   `db:"created_at" json:"created_at"`
 	UpdatedAt   Time   `db:"updated_at" json:"updated_at"`
@@ -43,7 +62,8 @@ type Mapping struct {
 	// Stage is how far provisioning is; Status shows it unless the tenant is suspended or deleted.
 	Stage Status `db:"stage" json:"-"`
 
-	// The newest event of each kind, by the events' own times in Unix nanoseconds; 0 when there was none.
+	// The newest event of each kind, by the events' own times in Unix nanoseconds; 0 when there was
+	// none.
 	CreatedEvent   int64  `db:"created_event" json:"-"`
 	DeletedEvent   int64  `db:"deleted_event" json:"-"`
 	SuspendedEvent int64  `db:"suspended_event" json:"-"`
@@ -51,7 +71,7 @@ type Mapping struct {
 	CreatedEventID string `db:"created_event_id" json:"-"`
 
 	Epoch       int64 `db:"epoch" json:"-"`        // of the lease; grows with every claim
-	ClaimableAt Time  `db:"claimable_at" json:"-"` // nobody may claim before
+	ClaimableAt Time  `db:"claimable_at" json:"-"` // no worker may claim the tenant before
 
 	Failures      int    `db:"failures" json:"failures,omitzero"` // of this generation, that count
 	FailedAt      Time   `db:"failed_at" json:"-"`                // the last failed API call
@@ -60,12 +80,15 @@ type Mapping struct {
 	FailedError   string `db:"failed_error" json:"error,omitempty"`
 }
 
-// Wanted says whether the tenant should have a dashboard: its newest tenant.created is newer than its newest
-// tenant.deleted.
+// Wanted reports whether the tenant should have a dashboard: its newest tenant.created is newer
+// than its newest tenant.deleted. At equal times deleted wins.
+//
+// Suspended tenants are wanted, too: they keep their dashboard.
 func (m *Mapping) Wanted() bool { return m.CreatedEvent > m.DeletedEvent }
 
-// show sets the status that follows from the events seen and the stage.
-func (m *Mapping) show() {
+// deriveStatus sets the status that follows from the events seen and the stage. At equal times
+// suspended beats resumed.
+func (m *Mapping) deriveStatus() {
 	switch {
 	case m.DeletedEvent > 0 && !m.Wanted():
 		m.Status = Deleted
@@ -78,96 +101,110 @@ func (m *Mapping) show() {
 	}
 }
 
+// setStage sets the stage and when the tenant may be claimed; the zero time means at once.
+func (m *Mapping) setStage(stage Status, claimable Time) {
+	m.Stage, m.ClaimableAt = stage, claimable
+	m.deriveStatus()
+}
+
+// clearFailures forgets what went wrong in this generation.
+func (m *Mapping) clearFailures() {
+	m.Failures, m.FailedAt, m.FailedCode, m.FailedError = 0, Time{}, "", ""
+}
+
 // Created is an accepted tenant.created event.
 type Created struct {
 	TenantID, WorkspaceID, Title, Description, CreatedBy string
-	EventID                                              string
-	EventTime                                            time.Time
-	Message                                              string // the stored message, to know its redelivery
-	Entered                                              string // the workspace that the caller may create in; empty: WorkspaceID
+
+	EventID          string
+	EventTime        time.Time
+	Message          string // identifies the stored message, so that its redelivery is recognised
+	AllowedWorkspace string // the workspace that the caller may create in; empty: WorkspaceID
 }
 
-// next is what follows from a tenant.created.
-type next int
+// createdEffect is what follows from a tenant.created.
+type createdEffect int
 
 const (
-	nothing   next = iota // superseded, or there is nothing left to do
-	provision             // a dashboard is to be created, once the lease is free
-	asBefore              // this very message has ended as failed before
+	noEffect  createdEffect = iota // superseded, or there is nothing left to do
+	provision                      // a dashboard is to be created, once the lease is free
+	failAgain                      // this very message has ended as failed before
 )
 
-// accept applies a tenant.created to the mapping. It decides by the events' times alone, so that order of arrival
-// and copies do not matter.
-func (m *Mapping) accept(e Created) next {
+// applyCreated applies a tenant.created to the mapping. It decides by the events' times alone, so
+// that the order of arrival and copies do not matter.
+func (m *Mapping) applyCreated(e Created) createdEffect {
 	eventTime := eventTime(e.EventTime)
 	switch {
 	case eventTime <= m.DeletedEvent:
-		return nothing
+		return noEffect
 	case m.Stage == Failed && m.FailedMessage == e.Message:
-		return asBefore
+		return failAgain
 	case m.Stage == none:
-		m.begin(e)
+		m.startGeneration(e)
 	case m.CreatedEvent <= m.DeletedEvent || m.Stage == Failed:
 		m.Generation++
-		m.begin(e)
+		m.startGeneration(e)
 	}
 	if eventTime > m.CreatedEvent {
 		m.CreatedEvent, m.CreatedEventID = eventTime, e.EventID
 	}
-	m.show()
+	m.deriveStatus()
 	if m.Stage == Active || m.Stage == Held {
-		return nothing
+		return noEffect
 	}
 	return provision
 }
 
-// begin starts a generation: whoever still works on an older one is fenced off by the epoch.
-func (m *Mapping) begin(e Created) {
+// startGeneration takes the details from the event. A worker that still provisions an older
+// generation is fenced off by the epoch.
+func (m *Mapping) startGeneration(e Created) {
 	m.WorkspaceID, m.Title, m.Description, m.CreatedBy = e.WorkspaceID, e.Title, e.Description, e.CreatedBy
-	m.Stage, m.DashboardID = Pending, ""
+	m.Stage, m.ClaimableAt, m.DashboardID, m.FailedMessage = Pending, Time{}, "", ""
 	m.Epoch++
-	m.ClaimableAt = Time{}
-	m.Failures, m.FailedAt, m.FailedMessage, m.FailedCode, m.FailedError = 0, Time{}, "", "", ""
+	m.clearFailures()
 }
 
-// Change is a tenant.suspended, tenant.resumed or tenant.deleted event.
+// Change is a tenant.suspended, tenant.resumed or tenant.deleted event. One of an unknown tenant
+// makes a row without a dashboard, so that a tenant.created that comes late, or was published
+// before, meets it.
 type Change struct {
 	TenantID, WorkspaceID string // the workspace is used when the tenant is unknown
 	To                    Status // Suspended, Deleted, or Active for a resumed tenant
 	EventTime             time.Time
 }
 
-// apply notes the event; what it means follows from all events seen.
-func (m *Mapping) apply(c Change) {
-	newest := map[Status]*int64{Suspended: &m.SuspendedEvent, Active: &m.ResumedEvent, Deleted: &m.DeletedEvent}[c.To]
+// applyChange notes the event; what it means follows from all events seen.
+func (m *Mapping) applyChange(c Change) {
+	newest := &m.DeletedEvent
+	switch c.To {
+	case Suspended:
+		newest = &m.SuspendedEvent
+	case Active:
+		newest = &m.ResumedEvent
+	}
 	*newest = max(*newest, eventTime(c.EventTime))
-	m.show()
+	m.deriveStatus()
 }
 
-// eventTime is the event's time as the table keeps it, where 0 means none.
+// eventTime is the event's time as the table keeps it: Unix nanoseconds, where 0 means that there
+// was no event.
 func eventTime(t time.Time) int64 { return max(1, t.UnixNano()) }
 
 // Change records the event. It reports whether the mapping's status changed.
 func (db *DB) Change(ctx context.Context, c Change) (changed bool, err error) {
 	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lock(ctx, c.TenantID, c.WorkspaceID)
+		m, err := t.lockOrMake(ctx, c.TenantID, c.WorkspaceID)
 		if err != nil {
 			return err
 		}
 		before := m.Status
-		m.apply(c)
+		m.applyChange(c)
 		changed = m.Status != before
 		return t.save(ctx, m)
-	})
-	if err != nil {
-		return false, fmt.Errorf("recording that tenant %q is %s: %w", c.TenantID, c.To, err)
-	}
-	return changed, nil
+	}, "record that tenant %q is %s", c.TenantID, c.To)
+	return changed && err == nil, err
 }
-
-const mappingColumns = `tenant_id, workspace_id, COALESCE(dashboard_id, '') AS dashboard_id, title, description, status, generation, created_by,
-	created_at, updated_at, stage, created_event, deleted_event, suspended_event, resumed_event, created_event_id, epoch, claimable_at,
-	failures, failed_at, failed_message, failed_code, failed_error`
 
 // mappingRow is a mapping within a transaction that may change it.
 type mappingRow struct {
@@ -175,30 +212,38 @@ type mappingRow struct {
 	stored *Mapping // as it was read; nil for a tenant that is unknown
 }
 
-// lock reads the tenant's row for a change. For a tenant that is unknown it is the row that save will make.
-func (t *tx) lock(ctx context.Context, tenantID, workspaceID string) (*mappingRow, error) {
-	r, err := t.known(ctx, tenantID)
+// lockOrMake reads the tenant's row for a change. For a tenant that is unknown it is the row that
+// save will make; on PostgreSQL it is made at once, because only a row that is there can be locked.
+//
+// A transaction locks one tenant's row at most, and locks it first, so that transactions cannot
+// deadlock.
+func (t *tx) lockOrMake(ctx context.Context, tenantID, workspaceID string) (*mappingRow, error) {
+	r, err := t.lock(ctx, tenantID)
 	if err != ErrNotFound {
 		return r, err
 	}
-	r = &mappingRow{Mapping: Mapping{TenantID: tenantID, WorkspaceID: workspaceID, Status: Pending, Stage: none, Generation: 1, CreatedAt: t.now}}
-	if t.locking == "" { // SQLite has one writer: nobody else makes the row meanwhile
+	r = &mappingRow{Mapping: Mapping{
+		TenantID: tenantID, WorkspaceID: workspaceID,
+		Status: Pending, Stage: none, Generation: 1, CreatedAt: t.now,
+	}}
+	if t.db.dialect.forUpdate == "" { // a single writer: no other transaction makes the row meanwhile
 		return r, nil
 	}
 	if err := t.insert(ctx, &r.Mapping, " ON CONFLICT DO NOTHING"); err != nil {
 		return nil, err
 	}
-	return t.known(ctx, tenantID)
+	return t.lock(ctx, tenantID)
 }
 
-// known is lock for a tenant that must be known; ErrNotFound when it is not.
-func (t *tx) known(ctx context.Context, tenantID string) (*mappingRow, error) {
+// lock reads the row of a known tenant for a change; ErrNotFound when it is not known.
+func (t *tx) lock(ctx context.Context, tenantID string) (*mappingRow, error) {
 	var m Mapping
-	err := t.get(ctx, &m, "SELECT "+mappingColumns+" FROM tenant_dashboards WHERE tenant_id = ?"+t.locking, tenantID)
+	err := t.get(ctx, &m, selectMapping+" WHERE tenant_id = ?"+t.db.dialect.forUpdate, tenantID)
 	return &mappingRow{Mapping: m, stored: &m}, err
 }
 
-// save writes what has changed of the row: whatever is written costs a change of the indexes that it is in.
+// save writes the columns that have changed: each that is written costs a change of the indexes
+// that it is in.
 func (t *tx) save(ctx context.Context, r *mappingRow) error {
 	switch {
 	case r.stored == nil:
@@ -212,65 +257,60 @@ func (t *tx) save(ctx context.Context, r *mappingRow) error {
 	before := r.stored.values()
 	for i, v := range r.values() {
 		if v != before[i] {
-			set, args = append(set, mutable[i]), append(args, v)
+			set, args = append(set, mappingColumns[i]+" = "+mappingValues[i]), append(args, v)
 		}
 	}
-	return t.exec(ctx, "UPDATE tenant_dashboards SET "+strings.Join(set, ", ")+" WHERE tenant_id = ?", append(args, r.TenantID)...)
+	query := "UPDATE tenant_dashboards SET " + strings.Join(set, ", ") + " WHERE tenant_id = ?"
+	return t.exec(ctx, query, append(args, r.TenantID)...)
 }
 
 func (t *tx) insert(ctx context.Context, m *Mapping, onConflict string) error {
 	m.UpdatedAt = t.now
-	return t.exec(ctx, insertMapping+onConflict, append([]any{m.TenantID, m.CreatedAt}, m.values()...)...)
+	return t.exec(ctx, insertMapping+onConflict, m.values()...)
 }
 
-// mutable are the columns that change, as they are set, and values what they are set to.
-var mutable = []string{
-	"workspace_id = ?", "dashboard_id = NULLIF(?, '')", "title = ?", "description = ?", "status = ?", "generation = ?", "created_by = ?", "updated_at = ?",
-	"stage = ?", "created_event = ?", "deleted_event = ?", "suspended_event = ?", "resumed_event = ?", "created_event_id = ?", "epoch = ?", "claimable_at = ?",
-	"failures = ?", "failed_at = ?", "failed_message = ?", "failed_code = ?", "failed_error = ?",
-}
+// The columns of tenant_dashboards in the order of Mapping's fields, their placeholders, and the
+// statements made of them. A dashboard id that is not known is NULL in the table, where ids are
+// unique.
+var (
+	mappingColumns, mappingValues []string
 
+	selectMapping, insertMapping = func() (string, string) {
+		var read []string
+		for _, f := range reflect.VisibleFields(reflect.TypeFor[Mapping]()) {
+			column, value, expression := f.Tag.Get("db"), "?", f.Tag.Get("db")
+			if column == "dashboard_id" {
+				value, expression = "NULLIF(?, '')", "COALESCE(dashboard_id, '') AS dashboard_id"
+			}
+			mappingColumns, mappingValues = append(mappingColumns, column), append(mappingValues, value)
+			read = append(read, expression)
+		}
+		return "SELECT " + strings.Join(read, ", ") + " FROM tenant_dashboards",
+			"INSERT INTO tenant_dashboards (" + strings.Join(mappingColumns, ", ") +
+				") VALUES (" + strings.Join(mappingValues, ", ") + ")"
+	}()
+)
+
+// values are the fields in the order of mappingColumns.
 func (m *Mapping) values() []any {
-	return []any{
-		m.WorkspaceID, m.DashboardID, m.Title, m.Description, string(m.Status), int64(m.Generation), m.CreatedBy, m.UpdatedAt,
-		string(m.Stage), m.CreatedEvent, m.DeletedEvent, m.SuspendedEvent, m.ResumedEvent, m.CreatedEventID, m.Epoch, m.ClaimableAt,
-		int64(m.Failures), m.FailedAt, m.FailedMessage, m.FailedCode, m.FailedError,
+	fields := reflect.ValueOf(m).Elem()
+	list := make([]any, len(mappingColumns))
+	for i := range list {
+		list[i] = fields.Field(i).Interface()
 	}
+	return list
 }
-
-// insertMapping inserts the tenant id, the time of creation, and the mutable columns.
-var insertMapping = func() string {
-	names, values := "tenant_id, created_at", "?, ?"
-	for _, set := range mutable {
-		name, value, _ := strings.Cut(set, " = ")
-		names, values = names+", "+name, values+", "+value
-	}
-	return "INSERT INTO tenant_dashboards (" + names + ") VALUES (" + values + ")"
-}()
 
 // Mapping reads a tenant's mapping; ErrNotFound when the tenant is unknown.
-func (db *DB) Mapping(ctx context.Context, tenantID string) (Mapping, error) {
-	var m Mapping
-	err := notFound(db.read.GetContext(ctx, &m, db.read.Rebind("SELECT "+mappingColumns+" FROM tenant_dashboards WHERE tenant_id = ?"), tenantID))
-	if err != nil {
-		return m, fmt.Errorf("reading the mapping of tenant %q: %w", tenantID, err)
+func (db *DB) Mapping(ctx context.Context, tenantID string) (m Mapping, err error) {
+	if err := db.read.get(ctx, &m, selectMapping+" WHERE tenant_id = ?", tenantID); err != nil {
+		return m, fmt.Errorf("read the mapping of tenant %q: %w", tenantID, err)
 	}
 	return m, nil
 }
 
-// Mappings reads at most limit mappings in order of tenant id, those after the tenant id after; of one status
-// unless it is empty.
+// Mappings reads at most limit mappings in the order of tenant ids, those after the tenant id
+// after; of one status unless it is empty.
 func (db *DB) Mappings(ctx context.Context, status Status, after string, limit int) ([]Mapping, error) {
-	query := "SELECT " + mappingColumns + " FROM tenant_dashboards WHERE tenant_id > ?"
-	args := []any{after}
-	if status != "" {
-		query += " AND status = ?"
-		args = append(args, status)
-	}
-	var list []Mapping
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind(query+" ORDER BY tenant_id LIMIT ?"), append(args, limit)...)
-	if err != nil {
-		return nil, fmt.Errorf("listing mappings: %w", err)
-	}
-	return list, nil
+	return db.Search(ctx, Search{Status: status}, Cursor{After: after, Limit: limit})
 }

@@ -9,8 +9,19 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Notice is an event to be published because of a state change.
-type Notice struct {
+// The outbox makes sure that an event leaves if, and only if, its state change was committed. One
+// worker at a time, the one that has the lease "outbox", publishes what waits and marks what the
+// stream has stored:
+//
+//	rows, err := db.Unsent(ctx, limit)
+//	… publish them, in order for each tenant
+//	err = db.MarkSent(ctx, ids)
+//
+// If it is killed in between, the event is published again under the same id, which consumers and
+// the stream's duplicate window recognise: at least once, in order for each tenant.
+
+// OutboxEvent is an event to be published because of a state change.
+type OutboxEvent struct {
 	EventID string // unique; the same at every publication
 	Type    string // e.g. dashboard.created
 	Data    []byte // JSON
@@ -20,122 +31,93 @@ type Notice struct {
 	OriginalTime int64 // Unix nanoseconds
 }
 
-// Outgoing is a row of the outbox.
-type Outgoing struct {
+// Announce makes the event for a mapping as it is being committed. The mapping's Stage says which
+// event: Active (dashboard.created), Failed (dashboard.failed), Held (dashboard.held), or Pending
+// (its own tenant.created, to be published again). It is called within the transaction, and once
+// more if that has to be repeated, so it must be quick and must not use the database. If it fails,
+// nothing is written.
+type Announce func(Mapping) (OutboxEvent, error)
+
+// OutboxRow is a row of the outbox.
+type OutboxRow struct {
 	ID        int64  `db:"id"`
 	EventID   string `db:"event_id"`
 	TenantID  string `db:"tenant_id"`
 	Type      string `db:"type"`
 	Data      []byte `db:"data"`
 	CreatedAt Time   `db:"created_at"`
-	SentAt    Time   `db:"sent_at"` // zero while it waits
+	SentAt    Time   `db:"sent_at"` // zero while it waits; kept for TenantOutbox until PruneSent
 
 	OriginalID   string `db:"original_id"`
 	OriginalTime int64  `db:"original_time"`
 }
 
-const outboxColumns = "id, event_id, tenant_id, type, data, original_id, original_time, created_at, sent_at"
+const selectOutbox = `SELECT id, event_id, tenant_id, type, data, original_id, original_time,
+	created_at, sent_at FROM outbox`
 
-func (t *tx) notify(ctx context.Context, tenantID string, n Notice) error {
-	return t.exec(ctx, "INSERT INTO outbox (event_id, tenant_id, type, data, original_id, original_time, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-		n.EventID, tenantID, n.Type, string(n.Data), n.OriginalID, n.OriginalTime, t.now)
+// announce adds the mapping's event to the outbox, unless the tenant was deleted meanwhile.
+func (t *tx) announce(ctx context.Context, m *Mapping, announce Announce) error {
+	if !m.Wanted() {
+		return nil
+	}
+	e, err := announce(*m)
+	if err != nil {
+		return err
+	}
+	return t.enqueue(ctx, m.TenantID, e)
 }
 
-// Unsent reads at most limit events that wait to be published, in the order in which a tenant's must leave, except those of
-// some tenants. Rows are found by their state and never by the last id seen: ids are given before transactions commit.
-func (db *DB) Unsent(ctx context.Context, limit int, except ...string) ([]Outgoing, error) {
-	others, args := "", []any{limit}
+func (t *tx) enqueue(ctx context.Context, tenantID string, e OutboxEvent) error {
+	return t.exec(ctx, `INSERT INTO outbox (event_id, tenant_id, type, data, original_id, original_time,
+		created_at) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		e.EventID, tenantID, e.Type, string(e.Data), e.OriginalID, e.OriginalTime, t.now)
+}
+
+// Unsent reads at most limit events that wait to be published, in the order in which a tenant's
+// must leave, except those of some tenants. Rows are found by their state and never by the last id
+// seen: ids are given before transactions commit.
+func (db *DB) Unsent(ctx context.Context, limit int, except ...string) ([]OutboxRow, error) {
+	query, args := selectOutbox+" WHERE sent_at IS NULL", []any{}
 	if len(except) > 0 {
-		var err error
-		if others, args, err = sqlx.In(" AND tenant_id NOT IN (?)", except); err != nil {
-			return nil, fmt.Errorf("reading the outbox: %w", err)
+		others, values, err := sqlx.In(" AND tenant_id NOT IN (?)", except)
+		if err != nil {
+			return nil, fmt.Errorf("read the outbox: %w", err)
 		}
-		args = append(args, limit)
+		query, args = query+others, values
 	}
-	var list []Outgoing
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+outboxColumns+" FROM outbox WHERE sent_at IS NULL"+others+" ORDER BY id LIMIT ?"), args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading the outbox: %w", err)
-	}
-	return list, nil
+	query, args = query+" ORDER BY id LIMIT ?", append(args, limit)
+	return list[OutboxRow](ctx, db.read, "read the outbox", query, args...)
 }
 
-// EventsOut reads a tenant's newest events out, at most limit, oldest first: those that wait, and those that were sent and are
-// still kept.
-func (db *DB) EventsOut(ctx context.Context, tenantID string, limit int) ([]Outgoing, error) {
-	var list []Outgoing
-	err := db.read.SelectContext(ctx, &list, db.read.Rebind("SELECT "+outboxColumns+" FROM outbox WHERE tenant_id = ? ORDER BY id DESC LIMIT ?"), tenantID, limit)
-	if err != nil {
-		return nil, fmt.Errorf("reading the events out of tenant %q: %w", tenantID, err)
-	}
-	slices.Reverse(list)
-	return list, nil
+// TenantOutbox reads a tenant's newest events out, at most limit, oldest first: those that wait,
+// and those that were sent and are still kept.
+func (db *DB) TenantOutbox(ctx context.Context, tenantID string, limit int) ([]OutboxRow, error) {
+	rows, err := list[OutboxRow](ctx, db.read, fmt.Sprintf("read the events out of tenant %q", tenantID),
+		selectOutbox+" WHERE tenant_id = ? ORDER BY id DESC LIMIT ?", tenantID, limit)
+	slices.Reverse(rows)
+	return rows, err
 }
 
-// MarkSent records that the events were published.
+// MarkSent records that the events were published: that the stream has acknowledged them. ids are
+// those of OutboxRow.
 func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	err := db.update(ctx, func(ctx context.Context, t *tx) error {
+	return db.update(ctx, func(ctx context.Context, t *tx) error {
 		query, args, err := sqlx.In("UPDATE outbox SET sent_at = ? WHERE id IN (?)", t.now, ids)
 		if err != nil {
 			return err
 		}
 		return t.exec(ctx, query, args...)
-	})
-	if err != nil {
-		return fmt.Errorf("marking events as sent: %w", err)
-	}
-	return nil
+	}, "mark events as sent")
 }
 
-// PruneSent deletes events that were sent more than age ago, at most limit of them.
+// PruneSent deletes events that were sent more than age ago, at most limit of them, so that the
+// transaction stays short. Call it from time to time.
 func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error {
-	err := db.update(ctx, func(ctx context.Context, t *tx) error {
-		return t.exec(ctx, "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)", at(t.now.Add(-age)), limit)
-	})
-	if err != nil {
-		return fmt.Errorf("pruning the outbox: %w", err)
-	}
-	return nil
-}
-
-// TakeLease makes holder the only one who has the named lease, until ttl from now, unless another has it. A holder
-// that has it already prolongs it. One that ends later than anybody could have asked for is from before the clock was
-// set back, and free.
-func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
-	var taken bool
-	err := db.update(ctx, func(ctx context.Context, t *tx) (err error) {
-		taken, err = t.takeLease(ctx, name, holder, ttl)
-		return err
-	})
-	if err != nil {
-		return false, fmt.Errorf("taking the lease %q: %w", name, err)
-	}
-	return taken, nil
-}
-
-func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
-	err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
-		ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-		WHERE leases.holder = excluded.holder OR leases.until < ? OR leases.until > ?`,
-		name, holder, at(t.now.Add(ttl)), t.now, at(t.now.Add(2*ttl))) // twice: transactions side by side do not begin at one time
-	if err != nil {
-		return false, err
-	}
-	var current string
-	err = t.get(ctx, &current, "SELECT holder FROM leases WHERE name = ?", name)
-	return current == holder, err
-}
-
-// DropLease gives the lease up, if holder has it.
-func (db *DB) DropLease(ctx context.Context, name, holder string) error {
-	err := db.update(ctx, func(ctx context.Context, t *tx) error {
-		return t.exec(ctx, "DELETE FROM leases WHERE name = ? AND holder = ?", name, holder)
-	})
-	if err != nil {
-		return fmt.Errorf("dropping the lease %q: %w", name, err)
-	}
-	return nil
+	return db.update(ctx, func(ctx context.Context, t *tx) error {
+		return t.exec(ctx, "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)",
+			at(t.now.Add(-age)), limit)
+	}, "prune the outbox")
 }

@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,39 +13,36 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/jmoiron/sqlx"
-	"github.com/mattn/go-sqlite3"
-	"github.com/pressly/goose/v3"
 
 	"papermap-worker/worker/failpoint"
 )
 
 const (
 	postgresConns = 32 // at most; the worker's transactions are short
-	postgresTries = 10 // of a transaction that the server gave up for another's sake
-	commitWait    = 10 * time.Second
-	silence       = 20 * time.Second // without an answer, a connection is given up: statement_timeout is over, so nobody is there any more
+	postgresTries = 10 // of a transaction that the server gave up in favour of another
+
+	// commitTimeout is how long the outcome of a COMMIT without an answer is looked up.
+	commitTimeout = 10 * time.Second
+
+	// postgresTimeout is when a connection without an answer is given up. The statement_timeout is
+	// over by then, so the server or the way to it is gone.
+	postgresTimeout = 20 * time.Second
 )
 
-// Codes of https://www.postgresql.org/docs/current/errcodes-appendix.html that mean something to us.
-const (
-	serializationFailure = "40001"
-	deadlockDetected     = "40P01"
-	readOnlyTransaction  = "25006"
-	uniqueViolation      = "23505"
-	adminShutdown        = "57P01"
-	crashShutdown        = "57P02"
-	cannotConnectNow     = "57P03"
-	tooManyConnections   = "53300"
-)
+// postgresSettings are sent to the server unless DATABASE_URL gives others.
+var postgresSettings = map[string]string{
+	"application_name":                    "papermap-worker",
+	"statement_timeout":                   "15s",
+	"lock_timeout":                        "5s",
+	"idle_in_transaction_session_timeout": "30s",
+}
 
 func openPostgres(ctx context.Context, address string) (*DB, error) {
 	config, err := parsePostgres(address)
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range map[string]string{
-		"application_name": "papermap-worker", "statement_timeout": "15s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s",
-	} {
+	for name, value := range postgresSettings {
 		if _, given := config.RuntimeParams[name]; !given {
 			config.RuntimeParams[name] = value
 		}
@@ -61,16 +57,21 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 	if err := both.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), both.Close())
 	}
-	return &DB{dialect: goose.DialectPostgres, read: pool{both, silence}, write: both}, nil
+	db := &DB{
+		dialect: &postgresDialect, read: pool{both, &postgresDialect, postgresTimeout},
+		write: both, pools: map[string]*sqlx.DB{"postgres": both},
+	}
+	db.transact = db.transactPostgres
+	return db, nil
 }
 
-// Unreachable says whether the error of an Open may go away by itself: no server answers yet, or it is starting up.
+// Unreachable reports whether the error of an Open may go away by itself: no server answers yet, or
+// it is starting up.
 func Unreachable(err error) bool {
 	var network *net.OpError
 	var lookup *net.DNSError
-	var server *pgconn.PgError
 	return errors.As(err, &network) || errors.As(err, &lookup) ||
-		errors.As(err, &server) && (server.Code == cannotConnectNow || server.Code == tooManyConnections)
+		hasCode(err, cannotConnectNow, tooManyConnections)
 }
 
 func parsePostgres(address string) (*pgx.ConnConfig, error) {
@@ -79,13 +80,17 @@ func parsePostgres(address string) (*pgx.ConnConfig, error) {
 			return config, nil
 		}
 	}
-	return nil, errors.New("not an address like sqlite:papermap.db or postgres://user:password@host:5432/database")
+	return nil, errors.New(
+		"not an address like sqlite:papermap.db or postgres://user:password@host:5432/database")
 }
 
-var errReadOnly = errors.New("the PostgreSQL server is a read-only standby: let DATABASE_URL name the primary (several hosts with target_session_attrs=read-write find it)")
+var errReadOnly = errors.New("the PostgreSQL server is a read-only standby: " +
+	"let DATABASE_URL name the primary (several hosts with target_session_attrs=read-write find it)")
 
-// refuseStandby keeps every connection of the pool, not only the first, from a server that may be behind: a suspended tenant
-// would look active there.
+// refuseStandby keeps every connection of the pool, not only the first, from a server that may be
+// behind: a suspended tenant would look active there.
+//
+// pg_is_in_recovery is true on a server that follows another.
 func refuseStandby(ctx context.Context, conn *pgconn.PgConn) error {
 	result := conn.ExecParams(ctx, "SELECT pg_is_in_recovery()", nil, nil, nil, nil).Read()
 	if result.Err != nil {
@@ -97,74 +102,64 @@ func refuseStandby(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
-// transact runs do in a transaction of its own. One that the server gave up for another's sake is run again.
-func (db *DB) transact(ctx context.Context, do work) error {
+// transactPostgres runs do in a transaction of its own. One that the server gave up in favour of
+// another is run again.
+//
+// Transactions are READ COMMITTED. What one reads in order to change it, it reads with FOR UPDATE,
+// or it has the row of a lease locked that all writers of those rows lock first.
+func (db *DB) transactPostgres(ctx context.Context, do txFunc) error {
 	for try := 1; ; try++ {
-		err := db.transactOnce(ctx, do)
-		var server *pgconn.PgError
-		if !errors.As(err, &server) {
+		err := db.tryTransaction(ctx, do)
+		switch {
+		case hasCode(err, readOnlyTransaction):
+			return fmt.Errorf("%w (%w)", errReadOnly, err)
+		case try < postgresTries && hasCode(err, serializationFailure, deadlockDetected):
+			time.Sleep(rand.N(time.Duration(try) * 5 * time.Millisecond))
+		default:
 			return err
 		}
-		switch server.Code {
-		case readOnlyTransaction:
-			return fmt.Errorf("%w (%w)", errReadOnly, err)
-		case serializationFailure, deadlockDetected:
-			if try < postgresTries {
-				time.Sleep(rand.N(time.Duration(try) * 5 * time.Millisecond))
-				continue
-			}
-		}
-		return err
 	}
 }
 
-func (db *DB) transactOnce(ctx context.Context, do work) error {
+// tryTransaction is one try. An error of COMMIT that the server did not answer with is no outcome:
+// it is looked up, so that a caller never repeats what was committed.
+func (db *DB) tryTransaction(ctx context.Context, do txFunc) error {
 	ctx, cancel := db.read.limit(ctx)
 	defer cancel()
 	sqlTx, err := db.write.BeginTxx(ctx, nil)
 	if err != nil {
-		return fmt.Errorf("beginning a transaction: %w", err)
+		return fmt.Errorf("begin a transaction: %w", err)
 	}
 	defer sqlTx.Rollback() // after a commit this does nothing
-	var begun struct {
+	var start struct {
 		Now Time   `db:"now"`
 		ID  string `db:"id"`
 	}
-	if err := sqlTx.GetContext(ctx, &begun, "SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id"); err != nil {
-		return fmt.Errorf("beginning a transaction: %w", err)
+	const query = "SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id"
+	if err := sqlTx.GetContext(ctx, &start, query); err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
 	}
 	if db.now != nil {
-		begun.Now = at(db.now())
+		start.Now = at(db.now())
 	}
-	if err := attempt(ctx, do, &tx{on: sqlTx, driver: sqlTx.DriverName(), now: begun.Now, locking: " FOR UPDATE"}); err != nil {
+	if err := recovered(ctx, do, &tx{db: db, on: sqlTx, now: start.Now}); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.Commit)
 	err = sqlTx.Commit()
 	failpoint.Hit(failpoint.Committed)
 	var server *pgconn.PgError
-	if err == nil || errors.As(err, &server) && server.Code != adminShutdown && server.Code != crashShutdown {
-		return err
+	if err == nil || errors.As(err, &server) && !hasCode(err, adminShutdown, crashShutdown) {
+		return err // the server answered
 	}
-	return db.committed(context.WithoutCancel(ctx), begun.ID, err)
+	return db.lookUpCommit(context.WithoutCancel(ctx), start.ID, err)
 }
 
-// beginPatient begins a transaction that only reads, and whose reader may take any time between two rows. When the server is
-// done before the reader is, it may end the transaction as idle: what it has sent is read all the same.
-func (db *DB) beginPatient(ctx context.Context) (*sqlx.Tx, error) {
-	t, err := db.read.BeginTxx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return nil, fmt.Errorf("beginning a transaction: %w", err)
-	}
-	if _, err := t.ExecContext(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
-		return nil, errors.Join(fmt.Errorf("lifting the time-out: %w", err), t.Rollback())
-	}
-	return t, nil
-}
-
-// committed finds out what became of a transaction whose COMMIT got no answer (lost is why).
-func (db *DB) committed(ctx context.Context, id string, lost error) error {
-	ctx, cancel := context.WithTimeout(ctx, commitWait)
+// lookUpCommit finds out what became of a transaction whose COMMIT got no answer; cause is why it
+// got none. The server keeps the status of recent transactions:
+// https://www.postgresql.org/docs/current/functions-info.html
+func (db *DB) lookUpCommit(ctx context.Context, id string, cause error) error {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	for {
 		var status string
@@ -173,22 +168,12 @@ func (db *DB) committed(ctx context.Context, id string, lost error) error {
 		case err == nil && status == "committed":
 			return nil
 		case err == nil && status == "aborted":
-			return fmt.Errorf("committing: rolled back: %w", lost)
+			return fmt.Errorf("commit: rolled back: %w", cause)
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("committing: the outcome is unknown: %w", lost)
+			return fmt.Errorf("commit: the outcome is unknown: %w", cause)
 		}
 	}
-}
-
-// isUnique says whether a statement failed because its row would not be the only one.
-func isUnique(err error) bool {
-	var server *pgconn.PgError
-	if errors.As(err, &server) {
-		return server.Code == uniqueViolation
-	}
-	var lite sqlite3.Error
-	return errors.As(err, &lite) && lite.ExtendedCode == sqlite3.ErrConstraintUnique
 }

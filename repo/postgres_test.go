@@ -6,36 +6,28 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"papermap-worker/repo/pgtest"
 )
 
-func openPostgresTest(t *testing.T, address string) *DB {
-	t.Helper()
-	db, err := Open(t.Context(), address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	return db
-}
-
 func raise(code string) string {
 	return "DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '" + code + "'; END $$"
 }
 
-func TestPostgresRunsATransactionAgainThatWasGivenUpForAnother(t *testing.T) {
+func TestPostgresRetriesSerializationFailures(t *testing.T) {
 	db := openPostgresTest(t, pgtest.Need(t, postgres))
 	for _, code := range []string{serializationFailure, deadlockDetected} {
 		runs := 0
-		err := db.update(t.Context(), func(ctx context.Context, tx *tx) error {
+		err := db.transact(t.Context(), func(ctx context.Context, tx *tx) error {
 			if runs++; runs < 3 {
 				return tx.exec(ctx, raise(code))
 			}
@@ -46,7 +38,7 @@ func TestPostgresRunsATransactionAgainThatWasGivenUpForAnother(t *testing.T) {
 		}
 	}
 	runs := 0
-	err := db.update(t.Context(), func(ctx context.Context, tx *tx) error {
+	err := db.transact(t.Context(), func(ctx context.Context, tx *tx) error {
 		runs++
 		return tx.exec(ctx, raise("22012"))
 	})
@@ -55,14 +47,16 @@ func TestPostgresRunsATransactionAgainThatWasGivenUpForAnother(t *testing.T) {
 	}
 }
 
-// commitProxy passes connections on to the server at upstream. While lose is true, the first COMMIT that comes is passed
-// on or not, as deliver says, and the client's connection is closed without its answer. While silent is true nothing is passed
-// on, and nothing closed: the server's host has died, or a firewall has forgotten the connections.
+// commitProxy passes connections on to the server at upstream. While lose is true, the first COMMIT
+// that comes is passed on or not, as deliver says, and the client's connection is closed without
+// its answer. While silent is true nothing is passed on, and nothing closed: the server's host has
+// died, or a firewall has forgotten the connections.
 type commitProxy struct {
 	upstream      string
 	lose, deliver atomic.Bool
 	silent        atomic.Bool
 	lost          atomic.Int32
+	ctx           context.Context // its end closes all connections
 }
 
 func (p *commitProxy) serve(client net.Conn) {
@@ -72,6 +66,7 @@ func (p *commitProxy) serve(client net.Conn) {
 		return
 	}
 	defer server.Close()
+	defer context.AfterFunc(p.ctx, func() { client.Close() })()
 	var swallow atomic.Bool
 	done := make(chan struct{})
 	go func() {
@@ -125,14 +120,11 @@ func (p *commitProxy) serve(client net.Conn) {
 func openThroughProxy(t *testing.T) (*DB, *commitProxy) {
 	t.Helper()
 	address, err := url.Parse(pgtest.Need(t, postgres))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := &commitProxy{upstream: address.Host}
+	must(t, err)
+	running, stop := context.WithCancel(ctx)
+	proxy := &commitProxy{upstream: address.Host, ctx: running}
 	var connections sync.WaitGroup
 	connections.Go(func() {
 		for {
@@ -145,10 +137,9 @@ func openThroughProxy(t *testing.T) (*DB, *commitProxy) {
 	})
 	address.Host = listener.Addr().String()
 	db, err := Open(t.Context(), address.String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
+		stop() // pgx would wait for 15 s to cancel what had no answer
 		_ = db.Close()
 		_ = listener.Close()
 		connections.Wait()
@@ -159,13 +150,14 @@ func openThroughProxy(t *testing.T) (*DB, *commitProxy) {
 	return db, proxy
 }
 
-func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
+func TestPostgresLooksUpACommitWithoutAnswer(t *testing.T) {
 	db, proxy := openThroughProxy(t)
 	for _, delivered := range []bool{true, false} {
 		tenant := map[bool]string{true: "delivered", false: "lost"}[delivered]
 		proxy.deliver.Store(delivered)
 		proxy.lose.Store(true)
-		_, err := db.Change(t.Context(), Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: time.Now()})
+		_, err := db.Change(t.Context(), Change{TenantID: tenant, WorkspaceID: "w", To: Suspended,
+			EventTime: time.Now()})
 		if (err == nil) != delivered {
 			t.Errorf("commit %s: error %v", tenant, err)
 		}
@@ -179,13 +171,33 @@ func TestPostgresLooksUpACommitThatGotNoAnswer(t *testing.T) {
 	}
 }
 
-func TestPostgresThatFallsSilentKeepsNobodyWaiting(t *testing.T) {
+// A transaction that is still in progress when the look-up ends may or may not commit later.
+func TestPostgresReportsACommitOfUnknownOutcome(t *testing.T) {
+	address := pgtest.Need(t, postgres)
+	synctest.Test(t, func(t *testing.T) {
+		db := openPostgresTest(t, address)
+		tx, err := db.write.BeginTxx(ctx, nil)
+		must(t, err)
+		defer tx.Rollback()
+		var id string
+		must(t, tx.GetContext(ctx, &id, "SELECT pg_current_xact_id()::text"))
+		started := time.Now()
+		err = db.lookUpCommit(ctx, id, io.EOF)
+		if took := time.Since(started); !errors.Is(err, io.EOF) || took != commitTimeout {
+			t.Errorf("%v after %v, want an error that wraps the cause after %v", err, took, commitTimeout)
+		}
+	})
+}
+
+func TestPostgresTimesOutWhenTheServerIsSilent(t *testing.T) {
 	db, proxy := openThroughProxy(t)
-	db.read.patience = 2 * time.Second
 	c := claim(t, db, "a")
+	usual := db.read.timeout
+	db.read.timeout = 200 * time.Millisecond
 	proxy.silent.Store(true)
 	for what, do := range map[string]func() error{
-		"a write": func() error { _, err := db.Finish(ctx, c, "d", 200, note("n")); return err }, // ctx never ends
+		// ctx never ends
+		"a write": func() error { _, err := db.Finish(ctx, c, "d", 200, announce("n")); return err },
 		"a read":  func() error { _, err := db.Mapping(ctx, "a"); return err },
 		"a list":  func() error { _, err := db.Attempts(ctx, "a"); return err },
 	} {
@@ -196,38 +208,38 @@ func TestPostgresThatFallsSilentKeepsNobodyWaiting(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%s: %v", what, err)
 			}
-		case <-time.After(10 * db.read.patience):
+		case <-time.After(20 * time.Second):
 			t.Fatalf("%s is still under way", what)
 		}
 	}
 	proxy.silent.Store(false)
+	db.read.timeout = usual
 	same(t, "recorded once the server answers again", finish(t, db, c), true)
 }
 
-func TestPostgresReadOnlyIsSaid(t *testing.T) {
+func TestPostgresReportsReadOnly(t *testing.T) {
 	address := pgtest.Need(t, postgres)
 	db := openPostgresTest(t, address)
 	if _, err := db.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	standby := openPostgresTest(t, address+"&default_transaction_read_only=on")
-	_, err := standby.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Deleted, EventTime: time.Now()})
+	_, err := standby.Change(t.Context(),
+		Change{TenantID: "t", WorkspaceID: "w", To: Deleted, EventTime: time.Now()})
 	if err == nil || !strings.Contains(err.Error(), "read-only standby") {
 		t.Errorf("writing to a read-only database: %v", err)
 	}
 }
 
 // A standby is a server of its own that copies another, here by streaming replication.
-func TestPostgresStandbyIsNamed(t *testing.T) {
+func TestPostgresRefusesAStandby(t *testing.T) {
 	primary := pgtest.Need(t, postgres)
 	if !postgres.Private() {
 		t.Skip("TEST_POSTGRES_URL names a server that is not ours to copy")
 	}
 	host := postgres.Standby(t)
 	address, err := url.Parse(primary)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	primaryHost := address.Host
 	address.Host = host
 	_, err = Open(t.Context(), address.String())
@@ -241,23 +253,23 @@ func TestPostgresStandbyIsNamed(t *testing.T) {
 	}
 }
 
-func TestPostgresPoolIsNoLargerThanItsLimit(t *testing.T) {
+func TestPostgresPoolIsLimited(t *testing.T) {
 	address := pgtest.Need(t, postgres)
 	db := openPostgresTest(t, address)
 	if _, err := db.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	server, err := sql.Open("pgx", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer server.Close()
 	var callers sync.WaitGroup
 	for n := range 200 {
 		callers.Go(func() {
 			for i := range 10 {
 				tenant := fmt.Sprint("t", (n+i)%50) // four callers, often, for one row
-				if _, err := db.Change(t.Context(), Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: time.Now()}); err != nil {
+				if _, err := db.Change(t.Context(),
+					Change{TenantID: tenant, WorkspaceID: "w", To: Suspended,
+						EventTime: time.Now()}); err != nil {
 					t.Error(err)
 				}
 				if _, err := db.Mapping(t.Context(), tenant); err != nil {
@@ -268,7 +280,7 @@ func TestPostgresPoolIsNoLargerThanItsLimit(t *testing.T) {
 	}
 	ended := make(chan struct{})
 	go func() { callers.Wait(); close(ended) }()
-	most := 0
+	largest := 0
 	for looking := true; looking; {
 		select {
 		case <-ended:
@@ -277,33 +289,34 @@ func TestPostgresPoolIsNoLargerThanItsLimit(t *testing.T) {
 		}
 		var connections int
 		err := server.QueryRowContext(t.Context(),
-			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'papermap-worker'").Scan(&connections)
-		if err != nil {
-			t.Fatal(err)
-		}
-		most = max(most, connections)
+			`SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'papermap-worker'`).Scan(&connections)
+		must(t, err)
+		largest = max(largest, connections)
 	}
-	if most != postgresConns {
-		t.Errorf("200 callers had up to %d connections, want %d", most, postgresConns)
+	if largest != postgresConns {
+		t.Errorf("200 callers had up to %d connections, want %d", largest, postgresConns)
 	}
 }
 
-func TestPostgresWaitsForNoStatementAndNoLockLongerThanItIsTold(t *testing.T) {
+func TestPostgresStatementAndLockTimeouts(t *testing.T) {
 	address := pgtest.Need(t, postgres)
 	plain := openPostgresTest(t, address)
 	if _, err := plain.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	told := openPostgresTest(t, address+"&statement_timeout=400ms&lock_timeout=200ms")
-	for db, want := range map[*DB]string{plain: "15s 5s 30s", told: "400ms 200ms 30s"} {
+	limited := openPostgresTest(t, address+"&statement_timeout=400ms&lock_timeout=200ms")
+	for db, want := range map[*DB]string{plain: "15s 5s 30s", limited: "400ms 200ms 30s"} {
 		var got string
-		err := db.write.GetContext(t.Context(), &got, "SELECT concat_ws(' ', current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'))")
+		err := db.write.GetContext(t.Context(), &got,
+			`SELECT concat_ws(' ', current_setting('statement_timeout'),
+			current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'))`)
 		if err != nil || got != want {
 			t.Errorf("timeouts %q (%v), want %q", got, err, want)
 		}
 	}
 	runs := 0
-	err := told.update(t.Context(), func(ctx context.Context, tx *tx) error {
+	err := limited.transact(t.Context(), func(ctx context.Context, tx *tx) error {
 		runs++
 		return tx.exec(ctx, "SELECT pg_sleep(30)")
 	})
@@ -312,30 +325,28 @@ func TestPostgresWaitsForNoStatementAndNoLockLongerThanItIsTold(t *testing.T) {
 	}
 
 	suspend := func(db *DB) error {
-		_, err := db.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Suspended, EventTime: time.Now()})
+		_, err := db.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Suspended,
+			EventTime: time.Now()})
 		return err
 	}
-	if err := suspend(plain); err != nil {
-		t.Fatal(err)
-	}
-	err = plain.update(t.Context(), func(ctx context.Context, tx *tx) error { // another replica, say, or a person with psql
-		if err := tx.exec(ctx, "SELECT 1 FROM tenant_dashboards WHERE tenant_id = 't' FOR UPDATE"); err != nil {
+	must(t, suspend(plain))
+	// another replica, say, or a person with psql
+	err = plain.transact(t.Context(), func(ctx context.Context, tx *tx) error {
+		if err := tx.exec(ctx, "SELECT FROM tenant_dashboards WHERE tenant_id = 't' FOR UPDATE"); err != nil {
 			return err
 		}
-		if err := suspend(told); err == nil || !strings.Contains(err.Error(), "lock timeout") {
+		if err := suspend(limited); err == nil || !strings.Contains(err.Error(), "lock timeout") {
 			t.Errorf("a row that is locked for too long: error %v", err)
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := suspend(told); err != nil {
+	must(t, err)
+	if err := suspend(limited); err != nil {
 		t.Errorf("when the lock is gone: %v", err)
 	}
 }
 
-func TestPostgresIsMigratedOnceByReplicasThatStartTogether(t *testing.T) {
+func TestPostgresIsMigratedOnceByReplicas(t *testing.T) {
 	address := pgtest.Need(t, postgres)
 	const replicas = 6
 	var applied atomic.Int32
@@ -360,9 +371,7 @@ func TestPostgresIsMigratedOnceByReplicasThatStartTogether(t *testing.T) {
 	}
 	group.Wait()
 	list, err := openPostgresTest(t, address).Migrations(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if int(applied.Load()) != len(list) {
 		t.Errorf("%d migrations were applied, there are %d", applied.Load(), len(list))
 	}
@@ -373,9 +382,7 @@ func TestPostgresRestartIsSurvived(t *testing.T) {
 	if err != nil && postgres == nil {
 		t.Skip(err)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if !server.Private() {
 		t.Skip("TEST_POSTGRES_URL names a server that is not ours to restart")
 	}
@@ -389,15 +396,12 @@ func TestPostgresRestartIsSurvived(t *testing.T) {
 		t.Fatal(err)
 	}
 	change := func() error {
-		_, err := db.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Suspended, EventTime: time.Now()})
+		_, err := db.Change(t.Context(), Change{TenantID: "t", WorkspaceID: "w", To: Suspended,
+			EventTime: time.Now()})
 		return err
 	}
-	if err := change(); err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Restart(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, change())
+	must(t, server.Restart())
 	for try := 1; ; try++ { // a connection from before may fail once
 		err := change()
 		if err == nil {
@@ -412,8 +416,9 @@ func TestPostgresRestartIsSurvived(t *testing.T) {
 	}
 }
 
-func TestPostgresAddressIsNeverQuoted(t *testing.T) {
-	for _, address := range []string{"postgres://u:canary@host:notaport/db", "postgres://u:canary@[::1/db", "mysql://u:canary@host/db", "canary"} {
+func TestPostgresAddressIsNotQuoted(t *testing.T) {
+	for _, address := range []string{"postgres://u:canary@host:notaport/db", "postgres://u:canary@[::1/db",
+		"mysql://u:canary@host/db", "canary"} {
 		if err := CheckAddress(address); err == nil || strings.Contains(err.Error(), "canary") {
 			t.Errorf("CheckAddress: %v", err)
 		}

@@ -3,11 +3,11 @@ package repo
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
-	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,10 +18,24 @@ import (
 	"papermap-worker/repo/pgtest"
 )
 
+func openPostgresTest(t *testing.T, address string) *DB {
+	t.Helper()
+	db, err := Open(t.Context(), address)
+	must(t, err)
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
 // postgres is the server of the tests on PostgreSQL; nil where there is none.
 var postgres *pgtest.Server
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	long := false // the long form of the property tests is a step of its own in .ci/run
+	flag.Visit(func(f *flag.Flag) { long = long || f.Name == "rapid.checks" })
+	if !long {
+		_ = flag.Set("rapid.checks", "20")
+	}
 	code := pgtest.Main(m, &postgres)
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -31,23 +45,26 @@ func TestMain(m *testing.M) {
 }
 
 // onBoth runs a test on each kind of database: openTest opens the one that the subtest is for.
-func onBoth(t *testing.T, test func(*testing.T)) {
-	t.Run("SQLite", test)
-	t.Run("PostgreSQL", test)
+func onBoth(t *testing.T, test func(t *testing.T, db *DB)) {
+	for _, database := range []string{"SQLite", "PostgreSQL"} {
+		t.Run(database, func(t *testing.T) { test(t, openTest(t)) })
+	}
 }
 
 var ctx = context.Background()
 
-// openTest opens a new, migrated database whose clock stands still until pass moves it. Every test that is not about
-// SQLite's file gets its database here.
+// openTest opens a new, migrated database whose clock stands still until pass moves it. Every test
+// that is not about SQLite's file gets its database here.
 func openTest(t testing.TB) *DB {
 	t.Helper()
 	address := "sqlite:" + filepath.Join(t.TempDir(), "test.db")
 	if strings.Contains(t.Name(), "/PostgreSQL") {
-		address = pgtest.Need(t, postgres)
+		address = pgtest.Shared(t, postgres)
 	}
 	db := openAddress(t, address)
-	if _, err := db.Migrate(ctx); err != nil {
+	if db.path == "" && db.CheckSchema(ctx) == nil {
+		db.write.MustExec(pgtest.Empty)
+	} else if _, err := db.Migrate(ctx); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { // SQLite's connection that writes checks less than this does
@@ -68,9 +85,7 @@ func openFile(t testing.TB, path string) *DB {
 func openAddress(t testing.TB, address string) *DB {
 	t.Helper()
 	db, err := Open(ctx, address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if err := db.Close(); err != nil {
 			t.Error(err)
@@ -98,7 +113,15 @@ func minute(n int) time.Time { return time.Date(2026, 1, 1, 0, n, 0, 0, time.UTC
 // created is a tenant.created of the minute n, stored as the message of that name.
 func created(tenant string, n int, message string) Created {
 	return Created{
-		TenantID: tenant, WorkspaceID: "w", Title: "Dashboard - " + tenant, EventID: "event-" + message, EventTime: minute(n), Message: message,
+		TenantID: tenant, WorkspaceID: "w", Title: "Dashboard - " + tenant, EventID: "event-" + message,
+		EventTime: minute(n), Message: message,
+	}
+}
+
+func must(t fataler, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -107,9 +130,7 @@ func begin(t fataler, db *DB, e Created) Claim { t.Helper(); return beginWith(t,
 func beginWith(t fataler, db *DB, e Created, hold bool) Claim {
 	t.Helper()
 	c, err := db.Begin(ctx, e, hold)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return c
 }
 
@@ -117,7 +138,7 @@ func beginWith(t fataler, db *DB, e Created, hold bool) Claim {
 func claim(t fataler, db *DB, tenant string) Claim {
 	t.Helper()
 	c := begin(t, db, created(tenant, 10, "m-"+tenant))
-	if c.Step != Create {
+	if c.Step != StepCreate {
 		t.Fatalf("beginning gave step %d, want Create", c.Step)
 	}
 	return c
@@ -128,39 +149,40 @@ func dashboard(c Claim) string { return "dashboard-" + c.Attempt.ID }
 
 func finish(t fataler, db *DB, c Claim) (recorded bool) {
 	t.Helper()
-	recorded, err := db.Finish(ctx, c, dashboard(c), 200, note("created-"+c.Attempt.ID))
-	if err != nil {
-		t.Fatal(err)
-	}
+	recorded, err := db.Finish(ctx, c, dashboard(c), 200, announce("created-"+c.Attempt.ID))
+	must(t, err)
 	return recorded
 }
 
-func note(eventID string) Notice {
-	return Notice{EventID: eventID, Type: "dashboard.test", Data: []byte(`{"n":1}`)}
+func note(eventID string) OutboxEvent {
+	return OutboxEvent{EventID: eventID, Type: "dashboard.test", Data: []byte(`{"n":1}`)}
+}
+
+func announce(eventID string) Announce {
+	return func(Mapping) (OutboxEvent, error) { return note(eventID), nil }
 }
 
 // unaccepted is a failure that is tried again at once.
-var unaccepted = Failure{Result: Result{Outcome: NotAccepted, HTTPStatus: 503, Error: "busy"}, Code: "API_FAILED", Most: 10}
+var unaccepted = Failure{Result: Result{Outcome: OutcomeRefused, HTTPStatus: 503, Error: "busy"},
+	Code: "API_FAILED", MaxFailures: 10}
 
 // ambiguous is a failure whose dashboard may exist.
-var ambiguous = Failure{Result: Result{Outcome: Uncertain, Error: "timeout"}, Code: "API_FAILED", Most: 10}
+var ambiguous = Failure{Result: Result{Outcome: OutcomeUnknown, Error: "timeout"}, Code: "API_FAILED",
+	MaxFailures: 10}
 
 func fail(t fataler, db *DB, c Claim, f Failure) Mapping {
 	t.Helper()
-	f.FailedNotice, f.HeldNotice = note("failed-"+c.Attempt.ID), note("held-"+c.Attempt.ID)
-	m, err := db.Fail(ctx, c, f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, err := db.Fail(ctx, c, f, func(m Mapping) (OutboxEvent, error) {
+		return note(string(m.Stage) + "-" + c.Attempt.ID), nil
+	})
+	must(t, err)
 	return m
 }
 
 func change(t fataler, db *DB, tenant string, to Status, n int) (changed bool) {
 	t.Helper()
 	changed, err := db.Change(ctx, Change{TenantID: tenant, WorkspaceID: "w", To: to, EventTime: minute(n)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return changed
 }
 
@@ -176,9 +198,7 @@ func mapping(t fataler, db *DB, tenant string) Mapping {
 func attempts(t fataler, db *DB, tenant string) []Attempt {
 	t.Helper()
 	list, err := db.Attempts(ctx, tenant)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return list
 }
 
@@ -194,9 +214,7 @@ func outcomes(t fataler, db *DB, tenant string) (list []Outcome) {
 func unsent(t fataler, db *DB, limit int) (ids []string) {
 	t.Helper()
 	list, err := db.Unsent(ctx, limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, o := range list {
 		ids = append(ids, o.EventID)
 	}
@@ -211,329 +229,202 @@ func same(t fataler, what string, got, want any) {
 	}
 }
 
-func TestMappingsAreListedInPagesAndByStatus(t *testing.T) {
-	onBoth(t, testMappingsAreListedInPagesAndByStatus)
-}
-
-func testMappingsAreListedInPagesAndByStatus(t *testing.T) {
-	db := openTest(t)
-	if _, err := db.Mapping(ctx, "a"); !errors.Is(err, ErrNotFound) {
-		t.Fatalf("an unknown tenant gave %v, want ErrNotFound", err)
-	}
-	for _, tenant := range []string{"d", "b", "a", "c", "B"} {
-		finish(t, db, claim(t, db, tenant))
-		pass(db, time.Millisecond)
-	}
-	change(t, db, "b", Deleted, 20)
-	for _, test := range []struct {
-		status Status
-		after  string
-		limit  int
-		want   string
-	}{
-		{"", "", 10, "B a b c d"}, {"", "", 2, "B a"}, {"", "a", 2, "b c"}, {"", "d", 2, ""}, {"", "", 0, ""},
-		{Active, "", 10, "B a c d"}, {Active, "a", 1, "c"}, {Deleted, "", 10, "b"}, {Held, "", 10, ""},
-	} {
-		list, err := db.Mappings(ctx, test.status, test.after, test.limit)
-		if err != nil {
-			t.Fatal(err)
+// insertTenants writes mappings past the rules: id, title and status each.
+func insertTenants(t testing.TB, db *DB, rows ...[3]string) {
+	t.Helper()
+	err := db.transact(ctx, func(ctx context.Context, x *tx) error {
+		for _, r := range rows {
+			m := Mapping{TenantID: r[0], WorkspaceID: "w", Title: r[1], Status: Status(r[2]), Stage: Pending,
+				Generation: 1, CreatedAt: x.now}
+			if err := x.insert(ctx, &m, ""); err != nil {
+				return err
+			}
 		}
-		var got []string
-		for _, m := range list {
-			got = append(got, m.TenantID)
-		}
-		same(t, fmt.Sprintf("%+v", test), strings.Join(got, " "), test.want)
-	}
+		return nil
+	})
+	must(t, err)
 }
 
-func TestUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent(t *testing.T) {
-	onBoth(t, testUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent)
+// held brings a new tenant to where a person has to look: a create of minute 10 has an unknown
+// outcome.
+func held(t fataler, db *DB, tenant string) Claim {
+	t.Helper()
+	c := claim(t, db, tenant)
+	same(t, "stage", fail(t, db, c, Failure{Result: ambiguous.Result, Hold: true}).Stage, Held)
+	return c
 }
 
-func testUncertainAttemptsAreTheUnknownTheOrphanedAndTheLongSent(t *testing.T) {
-	db := openTest(t)
-	finish(t, db, claim(t, db, "made"))
-	fail(t, db, claim(t, db, "refused"), unaccepted)
-	claim(t, db, "crashed")
-	pass(db, time.Millisecond)
-	fail(t, db, claim(t, db, "unknown"), ambiguous)
-	pass(db, time.Millisecond)
-	slept := claim(t, db, "orphaned")
-	pass(db, Lease)
-	finish(t, db, claim(t, db, "orphaned"))
-	finish(t, db, slept)
-	claim(t, db, "young")
-	pass(db, Lease) // exactly: young may still be at work
+// announceState makes an event that shows the mapping as it is committed.
+func announceState(m Mapping) (OutboxEvent, error) {
+	n := note(fmt.Sprintf("%s is %s with %q in generation %d", m.TenantID, m.Status, m.DashboardID,
+		m.Generation))
+	n.OriginalID, n.OriginalTime = m.CreatedEventID, m.CreatedEvent
+	return n, nil
+}
 
-	list, err := db.UncertainAttempts(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
+func resolve(t fataler, db *DB, tenant, dashboardID string) Mapping {
+	t.Helper()
+	m, err := db.Resolve(ctx, tenant, dashboardID, announceState)
+	must(t, err)
+	same(t, "the mapping that Resolve returns", m, mapping(t, db, tenant))
+	return m
+}
+
+func recreate(t fataler, db *DB, tenant string) Mapping {
+	t.Helper()
+	m, err := db.Recreate(ctx, tenant, announceState)
+	must(t, err)
+	same(t, "the mapping that Recreate returns", m, mapping(t, db, tenant))
+	return m
+}
+
+// uncertain lists the tenants of the possible orphans that are not resolved.
+func uncertain(t fataler, db *DB) (tenants []string) {
+	t.Helper()
+	list, err := db.PossibleOrphans(ctx)
+	must(t, err)
 	for _, u := range list {
-		got = append(got, fmt.Sprintf("%s %s %q %s", u.TenantID, u.Outcome, u.Title, u.Status))
+		tenants = append(tenants, u.TenantID)
 	}
-	same(t, "uncertain attempts, oldest first", got, []string{
-		`crashed sent "Dashboard - crashed" creating`, `unknown unknown "Dashboard - unknown" pending`,
-		`orphaned orphaned "Dashboard - orphaned" active`,
-	})
-
-	pass(db, time.Millisecond)
-	if list, _ = db.UncertainAttempts(ctx); len(list) != 4 || list[3].TenantID != "young" {
-		t.Fatalf("an attempt sent longer ago than a lease is not the last of %+v", list)
-	}
+	return tenants
 }
 
-func TestOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
-	onBoth(t, testOutboxIsWrittenWithItsChangeOrNotAtAll)
+// snapshot is all that a write which is refused must leave as it is.
+func snapshot(t fataler, db *DB, tenant string) []any {
+	t.Helper()
+	return []any{mapping(t, db, tenant), attempts(t, db, tenant), unsent(t, db, 100)}
 }
 
-func testOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
-	db := openTest(t)
-	c := claim(t, db, "a")
-	same(t, "after a claim", unsent(t, db, 10), []string(nil))
-	finish(t, db, c)
-	first, err := db.Unsent(ctx, 10)
-	if err != nil {
-		t.Fatal(err)
+var stepNames = map[Step]string{StepDone: "Done", StepCreate: "Create", StepWait: "Wait",
+	StepRecordOutcome: "RecordOutcome", StepRefused: "Refused", StepElsewhere: "Elsewhere"}
+
+// deliver hands an event over once: c, s, r or d for created, suspended, resumed or deleted, and
+// its minute. A created comes as the stored message of the name given; only then is there a claim.
+func deliver(t fataler, db *DB, tenant, event, message string) Claim {
+	t.Helper()
+	n, err := strconv.Atoi(event[1:])
+	must(t, err)
+	if event[0] == 'c' {
+		return begin(t, db, created(tenant, n, message))
 	}
-	same(t, "after the change", first, []Outgoing{{
-		ID: first[0].ID, EventID: "created-" + c.Attempt.ID, TenantID: "a", Type: "dashboard.test", Data: []byte(`{"n":1}`), CreatedAt: at(db.now()),
-	}})
-
-	// An event that cannot be written takes its change with it.
-	b := claim(t, db, "b")
-	before := mapping(t, db, "b")
-	if _, err := db.Finish(ctx, b, "d", 200, note(first[0].EventID)); err == nil {
-		t.Fatal("two events of one id were accepted")
+	before := mapping(t, db, tenant).Status
+	if before == "" {
+		before = Pending // what a tenant's row begins with
 	}
-	f := ambiguous
-	f.Hold, f.HeldNotice = true, note(first[0].EventID)
-	if _, err := db.Fail(ctx, b, f); err == nil {
-		t.Fatal("two events of one id were accepted")
-	}
-	same(t, "the mapping after changes that were rolled back", mapping(t, db, "b"), before)
-	same(t, "the attempt after changes that were rolled back", outcomes(t, db, "b"), []Outcome{Sent})
-	same(t, "the outbox after changes that were rolled back", len(unsent(t, db, 10)), 1)
+	changed := change(t, db, tenant, map[byte]Status{'s': Suspended, 'r': Active, 'd': Deleted}[event[0]], n)
+	same(t, fmt.Sprintf("whether %s changed the status of %q", event, tenant), changed,
+		mapping(t, db, tenant).Status != before)
+	return Claim{}
 }
 
-func TestNothingIsAnnouncedOfATenantDeletedMeanwhile(t *testing.T) {
-	onBoth(t, testNothingIsAnnouncedOfATenantDeletedMeanwhile)
-}
-
-func testNothingIsAnnouncedOfATenantDeletedMeanwhile(t *testing.T) {
-	db := openTest(t)
-	for tenant, end := range map[string]func(Claim){
-		"made":   func(c Claim) { finish(t, db, c) },
-		"failed": func(c Claim) { fail(t, db, c, Failure{Result: unaccepted.Result, Permanent: true}) },
-		"held":   func(c Claim) { fail(t, db, c, Failure{Result: ambiguous.Result, Hold: true}) },
-	} {
-		c := claim(t, db, tenant)
-		change(t, db, tenant, Deleted, 11)
-		end(c)
-		same(t, "the outbox after "+tenant, unsent(t, db, 10), []string(nil))
-		same(t, "the status of "+tenant, mapping(t, db, tenant).Status, Deleted)
-	}
-	same(t, "a dashboard that was made is known", mapping(t, db, "made").DashboardID != "", true)
-}
-
-func TestUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn(t *testing.T) {
-	onBoth(t, testUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn)
-}
-
-func testUnsentKeepsATenantsOrderAndMarkSentTakesOnlyItsOwn(t *testing.T) {
-	db := openTest(t)
-	want := map[string][]string{}
-	for range 3 { // each tenant fails, then starts a new generation
-		for _, tenant := range []string{"b", "a"} {
-			c := begin(t, db, created(tenant, 10, fmt.Sprint("m", len(want[tenant]))))
+// play brings a new tenant into a state: "c10 make d20" is created at minute 10, its dashboard
+// made, deleted at minute 20.
+func play(t fataler, db *DB, tenant, script string) {
+	t.Helper()
+	var c Claim
+	for _, step := range strings.Fields(script) {
+		switch step {
+		case "make":
+			same(t, "recorded", finish(t, db, c), true)
+		case "retry":
+			fail(t, db, c, unaccepted)
+		case "later":
+			f := unaccepted
+			f.RetryAfter = maxRetry
+			fail(t, db, c, f)
+		case "hold":
+			fail(t, db, c, Failure{Result: ambiguous.Result, Hold: true})
+		case "refuse":
 			fail(t, db, c, Failure{Result: unaccepted.Result, Permanent: true})
-			want[tenant] = append(want[tenant], "failed-"+c.Attempt.ID)
+		case "lapse":
+			pass(db, Lease)
+		default:
+			c = deliver(t, db, tenant, step, step)
 		}
 	}
-	list, err := db.Unsent(ctx, 100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string][]string{}
-	for _, o := range list {
-		got[o.TenantID] = append(got[o.TenantID], o.EventID)
-	}
-	same(t, "each tenant's events", got, want)
-
-	// A row is found although younger ones were sent before it.
-	if err := db.MarkSent(ctx, []int64{list[0].ID, list[3].ID, list[5].ID}); err != nil {
-		t.Fatal(err)
-	}
-	same(t, "what is left", unsent(t, db, 100), []string{list[1].EventID, list[2].EventID, list[4].EventID})
-	same(t, "what is left, two at most", unsent(t, db, 2), []string{list[1].EventID, list[2].EventID})
-	if err := db.MarkSent(ctx, nil); err != nil {
-		t.Fatal(err)
-	}
-	same(t, "after marking none", len(unsent(t, db, 100)), 3)
 }
 
-func TestPruneSentDeletesOnlyWhatWasSentLongAgo(t *testing.T) {
-	onBoth(t, testPruneSentDeletesOnlyWhatWasSentLongAgo)
+// want is the run that an event asks for.
+func want(workspace, event string) Run {
+	return Run{WorkspaceID: workspace, EventID: event, FromPeriod: "2026-01", ToPeriod: "2026-03"}
 }
 
-func testPruneSentDeletesOnlyWhatWasSentLongAgo(t *testing.T) {
-	db := openTest(t)
-	for _, tenant := range []string{"a", "b", "c", "d", "waits"} {
-		finish(t, db, claim(t, db, tenant))
-	}
-	list, err := db.Unsent(ctx, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	send := func(from, to int) {
-		for _, o := range list[from:to] {
-			if err := db.MarkSent(ctx, []int64{o.ID}); err != nil {
-				t.Fatal(err)
-			}
+// startRun begins the run that an event asks for, in workspace w.
+func startRun(t fataler, db *DB, event string) *Run {
+	t.Helper()
+	run, err := db.StartRun(ctx, want("w", event), db.now(), false)
+	must(t, err)
+	return &run
+}
+
+// row is a total of 2026-03.
+func row(tenant, credits string, requests int64) UsageRow {
+	return UsageRow{TenantID: tenant, Period: "2026-03", Credits: credits, Requests: requests}
+}
+
+// record records rows as the run's next page.
+func record(t fataler, db *DB, run *Run, rows ...UsageRow) {
+	t.Helper()
+	must(t, db.RecordPages(ctx, run, []Page{{Number: run.NextPage, Rows: rows}}))
+}
+
+func endRun(t fataler, db *DB, run *Run, status RunStatus) {
+	t.Helper()
+	var err error
+	if status == RunDone {
+		var tenants int
+		if tenants, err = db.RunTenants(ctx, run); err == nil {
+			err = db.CompleteRun(ctx, run, OutboxEvent{
+				EventID: "synced-" + run.EventID, Type: "usage.synced",
+				Data: fmt.Appendf(nil, `{"tenants":%d}`, tenants),
+			})
 		}
+	} else {
+		err = db.EndRun(ctx, run, status, "")
 	}
-	send(0, 3)
-	pass(db, time.Hour)
-	send(3, 4)
-	for _, test := range []struct {
-		after time.Duration
-		limit int
-		left  int
-	}{{0, 10, 5}, {time.Millisecond, 2, 3}, {0, 2, 2}, {0, 2, 2}, {time.Hour, 10, 1}, {1000 * time.Hour, 10, 1}} {
-		pass(db, test.after)
-		if err := db.PruneSent(ctx, time.Hour, test.limit); err != nil {
-			t.Fatal(err)
-		}
-		var left int
-		if err := db.read.GetContext(ctx, &left, "SELECT COUNT(*) FROM outbox"); err != nil {
-			t.Fatal(err)
-		}
-		same(t, fmt.Sprintf("rows left after %+v", test), left, test.left)
-	}
-	same(t, "unsent", unsent(t, db, 10), []string{list[4].EventID})
+	must(t, err)
 }
 
-func TestALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped(t *testing.T) {
-	onBoth(t, testALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped)
-}
-
-func testALeaseHasOneHolderAndPassesOnAfterItsTimeOrWhenDropped(t *testing.T) {
-	db := openTest(t)
-	take := func(name, holder string, want bool) {
-		t.Helper()
-		got, err := db.TakeLease(ctx, name, holder, time.Minute)
-		if err != nil || got != want {
-			t.Fatalf("%s takes %s: %v, %v; want %v", holder, name, got, err, want)
-		}
-	}
-	drop := func(name, holder string) {
-		t.Helper()
-		if err := db.DropLease(ctx, name, holder); err != nil {
-			t.Fatal(err)
-		}
-	}
-	take("relay", "a", true)
-	take("relay", "b", false)
-	take("sync", "b", true)
-	pass(db, 50*time.Second)
-	take("relay", "a", true) // prolonged, to 1:50
-	pass(db, time.Minute)
-	take("relay", "b", false) // 1:50 is not after 1:50
-	pass(db, time.Millisecond)
-	take("relay", "b", true)
-	take("relay", "a", false)
-	drop("relay", "a") // has it no longer
-	take("relay", "a", false)
-	drop("relay", "b")
-	take("relay", "a", true)
-}
-
-// What was to end before begins anew, so that nobody waits longer than a lease or the longest retry.
-func TestAClockThatIsSetBackStopsNothingForLong(t *testing.T) {
-	onBoth(t, testAClockThatIsSetBackStopsNothingForLong)
-}
-
-func testAClockThatIsSetBackStopsNothingForLong(t *testing.T) {
-	db := openTest(t)
-	claim(t, db, "killed")
-	fail(t, db, claim(t, db, "put off"), Failure{Result: ambiguous.Result, Retry: 10 * time.Second, Most: 10})
-	take := func(holder string, want bool) {
-		t.Helper()
-		if got, err := db.TakeLease(ctx, "relay", holder, 20*time.Second); err != nil || got != want {
-			t.Fatalf("%s takes the lease: %v, %v; want %v", holder, got, err, want)
-		}
-	}
-	take("killed", true)
-	pass(db, -time.Second)
-	take("beside it", false) // a little is no jump
-	pass(db, -time.Hour)
-	take("next", true)
-	for tenant, longest := range map[string]time.Duration{"killed": Lease, "put off": maxRetry} {
-		c := begin(t, db, created(tenant, 10, "m-"+tenant))
-		same(t, tenant, []any{c.Step, c.Wait}, []any{Wait, longest})
-	}
-	pass(db, Lease)
-	claim(t, db, "killed")
-	pass(db, maxRetry-Lease)
-	claim(t, db, "put off")
-}
-
-func TestATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun(t *testing.T) {
-	onBoth(t, testATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun)
-}
-
-func testATenantIsClaimedOnlyForTheWorkspaceWhereItWasBegun(t *testing.T) {
-	db := openTest(t)
-	fail(t, db, claim(t, db, "a"), unaccepted)
-	e := created("a", 20, "of another workspace")
-	e.WorkspaceID = "other"
-	c := begin(t, db, e)
-	same(t, "step, stage and workspace", []any{c.Step, c.Mapping.Stage, c.Mapping.WorkspaceID}, []any{Elsewhere, Pending, "w"})
-	same(t, "attempts", outcomes(t, db, "a"), []Outcome{NotAccepted})
-	e.Entered = "w"
-	c = begin(t, db, e)
-	same(t, "step and workspace for the one that it is in", []any{c.Step, c.Attempt.WorkspaceID}, []any{Create, "w"})
-}
-
-func TestEachColumnOfAMappingIsSavedAlone(t *testing.T) {
-	onBoth(t, func(t *testing.T) {
-		db := openTest(t)
-		claim(t, db, "a")
-		fields := reflect.TypeFor[Mapping]()
-		for i := range fields.NumField() {
-			field := fields.Field(i)
-			if slices.Contains([]string{"TenantID", "CreatedAt", "UpdatedAt"}, field.Name) { // which never change, or always
-				continue
-			}
-			for _, zero := range []bool{false, true} {
-				var want Mapping
-				err := db.update(ctx, func(ctx context.Context, x *tx) error {
-					m, err := x.known(ctx, "a")
-					if err != nil {
-						return err
-					}
-					switch v := reflect.ValueOf(&m.Mapping).Elem().Field(i).Addr().Interface().(type) {
-					case *Status:
-						*v = map[bool]Status{false: Held, true: Failed}[zero]
-					case *string:
-						*v = map[bool]string{false: "other"}[zero]
-					case *int:
-						*v = map[bool]int{false: 7}[zero]
-					case *int64:
-						*v = map[bool]int64{false: 7}[zero]
-					case *Time:
-						*v = map[bool]Time{false: at(db.now().Add(time.Hour))}[zero]
-					}
-					err = x.save(ctx, m)
-					want = m.Mapping
-					return err
-				})
-				if err != nil {
-					t.Fatal(field.Name, err)
-				}
-				same(t, field.Name, mapping(t, db, "a"), want)
-			}
-		}
+// usage reads what is recorded, as tenant=credits/requests.
+func usage(t fataler, db *DB, f UsageFilter) (list []string) {
+	t.Helper()
+	err := db.EachUsage(ctx, f, func(u Usage) error {
+		list = append(list, fmt.Sprintf("%s=%s/%d", u.TenantID, u.Credits, u.Requests))
+		return nil
 	})
+	must(t, err)
+	return list
+}
+
+// syncedAt is when each tenant's value was first read, by the minute since the clock of openTest
+// began.
+func syncedAt(t fataler, db *DB) map[string]float64 {
+	t.Helper()
+	times := map[string]float64{}
+	err := db.EachUsage(ctx, UsageFilter{}, func(u Usage) error {
+		times[u.TenantID] = u.SyncedAt.Sub(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)).Minutes()
+		return nil
+	})
+	must(t, err)
+	return times
+}
+
+// storedRun reads the event's run in workspace w as it is recorded.
+func storedRun(t fataler, db *DB, event string) Run {
+	t.Helper()
+	list, err := db.Runs(ctx, event, 10)
+	must(t, err)
+	for _, r := range list {
+		if r.WorkspaceID == "w" {
+			return r
+		}
+	}
+	return Run{}
+}
+
+// count counts the rows that a query's WHERE selects.
+func count(t fataler, db *DB, from string) (n int) {
+	t.Helper()
+	must(t, db.read.GetContext(ctx, &n, "SELECT COUNT(*) FROM "+from))
+	return n
 }

@@ -3,10 +3,7 @@ package repo
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-
-	"github.com/pressly/goose/v3"
 )
 
 // Search selects mappings for people. A field that is empty selects all.
@@ -16,51 +13,48 @@ type Search struct {
 	Name     string // how the title begins, in any case, "Dashboard - " before it left out; orders by it
 }
 
-// Part is a part of a list that is in one order: at most Limit rows that come after one of them, or before it.
-type Part struct {
+// Cursor is a part of a list that is in one order: at most Limit rows that come after one of them,
+// or before it.
+type Cursor struct {
 	After, Before string // tenant ids; at most one of them
 	Limit         int
 }
 
-// lastCharacter sorts behind all that a text goes on with.
-const lastCharacter = "\U0010ffff"
+// maxCharacter sorts after any other character, so that text+maxCharacter ends the range of texts
+// that begin with text.
+const maxCharacter = "\U0010ffff"
 
-// name is the expression of the index tenant_dashboards_name over a title.
+// name is the expression of the index tenant_dashboards_name over a title. The index needs the very
+// same text.
 func (db *DB) name(title string) string {
-	text := "substr(lower(replace(" + title + ", 'Dashboard - ', '')), 1, 100)"
-	if db.dialect == goose.DialectPostgres {
-		text += ` COLLATE "C"`
-	}
-	return text
+	return "substr(lower(replace(" + title + ", 'Dashboard - ', '')), 1, 100)" + db.dialect.collate
 }
 
-// Search reads a part of the mappings that s selects, in the order of tenant ids, or of names when it selects by them.
-func (db *DB) Search(ctx context.Context, s Search, p Part) ([]Mapping, error) {
-	var cursor Mapping
-	if id := p.After + p.Before; id != "" {
-		cursor.TenantID = id
-		if s.Name != "" {
-			var err error
-			if cursor, err = db.Mapping(ctx, id); errors.Is(err, ErrNotFound) {
-				return nil, nil
-			} else if err != nil {
-				return nil, err
-			}
+// Search reads a part of the mappings that s selects, in the order of tenant ids, or of names when
+// it selects by them. It reads no more rows than it returns, apart from those that a filter by
+// status leaves out, however many tenants there are.
+func (db *DB) Search(ctx context.Context, s Search, p Cursor) ([]Mapping, error) {
+	cursor := Mapping{TenantID: p.After + p.Before}
+	if cursor.TenantID != "" && s.Name != "" {
+		var err error
+		if cursor, err = db.Mapping(ctx, cursor.TenantID); errors.Is(err, ErrNotFound) {
+			return nil, nil
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	query, args := db.searchQuery(s, p, cursor)
-	var list []Mapping
-	if err := db.read.SelectContext(ctx, &list, db.read.Rebind(query), args...); err != nil {
-		return nil, fmt.Errorf("searching for tenants: %w", err)
-	}
+	rows, err := list[Mapping](ctx, db.read, "search for tenants", query, args...)
 	if p.Before != "" {
-		slices.Reverse(list)
+		slices.Reverse(rows)
 	}
-	return list, nil
+	return rows, err
 }
 
-func (db *DB) searchQuery(s Search, p Part, cursor Mapping) (query string, args []any) {
-	query = "SELECT " + mappingColumns + " FROM tenant_dashboards WHERE "
+// searchQuery makes a query that reads an index in its order, from where the page begins. cursor is
+// the mapping of p.After or p.Before; its title is used only when s selects by name.
+func (db *DB) searchQuery(s Search, p Cursor, cursor Mapping) (query string, args []any) {
+	query = selectMapping + " WHERE "
 	where := func(text string, values ...any) {
 		if len(args) > 0 {
 			query += " AND "
@@ -71,34 +65,34 @@ func (db *DB) searchQuery(s Search, p Part, cursor Mapping) (query string, args 
 	if p.Before != "" {
 		than, direction = "<", " DESC"
 	}
+	title, value := db.name("title"), db.name("?")
 	if s.Name != "" {
-		order = db.name("title") + direction + ", tenant_id"
+		order = title + direction + ", tenant_id"
 		if p.After == "" { // else they come after one that begins so
-			where(db.name("title")+" >= "+db.name("?"), s.Name)
+			where(title+" >= "+value, s.Name)
 		}
 		if p.Before == "" {
-			where(db.name("title")+" < "+db.name("?")+" || '"+lastCharacter+"'", s.Name)
+			where(title+" < "+value+" || '"+maxCharacter+"'", s.Name)
 		}
 	}
 	if s.TenantID != "" {
-		where("tenant_id >= ? AND tenant_id < ?", s.TenantID, s.TenantID+lastCharacter)
+		where("tenant_id >= ? AND tenant_id < ?", s.TenantID, s.TenantID+maxCharacter)
 	}
 	switch {
 	case s.Status == "":
 	case s.Name != "":
-		where("status || '' = ?", s.Status) // no other index is to be taken for it: their rows would have to be sorted
+		// An expression, so that the index by status is not used: its rows would have to be sorted.
+		where("status || '' = ?", s.Status)
 	default:
 		where("status = ?", s.Status)
 	}
 	switch {
+	case cursor.TenantID == "" && len(args) == 0:
+		where("tenant_id > ?", "")
 	case cursor.TenantID == "":
-		if len(args) == 0 {
-			where("tenant_id > ?", "")
-		}
-	case s.Name != "":
-		// SQLite finds its place in the index by this, and not by a comparison of rows.
-		title, cursorName := db.name("title"), db.name("?")
-		where(title+" "+than+"= "+cursorName+" AND ("+title+" "+than+" "+cursorName+" OR tenant_id "+than+" ?)", cursor.Title, cursor.Title, cursor.TenantID)
+	case s.Name != "": // SQLite finds its place in the index by this, and not by a comparison of rows
+		where(title+" "+than+"= "+value+" AND ("+title+" "+than+" "+value+" OR tenant_id "+than+" ?)",
+			cursor.Title, cursor.Title, cursor.TenantID)
 	default:
 		where("tenant_id "+than+" ?", cursor.TenantID)
 	}

@@ -10,23 +10,23 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
 
-func TestTransactionsAndStatementsAreSpansWithinTheCallersAlone(t *testing.T) {
-	onBoth(t, func(t *testing.T) {
-		db := openTest(t)
+func TestTraceSpansOnlyWithinACallersSpan(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
 		exporter := tracetest.NewInMemoryExporter()
 		provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
 		begin := func(ctx context.Context, tenantID string) {
 			t.Helper()
-			if _, err := db.Begin(ctx, Created{TenantID: tenantID, WorkspaceID: "ws", Title: "Confidential", EventID: "e", EventTime: db.now(), Message: "1-1"}, false); err != nil {
+			if _, err := db.Begin(ctx, Created{TenantID: tenantID, WorkspaceID: "ws", Title: "Confidential",
+				EventID: "e", EventTime: db.now(), Message: "1-1"}, false); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := db.Mapping(ctx, "nobody"); !errors.Is(err, ErrNotFound) {
+			if _, err := db.Mapping(ctx, "none"); !errors.Is(err, ErrNotFound) {
 				t.Fatal(err)
 			}
 		}
 		begin(ctx, "org-1")
 		if spans := exporter.GetSpans(); len(spans) > 0 {
-			t.Errorf("spans of nobody's: %v", spans)
+			t.Errorf("spans without a caller: %v", spans)
 		}
 		within, caller := provider.Tracer("test").Start(ctx, "caller")
 		begin(within, "org-2")
@@ -34,7 +34,8 @@ func TestTransactionsAndStatementsAreSpansWithinTheCallersAlone(t *testing.T) {
 		var names []string
 		system, lock, save := "sqlite", "SELECT tenant_dashboards", "INSERT tenant_dashboards"
 		if db.group == nil { // where a row must be there to be locked
-			system, lock, save = "postgresql", "SELECT tenant_dashboards, INSERT tenant_dashboards, SELECT tenant_dashboards", "UPDATE tenant_dashboards"
+			system, save = "postgresql", "UPDATE tenant_dashboards"
+			lock = "SELECT tenant_dashboards, INSERT tenant_dashboards, SELECT tenant_dashboards"
 		}
 		for _, s := range exporter.GetSpans() { // in the order of their end
 			names = append(names, s.Name)
@@ -43,7 +44,8 @@ func TestTransactionsAndStatementsAreSpansWithinTheCallersAlone(t *testing.T) {
 			}
 			for _, a := range s.Attributes {
 				text := a.Value.AsString()
-				if strings.Contains(text, "org-2") || strings.Contains(text, "Confidential") || a.Key == "db.system.name" && text != system {
+				if strings.Contains(text, "org-2") || strings.Contains(text, "Confidential") ||
+					a.Key == "db.system.name" && text != system {
 					t.Errorf("%s has %s=%s", s.Name, a.Key, text)
 				}
 			}
@@ -54,7 +56,7 @@ func TestTransactionsAndStatementsAreSpansWithinTheCallersAlone(t *testing.T) {
 	})
 }
 
-func TestStatementsAreSummedUp(t *testing.T) {
+func TestTraceSummarizesStatements(t *testing.T) {
 	for query, want := range map[string]string{
 		"SELECT a, b FROM tenants WHERE c = ?":                                   "SELECT tenants",
 		"SELECT EXISTS (SELECT 1 FROM attempts\n\t\tWHERE a = ?)":                "SELECT attempts",
@@ -66,7 +68,7 @@ func TestStatementsAreSummedUp(t *testing.T) {
 		"SELECT COUNT(*) FROM (SELECT DISTINCT u.tenant_id FROM tenant_usage) d": "SELECT tenant_usage",
 		"SELECT clock_timestamp()":                                               "SELECT",
 	} {
-		operation, table := summary(query)
+		operation, table := summarize(query)
 		same(t, query, strings.TrimSpace(operation+" "+table), want)
 	}
 }

@@ -2,6 +2,7 @@ package schema_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"maps"
 	"path"
@@ -13,30 +14,22 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v3"
 
+	"papermap-worker/events"
 	"papermap-worker/schema"
 	"papermap-worker/schema/schematest"
 )
 
-// subjects are those of the contract, under the default prefix.
-var subjects = []string{
-	"papermap.events.tenant.created",
-	"papermap.events.tenant.suspended",
-	"papermap.events.tenant.resumed",
-	"papermap.events.tenant.deleted",
-	"papermap.events.usage.sync",
-	"papermap.events.dashboard.created",
-	"papermap.events.dashboard.failed",
-	"papermap.events.dashboard.held",
-	"papermap.events.usage.synced",
-	"papermap.dead.tenant.created",
-	"papermap.dead.tenant.suspended",
-	"papermap.dead.tenant.resumed",
-	"papermap.dead.tenant.deleted",
-	"papermap.dead.usage.sync",
-	"papermap.rpc.embed-token",
-	"papermap.rpc.embed-token.{tenant}",
-	"papermap.rpc.dashboard",
-	"papermap.rpc.usage",
+// subjects returns the contract's subjects, under the default prefix.
+func subjects() []string {
+	s := events.Subjects{Prefix: "papermap"}
+	list := []string{s.RPC("embed-token"), s.RPC("embed-token.{tenant}"), s.RPC("dashboard"), s.RPC("usage")}
+	for _, t := range events.Types {
+		list = append(list, s.Event(t.Name))
+		if t.Consumer != "" {
+			list = append(list, s.Dead(t.Name))
+		}
+	}
+	return list
 }
 
 func TestSchemasAcceptTheirExamples(t *testing.T) {
@@ -118,12 +111,13 @@ func TestAsyncAPINamesEverySubjectOnce(t *testing.T) {
 		named = append(named, addresses(address, channel["parameters"])...)
 	}
 	slices.Sort(named)
-	if d := cmp.Diff(slices.Sorted(slices.Values(subjects)), named); d != "" {
+	if d := cmp.Diff(slices.Sorted(slices.Values(subjects())), named); d != "" {
 		t.Errorf("subjects (-contract +asyncapi.yaml):\n%s", d)
 	}
 }
 
-// addresses are the subjects that a channel's address stands for, where its parameter lists its values.
+// addresses are the subjects that a channel's address stands for, where its parameter lists its
+// values.
 func addresses(address string, parameters any) []string {
 	known, _ := parameters.(map[string]any)
 	for name, value := range known {
@@ -155,6 +149,43 @@ func TestEveryChannelHasAnOperation(t *testing.T) {
 	}
 }
 
+func TestAsyncAPIDescribesEachTypeOfEvent(t *testing.T) {
+	doc := asyncAPI(t)
+	operations := map[string]map[string]any{} // by the address of their channel
+	for _, value := range doc["operations"].(map[string]any) {
+		operation := value.(map[string]any)
+		address, _ := resolve(doc, operation["channel"]).(map[string]any)["address"].(string)
+		operations[address] = operation
+	}
+	for _, eventType := range events.Types {
+		operation, ok := operations["papermap.events."+eventType.Name]
+		if !ok {
+			t.Errorf("%s: no operation", eventType.Name)
+			continue
+		}
+		action := "send"
+		if eventType.Consumer != "" {
+			action = "receive"
+		}
+		if operation["action"] != action {
+			t.Errorf("%s: action %v, want %s", eventType.Name, operation["action"], action)
+		}
+		bindings := resolve(doc, operation["bindings"]).(map[string]any)["nats"].(map[string]any)
+		if consumer, _ := bindings["x-consumer"].(string); consumer != eventType.Consumer {
+			t.Errorf("%s: x-consumer %q, want %q", eventType.Name, consumer, eventType.Consumer)
+		}
+		described := false
+		channel := resolve(doc, operation["channel"]).(map[string]any)
+		for _, message := range channel["messages"].(map[string]any) {
+			payload := fmt.Sprint(resolve(doc, message).(map[string]any)["payload"])
+			described = described || strings.Contains(payload, "./events/"+eventType.Name+".json")
+		}
+		if !described {
+			t.Errorf("%s: no message of its channel has the schema events/%[1]s.json", eventType.Name)
+		}
+	}
+}
+
 func TestAsyncAPIReferencesResolve(t *testing.T) {
 	doc := asyncAPI(t)
 	referred := map[string]bool{}
@@ -168,7 +199,7 @@ func TestAsyncAPIReferencesResolve(t *testing.T) {
 					if _, err := schematest.Compile(file); err != nil {
 						t.Errorf("%s: %v", at, err)
 					}
-				} else if !resolves(doc, ref) {
+				} else if resolve(doc, value) == nil {
 					t.Errorf("%s: %s is not there", at, ref)
 				}
 			}
@@ -176,7 +207,7 @@ func TestAsyncAPIReferencesResolve(t *testing.T) {
 				walk(at+"/"+name, within)
 			}
 		case nil:
-			if at != "#/channels/inbox/address" { // often a comma that wants quotes
+			if at != "#/channels/inbox/address" { // often a comma that needs quotes
 				t.Errorf("%s has no value", at)
 			}
 		case []any:
@@ -202,15 +233,18 @@ func TestAsyncAPIReferencesResolve(t *testing.T) {
 	}
 }
 
-// resolves says whether a JSON pointer such as #/components/messages/error leads to something.
-func resolves(doc map[string]any, ref string) bool {
+// resolve returns what a reference such as {$ref: "#/components/messages/error"} leads to, or nil.
+func resolve(doc map[string]any, reference any) any {
+	r, _ := reference.(map[string]any)
+	ref, _ := r["$ref"].(string)
+	path, local := strings.CutPrefix(ref, "#/")
+	if !local {
+		return nil
+	}
 	var value any = doc
-	for _, name := range strings.Split(ref, "/")[1:] {
-		within, ok := value.(map[string]any)
-		if !ok || within[name] == nil {
-			return false
-		}
+	for _, name := range strings.Split(path, "/") {
+		within, _ := value.(map[string]any)
 		value = within[name]
 	}
-	return strings.HasPrefix(ref, "#/")
+	return value
 }

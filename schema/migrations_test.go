@@ -8,15 +8,16 @@ import (
 	"testing"
 )
 
-// adds are the statements that leave everything that was there as it was, so that the program of before goes on working
-// beside the new one during a rolling restart.
+// adds are the statements that leave everything that existed as it was, so that the previous
+// version keeps working beside the new one during a rolling restart.
 var adds = []*regexp.Regexp{
 	regexp.MustCompile(`^CREATE TABLE \w+ \(`),
-	regexp.MustCompile(`^CREATE INDEX \w+ ON `), // one that is unique might refuse what the program of before writes
+	// a unique one might refuse what the previous version writes
+	regexp.MustCompile(`^CREATE INDEX \w+ ON `),
 	regexp.MustCompile(`^ALTER TABLE \w+ ADD COLUMN \w+ [^,]+$`),
 }
 
-// exceptions are statements that do not only add, each with the reason why it does no harm.
+// exceptions are statements that do not only add, each with the reason why it is harmless.
 var exceptions = map[string]string{
 	"sqlite/00002_settle_and_usage.sql: DROP TABLE tenant_usage":          "no program before this migration ever wrote to the table, and the next statement makes it anew",
 	"sqlite/00004_unsettled.sql: DROP INDEX provision_attempts_uncertain": "no program runs beside the new one on an SQLite file, and one that is put back only takes longer to count",
@@ -42,7 +43,8 @@ func TestMigrationsOnlyEverAdd(t *testing.T) {
 			if exceptions[named] != "" {
 				used[named] = true
 			} else if !onlyAdds(statement) {
-				t.Errorf("%s\nmay break a program that runs beside the new one: migrations only ever add", named)
+				t.Errorf("%s\nmay break a program that runs beside the new one: migrations only ever add",
+					named)
 			}
 		}
 	}
@@ -53,7 +55,7 @@ func TestMigrationsOnlyEverAdd(t *testing.T) {
 	}
 }
 
-// Who judges the migrations is judged by statements that a migration might have.
+// The check of migrations is itself checked, with statements that a migration might have.
 func TestStatementsThatDoNotOnlyAddAreSeen(t *testing.T) {
 	const text = `-- DROP TABLE before;
 -- +goose Up
@@ -82,18 +84,20 @@ DROP TABLE a;
 	statements := up(text)
 	i := slices.IndexFunc(statements, func(s string) bool { return !onlyAdds(s) })
 	if len(statements) != 17 || i != 4 || slices.ContainsFunc(statements[i:], onlyAdds) {
-		t.Errorf("of %d statements the first 4 only add; number %d was refused first:\n%s", len(statements), i+1, strings.Join(statements, "\n"))
+		t.Errorf("of %d statements the first 4 only add; number %d was refused first:\n%s", len(statements),
+			i+1, strings.Join(statements, "\n"))
 	}
 }
 
 func onlyAdds(statement string) bool {
-	if strings.HasPrefix(statement, "ALTER") && (strings.Contains(statement, " NOT NULL") && !strings.Contains(statement, " DEFAULT ") || strings.Contains(statement, " UNIQUE")) {
-		return false // who does not know the column cannot insert a row, or not a second one
+	if strings.HasPrefix(statement, "ALTER") && (strings.Contains(statement, " NOT NULL") &&
+		!strings.Contains(statement, " DEFAULT ") || strings.Contains(statement, " UNIQUE")) {
+		return false // a version without the column could not insert a row, or not a second one
 	}
 	return slices.ContainsFunc(adds, func(form *regexp.Regexp) bool { return form.MatchString(statement) })
 }
 
-// up are the statements by which a migration goes forward, each on one line, without comments.
+// up are the statements of a migration's Up part, each on one line, without comments.
 func up(text string) []string {
 	_, text, _ = strings.Cut(text, "-- +goose Up\n")
 	text, _, _ = strings.Cut(text, "-- +goose Down\n")

@@ -1,8 +1,13 @@
-// Package schema holds the database's migrations and applies them.
+// Package schema holds the database's migrations and applies them, and the contract for machines: a
+// JSON Schema for each event (contract.go).
 //
-// There is one folder of goose migrations for each kind of database, with the same tables and the same numbers.
-// Migrations only add within a major version of the program; on SQLite, which has one worker, one may replace an index. A
-// database that is newer than the program is refused: goose by itself would run happily against it.
+//	names, err := schema.Migrate(ctx, db, goose.DialectPostgres) // at start, or by `migrate`
+//	err = schema.Check(ctx, db, goose.DialectPostgres)           // by commands that must not migrate
+//
+// There is one folder of goose migrations for each kind of database, with the same tables and the
+// same numbers. Migrations only add within a major version of the program; on SQLite, which has one
+// worker, one may replace an index. A database that is newer than the program is refused: goose by
+// itself would accept it.
 package schema
 
 import (
@@ -23,9 +28,10 @@ import (
 var migrations embed.FS
 
 // ErrNewer means that the database was migrated by a newer program.
-var ErrNewer = errors.New("the database is newer than this program: run the newer version, or restore a backup")
+var ErrNewer = errors.New(
+	"the database is newer than this program: run the newer version, or restore a backup")
 
-// ErrBehind means that the database needs migrations that were not applied.
+// ErrBehind means that the database needs migrations that have not been applied.
 var ErrBehind = errors.New("the database is behind this program: run `papermap-worker migrate`")
 
 // Migration is one step of the database's history.
@@ -58,14 +64,15 @@ func Migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]string, 
 			return names, nil
 		}
 		if err != nil {
-			return names, fmt.Errorf("migrating the database: %w", err)
+			return names, fmt.Errorf("migrate the database: %w", err)
 		}
 		names = append(names, step.Source.Path)
 		failpoint.Hit(failpoint.Migrated)
 	}
 }
 
-// Check returns nil when the database is at this program's version, else an error that wraps [ErrNewer] or [ErrBehind].
+// Check returns nil when the database is at this program's version, else an error that wraps
+// [ErrNewer] or [ErrBehind].
 func Check(ctx context.Context, db *sql.DB, dialect goose.Dialect) error {
 	p, err := provider(db, dialect)
 	if err != nil {
@@ -82,40 +89,43 @@ func Status(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]Migration
 	}
 	states, err := p.Status(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reading the state of migrations: %w", err)
+		return nil, fmt.Errorf("read the state of migrations: %w", err)
 	}
 	var list []Migration
 	for _, s := range states {
-		list = append(list, Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied})
+		list = append(list, Migration{s.Source.Version, s.Source.Path, s.State == goose.StateApplied})
 	}
 	return list, nil
 }
 
-// lockID is any number that nothing else in the database locks.
+// lockID is an arbitrary number that nothing else in the database locks.
 const lockID = 0x706d772d6d6967
 
-// lock keeps other replicas that start at the same time from migrating with us. goose has such a lock, but looks at
-// its own table before it takes it.
+// lock keeps other replicas that start at the same time from migrating with us. goose has such a
+// lock, but reads its own table before taking it.
 func lock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to migrate the database: %w", err)
+		return nil, fmt.Errorf("connect to migrate the database: %w", err)
 	}
 	for {
 		var locked bool
-		if err := conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock($1)", lockID).Scan(&locked); err != nil {
-			return nil, errors.Join(fmt.Errorf("locking the database to migrate it: %w", err), conn.Close())
+		err := conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock($1)", lockID).Scan(&locked)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("lock the database to migrate it: %w", err), conn.Close())
 		}
 		if locked {
 			return func() {
-				_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", lockID) // it fails only with the connection, which takes the lock along
+				// It fails only if the connection does, which releases the lock.
+				_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", lockID)
 				_ = conn.Close()
 			}, nil
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("waiting for another replica that migrates the database: %w", ctx.Err()), conn.Close())
+			err := fmt.Errorf("wait for another replica that migrates the database: %w", ctx.Err())
+			return nil, errors.Join(err, conn.Close())
 		}
 	}
 }
@@ -124,7 +134,7 @@ func check(ctx context.Context, p *goose.Provider) error {
 	current, target, err := p.GetVersions(ctx)
 	switch {
 	case err != nil:
-		return fmt.Errorf("reading the database's version: %w", err)
+		return fmt.Errorf("read the database's version: %w", err)
 	case current > target:
 		return fmt.Errorf("database version %d, program version %d: %w", current, target, ErrNewer)
 	case current < target:
@@ -134,14 +144,17 @@ func check(ctx context.Context, p *goose.Provider) error {
 }
 
 func provider(db *sql.DB, dialect goose.Dialect) (*goose.Provider, error) {
-	folder := map[goose.Dialect]string{goose.DialectSQLite3: "sqlite", goose.DialectPostgres: "postgres"}[dialect]
+	folder := "sqlite"
+	if dialect == goose.DialectPostgres {
+		folder = "postgres"
+	}
 	files, err := fs.Sub(migrations, folder)
 	if err != nil {
-		return nil, fmt.Errorf("reading migrations for %s: %w", dialect, err)
+		return nil, fmt.Errorf("read migrations for %s: %w", dialect, err)
 	}
 	p, err := goose.NewProvider(dialect, db, files)
 	if err != nil {
-		return nil, fmt.Errorf("preparing migrations for %s: %w", dialect, err)
+		return nil, fmt.Errorf("prepare migrations for %s: %w", dialect, err)
 	}
 	return p, nil
 }

@@ -2,49 +2,61 @@ package worker
 
 import (
 	"context"
-	"fmt"
+	"log/slog"
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
 	"papermap-worker/worker/failpoint"
 )
 
-// change records that a tenant is suspended, resumed or deleted. It needs no API, and so goes on during a pause.
-func (w *Worker) change(ctx context.Context, e events.Event, data events.TenantChange) error {
-	about(ctx, data.TenantID)
-	ws, err := w.knownWorkspace(data.WorkspaceID)
+// accessHandler handles tenant.suspended, tenant.resumed and tenant.deleted. It calls no API, so no
+// pause delays it.
+type accessHandler struct {
+	workspaces workspaces
+	db         *repo.DB
+	log        *slog.Logger
+	changed    func(tenantID string) // called after each change, so that no replica mints by the old mapping
+}
+
+func (a *accessHandler) handleAccess(ctx context.Context, e events.Event, data events.TenantChange) error {
+	ws, err := a.workspaces.ofEvent(data.WorkspaceID)
 	if err != nil {
 		return err
 	}
-	to, ok := ChangedTo(e.Type)
+	to, ok := AccessStatus(e.Type)
 	if !ok {
-		return &events.Permanent{Code: "UNKNOWN_TYPE", Err: fmt.Errorf("no handler for events of type %s", e.Type)}
+		return unknownType(e)
 	}
 	failpoint.Hit(failpoint.ChangeBegin)
-	changed, err := w.db.Change(ctx, repo.Change{TenantID: data.TenantID, WorkspaceID: ws.ID, To: to, EventTime: e.Time})
+	changed, err := a.db.Change(ctx, repo.Change{
+		TenantID: data.TenantID, WorkspaceID: ws.ID, To: to, EventTime: e.Time,
+	})
 	if err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.ChangeDone)
 	if changed {
-		w.changed(data.TenantID)
-		w.log.InfoContext(ctx, "a tenant's access changed", "tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
+		a.changed(data.TenantID)
+		a.log.InfoContext(ctx, "a tenant's access changed",
+			"tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
 	}
 	return nil
 }
 
-// ChangedTo is the status that an event about a tenant's access asks for; ok is false for any other type.
-func ChangedTo(eventType string) (to repo.Status, ok bool) {
-	to, ok = map[string]repo.Status{
-		events.TypeTenantSuspended: repo.Suspended,
-		events.TypeTenantResumed:   repo.Active,
-		events.TypeTenantDeleted:   repo.Deleted,
-	}[eventType]
-	return to, ok
+func unknownType(e events.Event) error {
+	return permanent("UNKNOWN_TYPE", "no handler for events of type %s", e.Type)
 }
 
-// changed makes this and the other replicas read the tenant's mapping anew.
-func (w *Worker) changed(tenantID string) {
-	w.tenants.drop(tenantID)
-	w.bus.TellChanged(tenantID)
+// AccessStatus is the status that an event about a tenant's access asks for; ok is false for any
+// other type.
+func AccessStatus(eventType string) (to repo.Status, ok bool) {
+	switch eventType {
+	case events.TypeTenantSuspended:
+		return repo.Suspended, true
+	case events.TypeTenantResumed:
+		return repo.Active, true
+	case events.TypeTenantDeleted:
+		return repo.Deleted, true
+	}
+	return "", false
 }

@@ -7,28 +7,125 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
 )
 
-// Answer answers a request as over NATS: endpoint is embed-token, dashboard or usage. An error that the caller is to see
-// is an *events.ServiceError.
-func (w *Worker) Answer(ctx context.Context, endpoint string, request []byte) ([]byte, error) {
-	for _, e := range w.endpoints() {
-		if e.Name == endpoint && !e.PerToken {
-			return e.Handle(ctx, events.Request{Data: request})
-		}
-	}
-	return nil, fmt.Errorf("there is no endpoint %s", endpoint)
+// API is what a running worker answers: over NATS by its endpoints, and to REST and the console,
+// which run in the same process, by its methods. An error that the caller is to see is an
+// *events.ServiceError.
+//
+//	token, err := w.EmbedToken(ctx, worker.TokenRequest{TenantID: "acme"})
+type API struct {
+	workspaces workspaces
+	db         *repo.DB
+	bus        *events.Bus
+	tokens     *tokenService
+	now        func() time.Time
+	changed    func(tenantID string) // called after each change of a mapping by an operator
 }
 
-// Tenants lists at most limit mappings in the order of tenant ids, those after the id after; of one status unless it is
-// empty.
-func (w *Worker) Tenants(ctx context.Context, status repo.Status, after string, limit int) ([]Dashboard, error) {
-	list, err := w.db.Mappings(ctx, status, after, limit)
+// Dashboard is a tenant's mapping as callers see it.
+type Dashboard struct {
+	TenantID    string      `json:"tenant_id"`
+	WorkspaceID string      `json:"workspace_id"`
+	DashboardID *string     `json:"dashboard_id"` // null until known
+	Title       string      `json:"title"`
+	Status      repo.Status `json:"status"`
+	CreatedAt   repo.Time   `json:"created_at"`
+	UpdatedAt   repo.Time   `json:"updated_at"`
+}
+
+// DashboardRequest asks for a tenant's mapping.
+type DashboardRequest struct {
+	TenantID    string
+	WorkspaceID string // empty, or the tenant's own
+}
+
+// endpoints are the request-reply endpoints on NATS.
+func (a *API) endpoints() []events.Endpoint {
+	token := typedHandler(a.decodeTokenRequest, a.EmbedToken)
+	return []events.Endpoint{
+		{Name: "embed-token", Handle: token, Fast: a.tokens.tokenFromCache},
+		{Name: "embed-token", PerToken: true, Handle: token, Fast: a.tokens.tokenFromCache},
+		{Name: "dashboard", Handle: typedHandler(decodeDashboardRequest, a.Dashboard)},
+		{Name: "usage", Handle: typedHandler(decodeUsageRequest, a.Usage)},
+	}
+}
+
+// typedHandler makes an endpoint's handler of a decoder and a typed call.
+func typedHandler[Q, A any](
+	decode func(events.Request) (Q, error), call func(context.Context, Q) (A, error),
+) func(context.Context, events.Request) ([]byte, error) {
+	return func(ctx context.Context, r events.Request) ([]byte, error) {
+		q, err := decode(r)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := call(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(answer)
+	}
+}
+
+// decodeTokenRequest counts requests that cannot be decoded; EmbedToken counts all others.
+func (a *API) decodeTokenRequest(r events.Request) (TokenRequest, error) {
+	q, err := decodeTokenRequest(r)
+	if err != nil {
+		a.tokens.metrics.tokenAnswered(err, 0)
+	}
+	return q, err
+}
+
+// EmbedToken mints a token for a tenant whose mapping is active.
+func (a *API) EmbedToken(ctx context.Context, r TokenRequest) (EmbedToken, error) {
+	return a.tokens.embedToken(ctx, r)
+}
+
+func decodeDashboardRequest(r events.Request) (q DashboardRequest, err error) {
+	fields := map[string]any{"tenant_id": &q.TenantID, "workspace_id": &q.WorkspaceID}
+	if err := events.DecodeObject(r.Data, fields); err != nil {
+		return q, invalid(err)
+	}
+	return q, nil
+}
+
+// Dashboard returns a tenant's mapping.
+func (a *API) Dashboard(ctx context.Context, r DashboardRequest) (Dashboard, error) {
+	if err := events.ValidateTenantID(r.TenantID); err != nil {
+		return Dashboard{}, invalid(err)
+	}
+	m, err := a.db.Mapping(ctx, r.TenantID)
+	switch {
+	case errors.Is(err, repo.ErrNotFound):
+		return Dashboard{}, errUnknownTenant
+	case err != nil:
+		return Dashboard{}, err
+	case r.WorkspaceID != "" && r.WorkspaceID != m.WorkspaceID:
+		return Dashboard{}, errOtherWorkspace
+	}
+	return dashboardOf(m), nil
+}
+
+func dashboardOf(m repo.Mapping) Dashboard {
+	d := Dashboard{
+		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Title: m.Title, Status: m.Status,
+		CreatedAt: m.CreatedAt, UpdatedAt: m.UpdatedAt,
+	}
+	if m.DashboardID != "" {
+		d.DashboardID = &m.DashboardID
+	}
+	return d
+}
+
+// Tenants lists at most limit mappings in the order of tenant ids, those after the id after; of one
+// status unless it is empty.
+func (a *API) Tenants(ctx context.Context, status repo.Status, after string, limit int) ([]Dashboard, error) {
+	list, err := a.db.Mappings(ctx, status, after, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -39,63 +136,54 @@ func (w *Worker) Tenants(ctx context.Context, status repo.Status, after string, 
 	return dashboards, nil
 }
 
-// Publish publishes an event in for a tenant, once it is one that the worker would take, and returns when the stream has it.
-func (w *Worker) Publish(ctx context.Context, eventType string, fields map[string]string) (eventID string, err error) {
-	for name, value := range fields {
-		if value == "" {
-			delete(fields, name)
-		}
-	}
-	data, err := json.Marshal(fields)
+// Publish publishes an event that NewEvent makes of the fields, and returns its id when the stream
+// has it.
+func (a *API) Publish(ctx context.Context, eventType string, fields map[string]string) (string, error) {
+	e, err := NewEvent(eventType, fields, a.now())
 	if err != nil {
-		return "", invalid(errors.New("a text is not valid UTF-8"))
-	}
-	if _, err := events.Decode(events.Raw{Type: eventType, Data: data, Time: w.now()}); err != nil {
 		return "", invalid(err)
 	}
 	if id := fields["workspace_id"]; id != "" {
-		if _, ok := w.workspaceOf(id); !ok {
+		if _, ok := a.workspaces.find(id); !ok {
 			return "", invalid(fmt.Errorf("workspace %q is not configured", id))
 		}
 	}
-	eventID = uuid.NewString()
-	_, err = w.bus.Publish(ctx, events.Outgoing{ID: eventID, Type: eventType, Data: data})
-	return eventID, err
+	_, err = a.bus.Publish(ctx, e)
+	return e.ID, err
 }
 
-// Create publishes tenant.created and waits for what comes of it, at most until ctx ends: then the mapping is as it is by then.
-func (w *Worker) Create(ctx context.Context, fields map[string]string) (Dashboard, error) {
+// createPoll is how often Create looks whether its event has been handled.
+const createPoll = 50 * time.Millisecond
+
+// Create publishes tenant.created and waits for its outcome: the tenant is active, held, or failed,
+// which is a ServiceError 422 with Papermap's reason. When ctx ends first, it returns the mapping
+// as it is by then, with status pending or creating: the event is in the stream and will be
+// handled.
+func (a *API) Create(ctx context.Context, fields map[string]string) (Dashboard, error) {
 	tenantID := fields["tenant_id"]
-	eventID, err := w.Publish(ctx, events.TypeTenantCreated, fields)
+	eventID, err := a.Publish(ctx, events.TypeTenantCreated, fields)
 	if err != nil {
 		return Dashboard{}, err
 	}
 	d := Dashboard{TenantID: tenantID, WorkspaceID: fields["workspace_id"], Status: repo.Pending}
-	unseen := trace.ContextWithSpan(context.WithoutCancel(ctx), nil) // spans of it would hide the others
+	// Without a span, or the many queries would hide the others of the trace.
+	untraced := trace.ContextWithSpan(context.WithoutCancel(ctx), nil)
 	for {
-		m, err := w.db.Mapping(unseen, tenantID)
+		m, err := a.db.Mapping(untraced, tenantID)
 		if err != nil && !errors.Is(err, repo.ErrNotFound) {
 			return d, err
 		}
 		if err == nil {
 			d = dashboardOf(m)
-			switch seen := m.CreatedEventID == eventID; {
-			case m.Stage == repo.Active && m.Wanted(), seen && m.Stage == repo.Held:
+			switch handled := m.CreatedEventID == eventID; {
+			case m.Stage == repo.Active && m.Wanted(), handled && m.Stage == repo.Held:
 				return d, nil
-			case seen && m.Stage == repo.Failed:
-				return d, &events.ServiceError{Status: 422, Code: m.FailedCode, Message: m.FailedError}
+			case handled && m.Stage == repo.Failed:
+				return d, serviceError(422, m.FailedCode, 0, m.FailedError)
 			}
 		}
-		if !sleep(ctx, 50*time.Millisecond) {
+		if !events.Sleep(ctx, createPoll) {
 			return d, nil
 		}
 	}
-}
-
-func dashboardOf(m repo.Mapping) Dashboard {
-	d := Dashboard{TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Title: m.Title, Status: m.Status, CreatedAt: m.CreatedAt, UpdatedAt: m.UpdatedAt}
-	if m.DashboardID != "" {
-		d.DashboardID = &m.DashboardID
-	}
-	return d
 }

@@ -14,183 +14,177 @@ import (
 )
 
 const (
-	// tenantLife is how long a mapping is believed. Promise 6 gives 5 s, and the reading of it counts.
+	// tenantLife is how long a mapping may be used from the moment it was asked for. Promise 6
+	// allows 5 s from the commit of a change, and the query may have begun before that.
 	tenantLife = 4 * time.Second
-	// unknownLife is how long a tenant is believed to be unknown, or not to be active: nobody is kept waiting for long
-	// when that changes.
+	// unknownLife is how long a tenant counts as unknown, or as not active, so that a new one soon
+	// gets tokens.
 	unknownLife = time.Second
 
-	mostTenants = 200_000 // in memory
-	mostUnknown = 20_000
+	maxTenants = 200_000 // in memory
+	maxUnknown = 20_000
 
-	// lookups per second that unknown tenants may cause at the database, all together.
-	lookups = 2000
+	// maxLookups is how many queries per second unknown tenants may cause, all together.
+	maxLookups = 2000
 )
 
-// tenant is what minting needs of a mapping: 64 bytes and a text, because there may be very many in memory.
+// tenant is what minting needs of a mapping: 64 bytes and a text, because very many may be in
+// memory.
 type tenant struct {
 	id, dashboardID string
-	ws              *workspace           // without a client when it is not configured
+	ws              *workspace           // without a client if it is not configured
 	refused         *events.ServiceError // why there are no tokens; nil: there are
 
-	// Believed so long by the clock that cannot be set, from when the worker began, and by the one that goes on while the
-	// host sleeps, in Unix nanoseconds.
+	// It is fresh until both times: on the monotonic clock, since the cache was made, which cannot
+	// be set; and on the wall clock, in Unix nanoseconds, which continues while the host sleeps.
 	until time.Duration
 	wall  int64
 }
 
-// tenants keeps mappings in memory: filled on demand, bounded, and never believed for long. A change that this or another
-// replica makes drops its tenant at once.
-type tenants struct {
+// tenantCache keeps mappings in memory: filled on demand, bounded, and used for a few seconds at
+// most. A change that this or another replica makes invalidates its tenant at once.
+type tenantCache struct {
 	load    func(ctx context.Context, tenantID string) (*tenant, error)
 	flights singleflight.Group
 	lookups *rate.Limiter // of tenants that turned out to be unknown
-	began   time.Time
+	start   time.Time
 
 	mu      sync.Mutex
-	known   generations[*tenant]
-	unknown generations[time.Time] // until when
-	rates   generations[*rate.Limiter]
+	known   twoGenCache[*tenant]
+	unknown twoGenCache[time.Time] // until when
+	rates   twoGenCache[*rate.Limiter]
 }
 
-func newTenants(load func(context.Context, string) (*tenant, error)) *tenants {
-	return &tenants{
-		load: load, lookups: rate.NewLimiter(lookups, lookups), began: time.Now(),
-		known: generations[*tenant]{most: mostTenants / 2}, unknown: generations[time.Time]{most: mostUnknown / 2},
-		rates: generations[*rate.Limiter]{most: mostTenants / 2},
+func newTenantCache(load func(context.Context, string) (*tenant, error)) *tenantCache {
+	return &tenantCache{
+		load: load, lookups: rate.NewLimiter(maxLookups, maxLookups), start: time.Now(),
+		known:   twoGenCache[*tenant]{size: maxTenants / 2},
+		unknown: twoGenCache[time.Time]{size: maxUnknown / 2},
+		rates:   twoGenCache[*rate.Limiter]{size: maxTenants / 2},
 	}
 }
 
-// believe sets how long a mapping is believed that was asked for at a time.
-func (t *tenants) believe(m *tenant, asked time.Time, life time.Duration) {
-	m.until, m.wall = asked.Sub(t.began)+life, asked.Add(life).UnixNano()
+// setLife sets how long a mapping is fresh that was asked for at a time.
+func (c *tenantCache) setLife(t *tenant, asked time.Time, life time.Duration) {
+	t.until, t.wall = asked.Sub(c.start)+life, asked.Add(life).UnixNano()
 }
 
-func (t *tenants) believed(m *tenant, now time.Time) bool {
-	return now.Sub(t.began) < m.until && now.UnixNano() < m.wall
+func (c *tenantCache) fresh(t *tenant, now time.Time) bool {
+	return now.Sub(c.start) < t.until && now.UnixNano() < t.wall
 }
 
-// limiter is the tenant's own, which goes on however often the mapping is read anew.
-func (t *tenants) limiter(tenantID string, limit rate.Limit, burst int) *rate.Limiter {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l, ok := t.rates.get([]byte(tenantID))
+// limiter returns the tenant's rate limiter, which outlives the cached mapping.
+func (c *tenantCache) limiter(tenantID string, limit rate.Limit, burst int) *rate.Limiter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l, ok := c.rates.get([]byte(tenantID))
 	if !ok {
 		l = rate.NewLimiter(limit, burst)
-		t.rates.put(tenantID, l)
+		c.rates.put(tenantID, l)
 	}
 	return l
 }
 
-// peek returns a tenant from memory, or an error for one that is known to be unknown or must not be looked up now, or
-// neither. stale says that there is one in memory, which is only to be read anew.
-func (t *tenants) peek(tenantID []byte, now time.Time) (m *tenant, stale bool, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	known, _ := t.known.get(tenantID)
+// lookup returns a fresh tenant from memory, or an error for one that is known to be unknown or
+// must not be queried now, or neither. stale means that one is in memory and has to be queried
+// again.
+func (c *tenantCache) lookup(tenantID []byte, now time.Time) (t *tenant, stale bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known, _ := c.known.get(tenantID)
+	until, _ := c.unknown.get(tenantID)
 	switch {
-	case known != nil && t.believed(known, now):
+	case known != nil && c.fresh(known, now):
 		return known, false, nil
-	case known == nil:
-		return nil, false, t.refusal(tenantID, now)
+	case known != nil:
+		return nil, true, nil
+	case now.Before(until):
+		return nil, false, errUnknownTenant
+	case c.lookups.TokensAt(now) < 1:
+		return nil, false, errTooManyLookups
 	}
-	return nil, true, nil
-}
-
-// refusal is why a tenant that is not in memory is not looked up, or nil. t.mu is held.
-func (t *tenants) refusal(tenantID []byte, now time.Time) error {
-	if until, ok := t.unknown.get(tenantID); ok && now.Before(until) {
-		return errUnknownTenant
-	}
-	if t.lookups.TokensAt(now) < 1 {
-		return errTooManyLookups
-	}
-	return nil
+	return nil, false, nil
 }
 
 var (
-	errUnknownTenant  = &events.ServiceError{Status: 404, Code: "TENANT_NOT_FOUND", Message: "the tenant is unknown: was tenant.created published for it?"}
-	errTooManyLookups = &events.ServiceError{Status: 503, Code: "UNAVAILABLE", Message: "too many requests for tenants that are not known; try again", RetryAfter: 1}
-	errLateReading    = &events.ServiceError{Status: 503, Code: "UNAVAILABLE", Message: "the database answered too late to be believed; try again", RetryAfter: 1}
+	errUnknownTenant = serviceError(404, "TENANT_NOT_FOUND", 0,
+		"the tenant is unknown: was tenant.created published for it?")
+	errTooManyLookups = serviceError(503, "UNAVAILABLE", 1,
+		"too many requests for tenants that are not known; try again")
+	errLateAnswer = serviceError(503, "UNAVAILABLE", 1, "the database answered too late; try again")
 )
 
-// get returns a tenant, from memory or from the database, which several requests for one tenant ask once.
-func (t *tenants) get(ctx context.Context, tenantID string) (*tenant, error) {
-	t.mu.Lock()
-	now := time.Now() // behind the lock: a limiter whose clock goes back allows too much
-	known, _ := t.known.get([]byte(tenantID))
-	var refusal error
-	if known == nil {
-		refusal = t.refusal([]byte(tenantID), now)
+// get returns a tenant, from memory or from the database, which concurrent requests for one tenant
+// query once.
+func (c *tenantCache) get(ctx context.Context, tenantID string) (*tenant, error) {
+	if known, _, err := c.lookup([]byte(tenantID), time.Now()); known != nil || err != nil {
+		return known, err
 	}
-	t.mu.Unlock()
-	switch {
-	case refusal != nil:
-		return nil, refusal
-	case known != nil && t.believed(known, now):
-		return known, nil
-	}
-	loaded, err, _ := t.flights.Do(tenantID, func() (any, error) {
-		asked := time.Now()
-		loading, cancel := context.WithTimeout(context.WithoutCancel(ctx), tenantLife) // a later answer is not believed
-		m, err := t.load(loading, tenantID)
-		cancel()
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if errors.Is(err, repo.ErrNotFound) {
-			t.lookups.ReserveN(time.Now(), 1) // into debt, too: several may have been let in for one token
-			t.unknown.put(tenantID, asked.Add(unknownLife))
-			return nil, errUnknownTenant
-		}
-		if err != nil {
-			return nil, err
-		}
-		life := tenantLife
-		if m.refused != nil {
-			life = unknownLife
-		}
-		t.believe(m, asked, life)
-		t.known.put(m.id, m) // one copy of the id for both
-		return m, nil
-	})
+	loaded, err, _ := c.flights.Do(tenantID, func() (any, error) { return c.query(ctx, tenantID) })
 	if err != nil {
 		return nil, err
 	}
-	if read := loaded.(*tenant); t.believed(read, time.Now()) {
-		return read, nil
+	if t := loaded.(*tenant); c.fresh(t, time.Now()) {
+		return t, nil
 	}
-	return nil, errLateReading
+	return nil, errLateAnswer
+}
+
+// query loads a tenant into memory. It continues when ctx ends, because others may wait for its
+// answer, but not longer than the answer could be used.
+func (c *tenantCache) query(ctx context.Context, tenantID string) (*tenant, error) {
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tenantLife)
+	defer cancel()
+	t, err := c.load(ctx, tenantID)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(err, repo.ErrNotFound) {
+		c.lookups.ReserveN(time.Now(), 1) // into debt, too: several may have been let in for one token
+		c.unknown.put(tenantID, asked.Add(unknownLife))
+		return nil, errUnknownTenant
+	}
+	if err != nil {
+		return nil, err
+	}
+	life := tenantLife
+	if t.refused != nil {
+		life = unknownLife
+	}
+	c.setLife(t, asked, life)
+	c.known.put(t.id, t) // the same copy of the id as in t
+	return t, nil
 }
 
 // size is how many tenants are in memory.
-func (t *tenants) size() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.known.young) + len(t.known.old)
+func (c *tenantCache) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.known.young) + len(c.known.old)
 }
 
-// drop forgets a tenant whose mapping has changed. A reading of it that is under way may still be of before, and is then
-// believed for tenantLife, no longer.
-func (t *tenants) drop(tenantID string) {
-	t.flights.Forget(tenantID)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if known, ok := t.known.get([]byte(tenantID)); ok {
+// invalidate makes the next request for a tenant query its mapping, which has changed. A query in
+// flight may still return the mapping before the change; that is then used for tenantLife at most.
+func (c *tenantCache) invalidate(tenantID string) {
+	c.flights.Forget(tenantID)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known, ok := c.known.get([]byte(tenantID)); ok {
 		expired := *known
 		expired.until = 0
-		t.known.put(known.id, &expired) // known all the same, and so read ahead of others
+		c.known.put(known.id, &expired) // it stays known, so that its next query goes ahead of unknown ones
 	}
-	t.unknown.drop(tenantID)
+	c.unknown.drop(tenantID)
 }
 
-// generations is a map that forgets what has not been used for the longest, roughly: when it is full, the younger half
-// becomes the older, and the older is forgotten.
-type generations[V any] struct {
-	most       int // in each
+// twoGenCache is a bounded map that evicts roughly what was least recently used: when the young
+// half is full it becomes the old one, and the old one is dropped.
+type twoGenCache[V any] struct {
+	size       int // of each half
 	young, old map[string]V
 }
 
-func (g *generations[V]) get(key []byte) (V, bool) {
+func (g *twoGenCache[V]) get(key []byte) (V, bool) {
 	v, ok := g.young[string(key)]
 	if !ok {
 		if v, ok = g.old[string(key)]; ok {
@@ -200,8 +194,8 @@ func (g *generations[V]) get(key []byte) (V, bool) {
 	return v, ok
 }
 
-func (g *generations[V]) put(key string, v V) {
-	if len(g.young) >= g.most {
+func (g *twoGenCache[V]) put(key string, v V) {
+	if len(g.young) >= g.size {
 		g.old, g.young = g.young, nil
 	}
 	if g.young == nil {
@@ -210,7 +204,7 @@ func (g *generations[V]) put(key string, v V) {
 	g.young[key] = v
 }
 
-func (g *generations[V]) drop(key string) {
+func (g *twoGenCache[V]) drop(key string) {
 	delete(g.young, key)
 	delete(g.old, key)
 }

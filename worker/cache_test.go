@@ -12,32 +12,32 @@ import (
 	"papermap-worker/repo"
 )
 
-// Promise 6 counts from the commit, and a reading may have begun before it: so long must it not be believed, however late
-// the database answers. The reading is of before the suspension, and its answer comes when the 5 s are over.
-func TestAReadingThatTookTooLongMintsNothing(t *testing.T) {
+// Promise 6 counts 5 s from the commit of a suspension, and a query may have begun before it: its
+// answer must not be used that long, however late it comes.
+func TestCacheRefusesAnAnswerThatCameTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		late := newTenants(func(context.Context, string) (*tenant, error) {
+		late := newTenantCache(func(context.Context, string) (*tenant, error) {
 			time.Sleep(5 * time.Second) // the clock is the bubble's
 			return &tenant{id: "t"}, nil
 		})
 		_, err := late.get(t.Context(), "t")
 		var refused *events.ServiceError
 		if !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
-			t.Errorf("a reading that began 5 s ago was believed: %v", err)
+			t.Errorf("an answer to a query of 5 s ago was used: %v", err)
 		}
-		if known, _, _ := late.peek([]byte("t"), time.Now()); known != nil {
-			t.Error("it is believed from memory")
+		if known, _, _ := late.lookup([]byte("t"), time.Now()); known != nil {
+			t.Error("it is fresh in memory")
 		}
 	})
 }
 
-// A tenant that changes while it is being read: whoever asks after the change gets a reading of after it.
-func TestAChangeDuringAReadingIsSeenByTheNextRequest(t *testing.T) {
+// A request after the change of a tenant does not join a query from before it.
+func TestCacheSeesAChangeThatWasMadeDuringAQuery(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan repo.Status)
-		tenants := newTenants(func(context.Context, string) (*tenant, error) {
+		tenants := newTenantCache(func(context.Context, string) (*tenant, error) {
 			return &tenant{id: "t", refused: tokenRefused(<-answer)}, nil
 		})
 		read := func() <-chan *events.ServiceError {
@@ -54,20 +54,19 @@ func TestAChangeDuringAReadingIsSeenByTheNextRequest(t *testing.T) {
 			return got
 		}
 		first := read()
-		tenants.drop("t")
+		tenants.invalidate("t")
 		second := read()
 		answer <- repo.Active
-		answer <- repo.Suspended // nobody reads it if the second request joined the first: the bubble ends in a deadlock
+		answer <- repo.Suspended // a deadlock if the second request joined the first
 		if a, b := <-first, <-second; a == b {
-			t.Errorf("read as %v and %v", a, b)
+			t.Errorf("queried as %v and %v", a, b)
 		}
 	})
 }
 
-// What is in memory is bounded, and what is used stays in it.
-func TestMemoryIsBoundedAndKeepsWhatIsUsed(t *testing.T) {
+func TestTwoGenCacheIsBoundedAndKeepsWhatIsUsed(t *testing.T) {
 	t.Parallel()
-	g := generations[int]{most: 100}
+	g := twoGenCache[int]{size: 100}
 	g.put("used", 1)
 	for i := range 10_000 {
 		g.put(string(rune(i))+"x", i)
@@ -80,12 +79,13 @@ func TestMemoryIsBoundedAndKeepsWhatIsUsed(t *testing.T) {
 	}
 }
 
-// After a restart nothing is in memory. Tenants that exist are no flood of unknown ones, which a second's budget ends.
-func TestTenantsThatExistDoNotUseUpTheLookupsOfUnknownOnes(t *testing.T) {
+// After a restart nothing is in memory. Queries of tenants that exist are not limited, those of
+// unknown ones are.
+func TestCacheLimitsLookupsOfUnknownTenantsOnly(t *testing.T) {
 	t.Parallel()
-	const known, unknown = 3 * lookups, 3 * lookups
+	const known, unknown = 3 * maxLookups, 3 * maxLookups
 	synctest.Test(t, func(t *testing.T) {
-		tenants := newTenants(func(_ context.Context, id string) (*tenant, error) {
+		tenants := newTenantCache(func(_ context.Context, id string) (*tenant, error) {
 			if id[0] == '?' {
 				return nil, repo.ErrNotFound
 			}
@@ -102,14 +102,51 @@ func TestTenantsThatExistDoNotUseUpTheLookupsOfUnknownOnes(t *testing.T) {
 				looked++
 			}
 		}
-		if looked != lookups {
-			t.Errorf("%d unknown tenants were looked up at once, want %d", looked, lookups)
+		if looked != maxLookups {
+			t.Errorf("%d unknown tenants were looked up at once, want %d", looked, maxLookups)
 		}
-		if _, _, err := tenants.peek([]byte("?0"), time.Now()); err != errUnknownTenant {
+		if _, _, err := tenants.lookup([]byte("?0"), time.Now()); err != errUnknownTenant {
 			t.Errorf("a tenant that is remembered as unknown: %v", err)
 		}
-		if _, _, err := tenants.peek([]byte("?later"), time.Now()); err != errTooManyLookups {
+		if _, _, err := tenants.lookup([]byte("?later"), time.Now()); err != errTooManyLookups {
 			t.Errorf("a tenant beyond the budget: %v", err)
 		}
+	})
+}
+
+// While the host sleeps the monotonic clock stands still and the wall clock goes on.
+func TestCacheExpiresByTheWallClockToo(t *testing.T) {
+	t.Parallel()
+	tenants := newTenantCache(func(context.Context, string) (*tenant, error) { return &tenant{id: "t"}, nil })
+	known, err := tenants.get(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known.wall -= int64(tenantLife) // as if the host had slept since
+	if _, stale, err := tenants.lookup([]byte("t"), time.Now()); !stale || err != nil {
+		t.Errorf("a mapping of %v ago is used, error %v", tenantLife, err)
+	}
+}
+
+func TestCacheKeepsAnInactiveTenantForASecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		status := repo.Pending
+		tenants := newTenantCache(func(context.Context, string) (*tenant, error) {
+			return &tenant{id: "t", refused: tokenRefused(status)}, nil
+		})
+		check := func(active bool) {
+			t.Helper()
+			known, err := tenants.get(t.Context(), "t")
+			if err != nil || (known.refused == nil) != active {
+				t.Errorf("refused %v, error %v; want active: %t", known.refused, err, active)
+			}
+		}
+		check(false)
+		status = repo.Active
+		time.Sleep(900 * time.Millisecond)
+		check(false)
+		time.Sleep(100 * time.Millisecond)
+		check(true)
 	})
 }

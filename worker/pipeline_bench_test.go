@@ -17,11 +17,13 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
+	"papermap-worker/worker/workertest"
 )
 
-// BenchmarkPipeline is the way of a tenant.created, from the stream to its acknowledgement, with a Papermap that takes 5 ms:
-// by the worker, with SQLite at full durability, and by the same loop without a database, which publishes its event out before
-// it acknowledges. The ratio is what the database costs.
+// BenchmarkPipeline is the way of a tenant.created, from the stream to its acknowledgement, with a
+// Papermap that takes 5 ms: by the worker, with SQLite at full durability, and by the same loop
+// without a database, which publishes its event out before it acknowledges. The ratio is what the
+// database costs.
 func BenchmarkPipeline(b *testing.B) {
 	for _, concurrency := range []int{64, 256} {
 		b.Run(fmt.Sprint(concurrency), func(b *testing.B) {
@@ -49,14 +51,17 @@ type pipelineParts struct {
 	log         *slog.Logger
 }
 
-// pipeline returns how long a loop takes for so many tenants that wait in the stream, from its start: what it prepares does not count.
-func pipeline(b *testing.B, tenants, concurrency int, loop func(*testing.B, pipelineParts) (start func() (stop func()))) time.Duration {
+// pipeline returns how long a loop takes for so many tenants that wait in the stream, from its
+// start: what it prepares does not count.
+func pipeline(b *testing.B, tenants, concurrency int,
+	loop func(*testing.B, pipelineParts) (start func() (stop func()))) time.Duration {
 	b.Helper()
 	p, sim, stopParts := startPipeline(b, concurrency)
 	defer stopParts()
 	var batch []events.Outgoing
 	for i := range tenants {
-		batch = append(batch, events.Outgoing{Type: events.TypeTenantCreated, Data: fmt.Appendf(nil, `{"tenant_id":"t-%d","name":"Tenant %d"}`, i, i)})
+		batch = append(batch, events.Outgoing{Type: events.TypeTenantCreated,
+			Data: fmt.Appendf(nil, `{"tenant_id":"t-%d","name":"Tenant %d"}`, i, i)})
 	}
 	for _, err := range p.bus.PublishAll(context.Background(), batch) {
 		if err != nil {
@@ -84,15 +89,18 @@ func startPipeline(b *testing.B, concurrency int) (p pipelineParts, sim *simulat
 		}
 	}
 	dir := b.TempDir()
-	sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspaceA}, Faults: []simulator.Fault{{On: "create", Delay: 5 * time.Millisecond}}})
+	sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workertest.WorkspaceA},
+		Faults: []simulator.Fault{{On: "create", Delay: 5 * time.Millisecond}}})
 	api, err := simulator.Serve(sim, "127.0.0.1:0")
 	check(err)
 	server, err := embedded.Start(filepath.Join(dir, "jetstream"), 0)
 	check(err)
-	p = pipelineParts{dir: dir, workspace: workspaceA, concurrency: concurrency, log: slog.New(slog.DiscardHandler)}
+	p = pipelineParts{dir: dir, workspace: workertest.WorkspaceA, concurrency: concurrency,
+		log: slog.New(slog.DiscardHandler)}
 	p.workspace.APIURL = api.URL
 	p.bus, err = events.Connect(events.Options{
-		URL: server.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1, MaxAge: time.Hour,
+		URL: server.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP",
+		ManageStreams: true, Replicas: 1, MaxAge: time.Hour,
 	}, p.log)
 	check(err)
 	check(p.bus.EnsureStreams(context.Background()))
@@ -103,8 +111,10 @@ func startPipeline(b *testing.B, concurrency int) (p pipelineParts, sim *simulat
 	}
 }
 
-// pipelineLoad runs a worker under the load that publishes, and hands out how long each tenant waited.
-func pipelineLoad(b *testing.B, load func(publish func(eventType, data string) time.Time) map[string]time.Time, each func(time.Duration)) {
+// pipelineLoad runs a worker under the load that publishes, and hands out how long each tenant
+// waited.
+func pipelineLoad(b *testing.B, load func(publish func(eventType,
+	data string) time.Time) map[string]time.Time, each func(time.Duration)) {
 	b.Helper()
 	p, sim, stopParts := startPipeline(b, 64)
 	defer stopParts()
@@ -112,7 +122,8 @@ func pipelineLoad(b *testing.B, load func(publish func(eventType, data string) t
 	defer stop()
 	published := load(func(eventType, data string) time.Time {
 		now := time.Now()
-		if _, err := p.bus.Publish(context.Background(), events.Outgoing{Type: eventType, Data: []byte(data)}); err != nil {
+		if _, err := p.bus.Publish(context.Background(),
+			events.Outgoing{Type: eventType, Data: []byte(data)}); err != nil {
 			b.Fatal(err)
 		}
 		return now
@@ -125,15 +136,15 @@ func pipelineLoad(b *testing.B, load func(publish func(eventType, data string) t
 	}
 }
 
-// BenchmarkDeferred is how long a tenant waits, from publishing to its dashboard at Papermap, first alone and then while a
-// thousand events of a paused workspace are deferred again and again.
+// BenchmarkDeferred is how long a tenant waits, from publishing to its dashboard at Papermap, first
+// alone and then while a thousand events of a paused workspace are deferred again and again.
 func BenchmarkDeferred(b *testing.B) {
 	const deferred, tenants = 1000, 300
 	ctx := context.Background()
 	var alone, beside time.Duration // the longest waits
 	for n := range b.N {
 		p, sim, stopParts := startPipeline(b, 64)
-		paused := workspaceB
+		paused := workertest.WorkspaceB
 		paused.APIURL = p.workspace.APIURL
 		p.paused = []papermap.Workspace{paused}
 		stop := wholeWorker(b, p)()
@@ -142,7 +153,8 @@ func BenchmarkDeferred(b *testing.B) {
 			for i := range tenants {
 				tenant := fmt.Sprintf("%s-%d", prefix, i)
 				published[tenant] = time.Now()
-				if _, err := p.bus.Publish(ctx, events.Outgoing{Type: events.TypeTenantCreated, Data: []byte(object("tenant_id", tenant, "name", tenant))}); err != nil {
+				if _, err := p.bus.Publish(ctx, events.Outgoing{Type: events.TypeTenantCreated,
+					Data: []byte(object("tenant_id", tenant, "name", tenant))}); err != nil {
 					b.Fatal(err)
 				}
 				time.Sleep(10 * time.Millisecond)
@@ -164,7 +176,8 @@ func BenchmarkDeferred(b *testing.B) {
 		alone += longest(fmt.Sprint("alone-", n))
 		for i := range deferred {
 			data := object("tenant_id", fmt.Sprintf("deferred-%d", i), "name", "N", "workspace_id", paused.ID)
-			if _, err := p.bus.Publish(ctx, events.Outgoing{Type: events.TypeTenantCreated, Data: []byte(data)}); err != nil {
+			if _, err := p.bus.Publish(ctx, events.Outgoing{Type: events.TypeTenantCreated,
+				Data: []byte(data)}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -196,7 +209,8 @@ func wholeWorker(b *testing.B, p pipelineParts) (start func() (stop func())) {
 		b.Fatal(err)
 	}
 	w := worker.New(worker.Config{
-		Workspaces: append([]papermap.Workspace{p.workspace}, p.paused...), EmbedURL: "https://papermap.ai/x", Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
+		Workspaces: append([]papermap.Workspace{p.workspace}, p.paused...), EmbedURL: "https://papermap.ai/x",
+		Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
 		Concurrency: p.concurrency, MaxAttempts: 10, Grace: 20 * time.Second, Version: "0.0.0-test",
 	}, db, p.bus, p.log)
 	return func() (stop func()) {
@@ -225,8 +239,10 @@ func bareLoop(_ *testing.B, p pipelineParts) (start func() (stop func())) {
 		if err != nil {
 			return err
 		}
-		out, err := events.Structured(uuid.NewString(), events.TypeDashboardCreated, data.TenantID, time.Now(),
-			[]byte(object("tenant_id", data.TenantID, "workspace_id", p.workspace.ID, "dashboard_id", d.ID, "title", data.Name)))
+		out, err := events.Structured(uuid.NewString(), events.TypeDashboardCreated, data.TenantID,
+			time.Now(),
+			[]byte(object("tenant_id", data.TenantID, "workspace_id", p.workspace.ID, "dashboard_id", d.ID,
+				"title", data.Name)))
 		if err != nil {
 			return err
 		}

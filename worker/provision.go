@@ -1,16 +1,16 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	"github.com/go-json-experiment/json"
-	"github.com/google/uuid"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -19,147 +19,193 @@ import (
 )
 
 const (
-	// leaseMargin is how long before the end of its lease a holder's request is given up.
+	// leaseMargin is how long before the end of its lease a request is given up.
 	leaseMargin = 3 * time.Second
-	// unknownWait is how soon a create of unknown outcome is repeated at the earliest: if the API has gone down, the gates of all
-	// replicas have shut by then, and one possible orphan for each tenant is enough.
+	// unknownWait is how soon a create of unknown outcome is repeated at the earliest: if the API
+	// has gone down, the breakers of all replicas have tripped by then, and one possible orphan per
+	// tenant is enough.
 	unknownWait = 3 * time.Second
-	// busyWait is how soon an event looks again whether the holder of its tenant, or of its workspace's usage, is done: so
-	// soon on the average, and each another time, or those that wait together would all come together.
+	// busyWait is how soon, on average, an event looks again whether another holder of its tenant,
+	// or of its workspace's usage, is done.
 	busyWait = 2 * time.Second
-	// insistEvery is about how often an outcome is tried to be written while the database fails.
-	insistEvery = 5 * time.Second
-
-	titlePrefix = "Dashboard - "
+	// writeRetryMax is about how often a write of an outcome is retried while the database fails.
+	writeRetryMax = 5 * time.Second
 )
 
 // MaxTimeout is the longest PAPERMAP_TIMEOUT: a request must end before its lease does.
 const MaxTimeout = repo.Lease - leaseMargin - papermap.RetryBudget
 
-func busy() time.Duration { return busyWait/2 + rand.N(busyWait) }
+// busyDelay is random, or events that wait together would all come back together.
+func busyDelay() time.Duration { return busyWait/2 + rand.N(busyWait) }
 
-// provision gives the tenant its dashboard, unless it has one, must not have one, or somebody else is at it.
-func (w *Worker) provision(ctx context.Context, e events.Event, data events.TenantCreated) error {
-	about(ctx, data.TenantID)
-	ws, err := w.knownWorkspace(data.WorkspaceID)
+// provisioner handles tenant.created: it creates the tenant's dashboard and records it.
+//
+// Papermap's create is not idempotent and a dashboard cannot be looked up, so the order of steps
+// matters: the attempt is committed before its request is sent (repo.Begin), and its outcome before
+// the event is acknowledged (repo.Finish or repo.Fail). What a worker leaves that is killed
+//
+//   - before Begin: nothing;
+//   - between Begin and the recorded outcome: an attempt "sent". The event is delivered again after
+//     the consumer's AckWait, waits until the claim's lease ends, and the next claim records the
+//     attempt as "unknown", a possible orphan;
+//   - after the recorded outcome: a tenant that is done. The redelivered event finds it so.
+//
+// Two workers with copies of one event are kept apart by the claim: its epoch fences the one whose
+// lease has ended, which can then only record its dashboard as orphaned.
+type provisioner struct {
+	workspaces  workspaces
+	db          *repo.DB
+	log         *slog.Logger
+	metrics     *metrics
+	spans       *spanByEvent
+	hold        bool                  // as Config.Hold
+	maxAttempts int                   // counted failures after which a tenant has failed for good
+	changed     func(tenantID string) // called after each change of a mapping that other replicas may cache
+	wakeRelay   func()                // called after each event out
+}
+
+// handle gives the tenant its dashboard, unless it has one, must not have one, or another worker is
+// creating it.
+func (p *provisioner) handle(ctx context.Context, e events.Event, data events.TenantCreated) error {
+	ws, err := p.workspaces.ofEvent(data.WorkspaceID)
 	if err != nil {
 		return err
 	}
-	title := data.Title
-	if title == "" {
-		title = titlePrefix + data.Name
-	}
-	return w.provisionIn(ctx, ws, e, repo.Created{
-		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: title, Description: data.Description, CreatedBy: data.CreatedBy,
+	return p.provision(ctx, ws, e, repo.Created{
+		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: cmp.Or(data.Title, titlePrefix+data.Name),
+		Description: data.Description, CreatedBy: data.CreatedBy,
 		EventID: e.ID, EventTime: e.Time, Message: e.Message,
 	})
 }
 
-// provisionIn does so if ws is where the tenant belongs, and is not paused.
-func (w *Worker) provisionIn(ctx context.Context, ws *workspace, e events.Event, created repo.Created) error {
-	if ws.gate.wantsUntried() {
-		m, err := w.db.Mapping(ctx, created.TenantID)
-		switch {
-		case err == nil && !m.FailedAt.IsZero():
-			return &events.Retry{After: untriedFirst, Err: errors.New("after a pause, tenants that never failed go first")}
-		case err != nil && !errors.Is(err, repo.ErrNotFound):
-			return err
-		}
+// provision claims the tenant, if ws is where it belongs and is not paused, and creates its
+// dashboard.
+func (p *provisioner) provision(ctx context.Context, ws *workspace, e events.Event, c repo.Created) error {
+	if err := p.yieldToUntried(ctx, ws, c.TenantID); err != nil {
+		return err
 	}
-	turn, err := ws.gate.enter()
+	permit, err := ws.breaker.acquire()
 	if err != nil {
 		return &events.Retry{After: events.Delay(e.Deliveries), Err: err}
 	}
 	failpoint.Hit(failpoint.Begin)
-	created.Entered = ws.ID
-	claim, err := w.db.Begin(ctx, created, w.cfg.Hold)
-	if err != nil || claim.Step != repo.Create {
-		ws.gate.unused(turn)
+	c.AllowedWorkspace = ws.ID
+	claim, err := p.db.Begin(ctx, c, p.hold)
+	if err != nil || claim.Step != repo.StepCreate {
+		permit.cancel()
 	}
 	if err != nil {
 		return err
 	}
+	a := &attempt{p, ws, e, claim}
 	switch claim.Step {
-	case repo.Wait:
+	case repo.StepCreate: // the claim is ours
+		failpoint.Hit(failpoint.Claimed)
+		return a.create(ctx, permit)
+	case repo.StepWait:
 		after := claim.Wait
 		if claim.Mapping.Stage == repo.Creating {
-			after = min(after, busy())
+			after = min(after, busyDelay())
 		}
-		return &events.Retry{After: after, Err: errors.New("the tenant is being provisioned, or waits for its next try")}
-	case repo.Elsewhere: // it was begun in another workspace than the event names, and stays there
-		other, ok := w.workspaceOf(claim.Mapping.WorkspaceID)
+		return retry(after, "the tenant is being provisioned, or waits for its next try")
+	case repo.StepElsewhere: // its workspace is not the one that the event names
+		other, ok := p.workspaces.find(claim.Mapping.WorkspaceID)
 		if !ok {
-			return fmt.Errorf("tenant %q belongs to workspace %q, which is not configured any more", created.TenantID, claim.Mapping.WorkspaceID)
+			return fmt.Errorf("tenant %q belongs to workspace %q, which is not configured any more",
+				c.TenantID, claim.Mapping.WorkspaceID)
 		}
-		return w.provisionIn(ctx, other, e, created)
-	case repo.Refused:
-		return w.permanent(ctx, claim.Mapping)
-	case repo.Settle:
-		return w.failed(ctx, e, claim, &papermap.Error{Class: papermap.Unknown, Message: "the worker stopped before an answer came"}, "")
-	case repo.Create:
-		failpoint.Hit(failpoint.Claimed)
-		return w.create(ctx, e, claim, ws, turn)
+		return p.provision(ctx, other, e, c)
+	case repo.StepRefused:
+		return p.deadLetter(ctx, claim.Mapping)
+	case repo.StepRecordOutcome: // of a worker that was killed
+		return a.recordFailure(ctx, unknownOutcome("the worker stopped before an answer came"), "")
 	}
 	return nil
 }
 
-// create makes the claimed tenant's dashboard and records what came of it.
-func (w *Worker) create(ctx context.Context, e events.Event, claim repo.Claim, ws *workspace, turn uint64) error {
-	m := claim.Mapping
-	dashboard, err := w.call(ctx, claim, ws)
-	failpoint.Hit(failpoint.Answered)
-	ws.gate.leave(turn, err)
-	if err != nil {
-		return w.failed(ctx, e, claim, err, "")
+func unknownOutcome(message string) error {
+	return &papermap.Error{Class: papermap.Unknown, Message: message}
+}
+
+// yieldToUntried returns a Retry for a tenant that failed before, while a trial is reserved for
+// others.
+func (p *provisioner) yieldToUntried(ctx context.Context, ws *workspace, tenantID string) error {
+	if !ws.breaker.prefersUntried() {
+		return nil
 	}
-	recorded, err := w.record(ctx, claim, dashboard)
+	m, err := p.db.Mapping(ctx, tenantID)
+	switch {
+	case errors.Is(err, repo.ErrNotFound):
+		return nil
+	case err == nil && !m.FailedAt.IsZero():
+		return retry(untriedFirst, "after a pause, tenants that never failed go first")
+	}
+	return err
+}
+
+// attempt is a claim of a tenant, and the create that it is for.
+type attempt struct {
+	*provisioner
+	ws    *workspace
+	event events.Event
+	claim repo.Claim
+}
+
+// create creates the claimed tenant's dashboard and records the outcome.
+func (a *attempt) create(ctx context.Context, permit permit) error {
+	log := a.log.With("tenant_id", a.claim.Mapping.TenantID, "event_id", a.event.ID)
+	dashboard, err := a.call(ctx)
+	failpoint.Hit(failpoint.Answered)
+	permit.done(err)
+	if err != nil {
+		return a.recordFailure(ctx, err, "")
+	}
+	recorded, err := a.record(ctx, dashboard)
 	failpoint.Hit(failpoint.Recorded)
 	switch {
 	case errors.Is(err, repo.ErrTaken):
-		w.log.ErrorContext(ctx, "Papermap answered with a dashboard that belongs to another tenant",
-			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "event_id", e.ID)
-		return w.failed(ctx, e, claim, &papermap.Error{Class: papermap.Unknown, Message: "the answer names another tenant's dashboard"}, dashboard.ID)
+		log.ErrorContext(ctx, "Papermap answered with a dashboard that belongs to another tenant",
+			"dashboard_id", dashboard.ID)
+		cause := unknownOutcome("the answer names another tenant's dashboard")
+		return a.recordFailure(ctx, cause, dashboard.ID)
 	case err != nil:
 		return err
 	case !recorded:
-		w.log.WarnContext(ctx, "a dashboard was made after its claim had passed to another; recorded as orphaned",
-			"tenant_id", m.TenantID, "dashboard_id", dashboard.ID, "attempt", claim.Attempt.ID, "event_id", e.ID)
-		w.metrics.attempts.WithLabelValues(string(repo.Orphaned)).Inc()
-		return &events.Retry{After: busy(), Err: errors.New("the claim passed to another worker")}
+		log.WarnContext(ctx, "a dashboard was created after its claim had passed to another worker; "+
+			"recorded as orphaned", "dashboard_id", dashboard.ID, "attempt", a.claim.Attempt.ID)
+		a.metrics.attempts.WithLabelValues(string(repo.OutcomeOrphaned)).Inc()
+		return retry(busyDelay(), "the claim passed to another worker")
 	}
-	ring(w.outbox)
-	w.metrics.attempts.WithLabelValues(string(repo.Made)).Inc()
-	w.changed(m.TenantID)
-	w.log.InfoContext(ctx, "created a dashboard", "tenant_id", m.TenantID, "workspace_id", ws.ID, "dashboard_id", dashboard.ID, "event_id", e.ID)
+	a.wakeRelay()
+	a.metrics.attempts.WithLabelValues(string(repo.OutcomeCreated)).Inc()
+	a.changed(a.claim.Mapping.TenantID)
+	log.InfoContext(ctx, "created a dashboard", "workspace_id", a.ws.ID, "dashboard_id", dashboard.ID)
 	return nil
 }
 
-// call sends the create request, within the lease.
-func (w *Worker) call(ctx context.Context, claim repo.Claim, ws *workspace) (papermap.Dashboard, error) {
-	deadline := claim.Until.Add(-leaseMargin)
+// call sends the create request. It ends leaseMargin before the lease does, so that the outcome can
+// be recorded while the tenant is still this worker's.
+func (a *attempt) call(ctx context.Context) (papermap.Dashboard, error) {
+	deadline := a.claim.Until.Add(-leaseMargin)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	if !time.Now().Before(deadline) { // we slept; ctx may not know yet
-		return papermap.Dashboard{}, &papermap.Error{Class: papermap.Retryable, Deferred: true, Message: "the lease ended before the request was sent"}
+	if !time.Now().Before(deadline) { // the host slept; ctx may not have noticed
+		return papermap.Dashboard{}, &papermap.Error{
+			Class: papermap.Retryable, Deferred: true, Message: "the lease ended before the request was sent",
+		}
 	}
 	failpoint.Hit(failpoint.Send)
-	m := claim.Mapping
-	return ws.api.CreateDashboard(ctx, papermap.NewDashboard{
-		TenantID: m.TenantID, Title: m.Title, Description: strings.TrimSpace(m.Description + "\n\n" + claim.Attempt.Mark),
+	m := a.claim.Mapping
+	return a.ws.api.CreateDashboard(ctx, papermap.NewDashboard{
+		TenantID: m.TenantID, Title: m.Title,
+		Description: strings.TrimSpace(m.Description + "\n\n" + a.claim.Attempt.Mark),
 	})
 }
 
-// record writes the dashboard.
-func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboard papermap.Dashboard) (recorded bool, err error) {
-	m := claim.Mapping
-	m.DashboardID = dashboard.ID
-	n, err := DashboardCreated(m)
-	if err != nil {
-		return false, err
-	}
-	w.causes.note(ctx, n)
-	err = w.insist(ctx, func(ctx context.Context) error {
-		recorded, err = w.db.Finish(ctx, claim, dashboard.ID, dashboard.Status, n)
+// record writes the dashboard. recorded is false if the claim has passed to another worker.
+func (a *attempt) record(ctx context.Context, dashboard papermap.Dashboard) (recorded bool, err error) {
+	err = a.retryUntilWritten(ctx, func(ctx context.Context) error {
+		recorded, err = a.db.Finish(ctx, a.claim, dashboard.ID, dashboard.Status, a.announce(ctx))
 		if errors.Is(err, repo.ErrTaken) {
 			return backoff.Permanent(err)
 		}
@@ -168,59 +214,68 @@ func (w *Worker) record(ctx context.Context, claim repo.Claim, dashboard paperma
 	return recorded, err
 }
 
-// insist writes what came of a create, however long the database is away: lost, it would be repeated. It gives up after one
-// try when ctx has ended, which is when the grace of a stop is over.
-func (w *Worker) insist(ctx context.Context, write func(context.Context) error) error {
-	said := false
+// retryUntilWritten writes the outcome of a create however long the database is away: if it were
+// lost, the create would be repeated. It gives up after one try once ctx has ended, which is when
+// the grace period of a stop is over.
+func (p *provisioner) retryUntilWritten(ctx context.Context, write func(context.Context) error) error {
+	var warned logOnce
 	return backoff.RetryNotify(
 		func() error { return write(context.WithoutCancel(ctx)) },
-		backoff.WithContext(backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(insistEvery)), ctx),
+		backoff.WithContext(backoff.NewExponentialBackOff(
+			backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(writeRetryMax)), ctx),
 		func(err error, _ time.Duration) {
-			if !said {
-				w.log.WarnContext(ctx, "cannot record what came of a create; trying until it works", "error", err)
+			if warned.begins(true) {
+				p.log.WarnContext(ctx, "cannot record the outcome of a create; retrying",
+					"error", err)
 			}
-			said = true
 		},
 	)
 }
 
-// failed records a create that made no dashboard to keep, and returns what settles the event.
-func (w *Worker) failed(ctx context.Context, e events.Event, claim repo.Claim, cause error, dashboardID string) error {
-	failure, err := w.failure(ctx, e, claim, cause, dashboardID)
-	if err != nil {
-		return err
-	}
+// recordFailure records a create that made no dashboard to keep. It returns the error that decides
+// about the event: a Retry, a Permanent, or nil for a held tenant.
+func (a *attempt) recordFailure(ctx context.Context, cause error, dashboardID string) error {
+	failure := a.classify(ctx, a.event, cause)
+	failure.Result.DashboardID = dashboardID
 	var m repo.Mapping
-	err = w.insist(ctx, func(ctx context.Context) error {
-		m, err = w.db.Fail(ctx, claim, failure)
+	err := a.retryUntilWritten(ctx, func(ctx context.Context) (err error) {
+		m, err = a.db.Fail(ctx, a.claim, failure, a.announce(ctx))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	w.metrics.attempts.WithLabelValues(string(failure.Result.Outcome)).Inc()
-	w.log.DebugContext(ctx, "creating a dashboard failed", "tenant_id", m.TenantID, "error", cause, "stage", m.Stage, "event_id", e.ID)
+	a.metrics.attempts.WithLabelValues(string(failure.Result.Outcome)).Inc()
+	log := a.log.With("tenant_id", m.TenantID, "event_id", a.event.ID)
+	log.DebugContext(ctx, "creating a dashboard failed", "error", cause, "stage", m.Stage)
 	switch m.Stage {
 	case repo.Failed:
-		ring(w.outbox)
-		return w.permanent(ctx, m)
+		a.wakeRelay()
+		return a.deadLetter(ctx, m)
 	case repo.Held:
-		ring(w.outbox)
-		w.log.WarnContext(ctx, "held a tenant: a create has an unknown outcome; settle it with `papermap-worker tenants resolve`",
-			"tenant_id", m.TenantID, "attempt", claim.Attempt.ID, "event_id", e.ID)
+		a.wakeRelay()
+		log.WarnContext(ctx, "held a tenant, because a create has an unknown outcome: "+
+			"resolve it with `papermap-worker tenants resolve`", "attempt", a.claim.Attempt.ID)
 		return nil
 	}
-	return &events.Retry{After: failure.Retry, Err: cause}
+	return &events.Retry{After: failure.RetryAfter, Err: cause}
 }
 
-// failure says what a failed create means, from its error's class.
-func (w *Worker) failure(ctx context.Context, e events.Event, claim repo.Claim, cause error, dashboardID string) (f repo.Failure, err error) {
-	f = repo.Failure{
-		Result:   repo.Result{Outcome: repo.NotAccepted, Error: cause.Error(), DashboardID: dashboardID},
-		Code:     "API_FAILED",
-		Most:     w.cfg.MaxAttempts,
-		Retry:    events.Delay(e.Deliveries),
-		Deferral: ctx.Err() != nil, // we are stopping: nobody's failure
+// classify returns what a failed create means for its tenant, by the class of its error:
+//
+//   - Refused: the request is wrong. The tenant has failed, the event becomes a dead letter.
+//   - Credentials, Configuration: nothing was processed, and no event is at fault. A deferral.
+//   - Retryable: provably not processed. A deferral if Papermap asked to come later (429,
+//     Retry-After), else a failure that counts.
+//   - Unknown, and any other error: it may have been processed. The tenant is held, or the create
+//     is repeated and the attempt becomes a possible orphan, as configured.
+func (p *provisioner) classify(ctx context.Context, e events.Event, cause error) repo.Failure {
+	f := repo.Failure{
+		Result:      repo.Result{Outcome: repo.OutcomeRefused, Error: cause.Error()},
+		Code:        "API_FAILED",
+		MaxFailures: p.maxAttempts,
+		RetryAfter:  events.Delay(e.Deliveries),
+		Deferral:    ctx.Err() != nil, // the worker is stopping
 	}
 	var api *papermap.Error
 	if !errors.As(cause, &api) {
@@ -234,39 +289,50 @@ func (w *Worker) failure(ctx context.Context, e events.Event, claim repo.Claim, 
 		f.Deferral = true
 	case papermap.Retryable:
 		f.Deferral = f.Deferral || api.Deferred
-		f.Retry = max(f.Retry, api.RetryAfter)
+		f.RetryAfter = max(f.RetryAfter, api.RetryAfter)
 	default:
-		f.Result.Outcome = repo.Uncertain
-		f.Hold = w.cfg.Hold
-		f.Retry = max(f.Retry, unknownWait)
+		f.Result.Outcome = repo.OutcomeUnknown
+		f.Hold = p.hold
+		f.RetryAfter = max(f.RetryAfter, unknownWait)
 	}
-	m := claim.Mapping
-	f.FailedNotice, err = notice(events.TypeDashboardFailed, events.DashboardFailed{
-		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Code: f.Code, Message: f.Result.Error,
-	})
-	if err != nil {
-		return f, err
-	}
-	if f.AgainNotice, err = CreatedAgain(m); err != nil {
-		return f, err
-	}
-	f.HeldNotice, err = notice(events.TypeDashboardHeld, events.DashboardHeld{
-		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Attempt: claim.Attempt.ID,
-	})
-	w.causes.note(ctx, f.FailedNotice, f.AgainNotice, f.HeldNotice)
-	return f, err
+	return f
 }
 
-// permanent is the error that makes a failed tenant's event a dead letter.
-func (w *Worker) permanent(ctx context.Context, m repo.Mapping) error {
-	attempts, err := w.db.Attempts(ctx, m.TenantID)
+// announce makes the outbox event for what became of the claim's tenant, by its stage.
+func (a *attempt) announce(ctx context.Context) repo.Announce {
+	return func(m repo.Mapping) (e repo.OutboxEvent, err error) {
+		switch m.Stage {
+		case repo.Failed:
+			e, err = newOutboxEvent(events.TypeDashboardFailed, events.DashboardFailed{
+				TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Code: m.FailedCode, Message: m.FailedError,
+			})
+		case repo.Held:
+			e, err = newOutboxEvent(events.TypeDashboardHeld, events.DashboardHeld{
+				TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Attempt: a.claim.Attempt.ID,
+			})
+		case repo.Pending:
+			e, err = TenantCreatedAgain(m)
+		default:
+			e, err = DashboardCreatedEvent(m)
+		}
+		a.spans.remember(ctx, e.EventID)
+		return e, err
+	}
+}
+
+// deadLetter is the error that makes the event of a failed tenant a dead letter.
+func (p *provisioner) deadLetter(ctx context.Context, m repo.Mapping) error {
+	attempts, err := p.db.Attempts(ctx, m.TenantID)
 	if err != nil {
 		return err
 	}
-	return &events.Permanent{Code: m.FailedCode, Err: errors.New(m.FailedError), Attempts: m.Failures, SideEffect: sideEffect(attempts, m.Generation)}
+	return &events.Permanent{
+		Code: m.FailedCode, Err: errors.New(m.FailedError), Attempts: m.Failures,
+		SideEffect: sideEffect(attempts, m.Generation),
+	}
 }
 
-// sideEffect says what a generation's attempts may have done at Papermap.
+// sideEffect returns what a generation's attempts may have done at Papermap: none, maybe or done.
 func sideEffect(attempts []repo.Attempt, generation int) string {
 	effect := "none"
 	for _, a := range attempts {
@@ -274,45 +340,11 @@ func sideEffect(attempts []repo.Attempt, generation int) string {
 			continue
 		}
 		switch a.Outcome {
-		case repo.Made, repo.Orphaned:
+		case repo.OutcomeCreated, repo.OutcomeOrphaned:
 			return "done"
-		case repo.Sent, repo.Uncertain:
+		case repo.OutcomeSent, repo.OutcomeUnknown:
 			effect = "maybe"
 		}
 	}
 	return effect
-}
-
-// DashboardCreated is the event that tells of the mapping's dashboard.
-func DashboardCreated(m repo.Mapping) (repo.Notice, error) {
-	return notice(events.TypeDashboardCreated, events.DashboardCreated{
-		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, DashboardID: m.DashboardID, Title: m.Title,
-	})
-}
-
-// CreatedAgain is the mapping's own tenant.created once more, as far as it is recorded: a title that was not made from a name
-// stands for the name, too.
-func CreatedAgain(m repo.Mapping) (repo.Notice, error) {
-	data := map[string]string{"tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "description": m.Description, "created_by": m.CreatedBy}
-	if name, made := strings.CutPrefix(m.Title, titlePrefix); made && strings.TrimSpace(name) != "" {
-		data["name"] = name
-	} else {
-		data["name"], data["title"] = m.Title, m.Title
-	}
-	n, err := notice(events.TypeTenantCreated, data)
-	n.OriginalID, n.OriginalTime = m.CreatedEventID, m.CreatedEvent
-	return n, err
-}
-
-// notice makes the event that tells of a state change.
-func notice(eventType string, data any) (repo.Notice, error) {
-	body, err := json.Marshal(data)
-	if err != nil {
-		return repo.Notice{}, fmt.Errorf("encoding %s: %w", eventType, err)
-	}
-	id, err := uuid.NewV7() // in order of time, as an index likes it
-	if err != nil {
-		return repo.Notice{}, fmt.Errorf("making an event id: %w", err)
-	}
-	return repo.Notice{EventID: id.String(), Type: eventType, Data: body}, nil
 }

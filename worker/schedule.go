@@ -4,22 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/robfig/cron/v3"
 
 	"papermap-worker/events"
 )
 
-// Schedule says when usage is synced. Its slots are the same for everybody who computes them, whenever they began.
+// Schedule is when usage is synced. All replicas compute the same slots, whenever they were
+// started.
 type Schedule struct {
-	every time.Duration // at multiples since the Unix epoch; 0: cron
+	every time.Duration // slots at multiples since the Unix epoch; 0: by cron
 	cron  cron.Schedule
 }
 
-// ParseSchedule reads five-field cron, @hourly and its kin, or "@every 15m". All is UTC.
+// ParseSchedule parses five-field cron, a descriptor such as @hourly, or "@every 15m", all in UTC.
 func ParseSchedule(text string) (*Schedule, error) {
 	if rest, ok := strings.CutPrefix(text, "@every "); ok {
 		every, err := time.ParseDuration(strings.TrimSpace(rest))
@@ -34,7 +35,7 @@ func ParseSchedule(text string) (*Schedule, error) {
 	parser := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor)
 	c, err := parser.Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("neither five-field cron, nor @hourly, @daily and so on, nor @every 15m: %w", err)
+		return nil, fmt.Errorf("neither five-field cron, nor @hourly, nor @every 15m: %w", err)
 	}
 	if c.Next(time.Unix(0, 0).UTC()).IsZero() {
 		return nil, errors.New("it names a day that never comes")
@@ -42,7 +43,7 @@ func ParseSchedule(text string) (*Schedule, error) {
 	return &Schedule{cron: c}, nil
 }
 
-// Next is the first slot after t.
+// Next returns the first slot after t.
 func (s *Schedule) Next(t time.Time) time.Time {
 	if s.every > 0 {
 		return s.Last(t).Add(s.every)
@@ -50,7 +51,7 @@ func (s *Schedule) Next(t time.Time) time.Time {
 	return s.cron.Next(t.UTC())
 }
 
-// Last is the newest slot that is not after t.
+// Last returns the newest slot that is not after t.
 func (s *Schedule) Last(t time.Time) time.Time {
 	if s.every > 0 {
 		return time.Unix(0, t.UnixNano()-t.UnixNano()%int64(s.every)).UTC()
@@ -69,52 +70,64 @@ func (s *Schedule) Last(t time.Time) time.Time {
 	}
 }
 
-// tickPrefix begins the event ids of scheduled syncs.
+// tickPrefix begins the event ids of scheduled syncs; isTick recognizes them by it.
 const tickPrefix = "usage-tick."
 
-// schedule publishes a usage.sync for each workspace in each slot, until ctx ends. Every replica does so, under the same
-// event ids, so one tick is one run however many replicas there are, and whatever their clocks say. The slot before
-// the start is published too: it may have passed while nobody ran.
-func (w *Worker) schedule(ctx context.Context) {
-	if w.cfg.Schedule == nil {
+func tickID(workspaceID string, slot time.Time) string {
+	return fmt.Sprintf("%s%s.%d", tickPrefix, workspaceID, slot.Unix())
+}
+
+func isTick(eventID string) bool { return strings.HasPrefix(eventID, tickPrefix) }
+
+// scheduler publishes a usage.sync for each workspace in each slot. Every replica does, under the
+// same event ids, so that one tick is one run however many replicas there are, and whatever their
+// clocks say.
+type scheduler struct {
+	schedule   *Schedule // nil: off
+	workspaces workspaces
+	bus        *events.Bus
+	log        *slog.Logger
+	now        func() time.Time
+}
+
+// run publishes the newest slot until ctx ends, beginning with the one before now, in which no
+// worker may have been running. It reads the clock every second and remembers one slot only, so
+// that it does not matter if the clock is set: a slot that is published again has the same event
+// id.
+func (s *scheduler) run(ctx context.Context) {
+	if s.schedule == nil {
 		return
 	}
-	const look = time.Second // so often the clock is read: it may be set while we wait
-	said := false
-	for slot := w.cfg.Schedule.Last(w.now()); ; {
-		err := w.tick(ctx, slot)
-		switch {
-		case err == nil:
-			slot, said = w.cfg.Schedule.Next(slot), false
-		case ctx.Err() == nil && !said:
-			w.log.Warn("cannot publish the usage schedule's tick; trying again", "slot", slot, "error", err)
-			said = true
+	var warned logOnce
+	var published time.Time
+	for more := true; more; more = events.Sleep(ctx, time.Second) {
+		slot := s.schedule.Last(s.now())
+		if slot.Equal(published) {
+			continue
 		}
-		for wait := look; wait > 0; {
-			if !sleep(ctx, min(wait, look)) {
-				return
-			}
-			if next := w.cfg.Schedule.Next(w.now()); slot.After(next) { // the clock was set back
-				slot = next
-			}
-			wait = slot.Sub(w.now())
+		err := s.publish(ctx, slot)
+		if warned.begins(err != nil) && ctx.Err() == nil {
+			s.log.Warn("cannot publish the usage schedule's tick; trying again", "slot", slot, "error", err)
 		}
-		if last := w.cfg.Schedule.Last(w.now()); last.After(slot) { // the clock jumped, or publishing failed for long
-			slot = last
+		if err == nil {
+			published = slot
 		}
 	}
 }
 
-// tick publishes one slot's events. They name the slot's months, whatever the clock of the worker that makes the run.
-func (w *Worker) tick(ctx context.Context, slot time.Time) error {
+// publish publishes one slot's events. They name the slot's months, so that it does not matter when
+// they are handled.
+func (s *scheduler) publish(ctx context.Context, slot time.Time) error {
 	from, to := periods(slot, "", "")
-	for id := range w.workspaces {
-		data, err := json.Marshal(map[string]string{"workspace_id": id, "from_period": from, "to_period": to}, json.Deterministic(true))
+	for _, ws := range s.workspaces.list {
+		fields := map[string]string{"workspace_id": ws.ID, "from_period": from, "to_period": to}
+		e, err := NewEvent(events.TypeUsageSync, fields, slot)
 		if err != nil {
-			return fmt.Errorf("encoding a tick: %w", err)
+			return err
 		}
+		e.ID = tickID(ws.ID, slot)
 		publishing, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err = w.bus.Publish(publishing, events.Outgoing{ID: fmt.Sprintf("%s%s.%d", tickPrefix, id, slot.Unix()), Type: events.TypeUsageSync, Data: data})
+		_, err = s.bus.Publish(publishing, e)
 		cancel()
 		if err != nil {
 			return err

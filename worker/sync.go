@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"strings"
+	"log/slog"
 	"time"
 
 	"papermap-worker/events"
@@ -12,53 +12,78 @@ import (
 	"papermap-worker/repo"
 )
 
-// syncUsage makes the runs that a usage.sync asks for, one workspace after the other. Those that have ended stay ended
-// when the event comes again.
-func (w *Worker) syncUsage(ctx context.Context, e events.Event, data events.UsageSync) error {
-	select { // a run takes as long as it takes, and must leave slots for tenants
-	case w.runs <- struct{}{}:
-		defer func() { <-w.runs }()
+// usageSync handles usage.sync: it reads usage from Papermap and records it, one run per workspace.
+type usageSync struct {
+	workspaces workspaces
+	db         *repo.DB
+	log        *slog.Logger
+	metrics    *metrics
+	spans      *spanByEvent
+	slots      chan struct{} // one for each run in flight; fewer than event slots, which tenants need, too
+	concurrent int           // pages requested at the same time
+	draining   func() bool   // the worker is stopping
+	wakeRelay  func()
+}
+
+// handle makes the runs that a usage.sync asks for, one workspace after the other. Those that have
+// ended stay ended when the event is delivered again.
+func (s *usageSync) handle(ctx context.Context, e events.Event, data events.UsageSync) error {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
 	default:
-		return &events.Retry{After: busy(), Err: errors.New("as many usage runs are at work as may be at once")}
+		return retry(busyDelay(), "the maximum number of usage runs is in flight")
 	}
-	list := w.cfg.Workspaces
-	if data.WorkspaceID == "" && data.TenantID != "" {
-		m, err := w.db.Mapping(ctx, data.TenantID)
+	runs, err := s.plan(ctx, e, data)
+	if err != nil {
+		return err
+	}
+	var again, refused error
+	for _, run := range runs {
+		err := s.run(ctx, e, run)
+		if permanent := (*events.Permanent)(nil); errors.As(err, &permanent) {
+			refused = cmp.Or(refused, err)
+		} else {
+			again = cmp.Or(again, err)
+		}
+	}
+	return cmp.Or(again, refused) // while one run may continue, the event must come again
+}
+
+// plan returns the runs that the event asks for. Several are recorded at once, so that whoever
+// waits for them knows from the beginning how many there are.
+func (s *usageSync) plan(ctx context.Context, e events.Event, data events.UsageSync) ([]repo.Run, error) {
+	workspaceID := data.WorkspaceID
+	if workspaceID == "" && data.TenantID != "" {
+		m, err := s.db.Mapping(ctx, data.TenantID)
 		if err != nil && !errors.Is(err, repo.ErrNotFound) {
-			return err
+			return nil, err
 		}
-		data.WorkspaceID = m.WorkspaceID
+		workspaceID = m.WorkspaceID
 	}
-	if data.WorkspaceID != "" {
-		ws, err := w.knownWorkspace(data.WorkspaceID)
+	list := s.workspaces.list
+	if workspaceID != "" {
+		ws, err := s.workspaces.ofEvent(workspaceID)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		list = []papermap.Workspace{ws.Workspace}
+		list = []*workspace{ws}
 	}
 	from, to := periods(e.Time, data.FromPeriod, data.ToPeriod)
 	var runs []repo.Run
 	for _, ws := range list {
-		runs = append(runs, repo.Run{WorkspaceID: ws.ID, EventID: e.ID, TenantID: data.TenantID, FromPeriod: from, ToPeriod: to})
+		runs = append(runs, repo.Run{
+			WorkspaceID: ws.ID, EventID: e.ID, TenantID: data.TenantID, FromPeriod: from, ToPeriod: to,
+		})
 	}
-	if len(runs) > 1 {
-		if err := w.db.PlanRuns(ctx, runs); err != nil {
-			return err
-		}
+	if len(runs) == 1 {
+		return runs, nil
 	}
-	var waits, refused error
-	for _, run := range runs {
-		err := w.syncWorkspace(ctx, e, run)
-		if permanent := (*events.Permanent)(nil); errors.As(err, &permanent) {
-			refused = cmp.Or(refused, err)
-		} else {
-			waits = cmp.Or(waits, err)
-		}
-	}
-	return cmp.Or(waits, refused) // as long as one run may go on, the event must come again
+	return runs, s.db.PlanRuns(ctx, runs)
 }
 
-// periods fills in the months that are not given: the previous and the current one, as far as they are in order.
+// periods fills in the months that are not given: the previous and the current one, as far as the
+// two are in order.
 func periods(now time.Time, from, to string) (string, string) {
 	const form = "2006-01"
 	now = now.UTC()
@@ -73,55 +98,92 @@ func periods(now time.Time, from, to string) (string, string) {
 	return from, to
 }
 
-// syncWorkspace makes one run, or goes on with it. Unless the run has ended, its error brings the event back.
-func (w *Worker) syncWorkspace(ctx context.Context, e events.Event, want repo.Run) error {
-	tick := strings.HasPrefix(e.ID, tickPrefix)
+// run makes one run, or continues it. An error that is not permanent brings the event back.
+func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) error {
+	tick := isTick(e.ID)
 	refused := func(err error) error {
-		if tick { // the next one tries again
+		if tick { // the next tick tries again
 			return nil
 		}
 		return &events.Permanent{Code: "API_REFUSED", Err: err}
 	}
-	log := w.log.With("workspace_id", want.WorkspaceID, "event_id", e.ID)
-	run, err := w.db.StartRun(ctx, want, e.Stored, tick)
+	log := s.log.With("workspace_id", want.WorkspaceID, "event_id", e.ID)
+	run, err := s.db.StartRun(ctx, want, e.Stored, tick)
 	switch {
 	case errors.Is(err, repo.ErrRunOver) && run.Status == repo.RunFailed:
 		return refused(errors.New(run.Error))
 	case errors.Is(err, repo.ErrRunOver):
 		return nil
 	case errors.Is(err, repo.ErrRunBusy):
-		return &events.Retry{After: busy(), Err: err}
+		return &events.Retry{After: busyDelay(), Err: err}
 	case err != nil:
 		return err
-	case run.Status == repo.Skipped:
-		w.metrics.ended(run)
-		log.WarnContext(ctx, "skipped a scheduled usage run: another does its work", "reason", run.Error)
+	case run.Status == repo.RunSkipped:
+		s.metrics.runEnded(run)
+		log.WarnContext(ctx, "skipped a scheduled usage run: another run covers it", "reason", run.Error)
 		return nil
 	}
-	r := &reading{w: w, ws: w.workspaces[want.WorkspaceID], run: &run, log: log, waited: run.Error}
-	err = r.read(ctx)
-	var api *papermap.Error
-	switch {
-	case err == nil:
-	case errors.As(err, &api) && (api.Class == papermap.Refused || api.Class == papermap.Configuration && run.TenantID != ""):
-		// The path of one tenant's usage is not documented, so 404 there says nothing of the workspace.
+	reader := &usageReader{usageSync: s, ws: s.workspaces.byID[want.WorkspaceID], run: &run, log: log}
+	lastError := run.Error
+	if err := reader.read(ctx); refuses(err, run) {
 		log.ErrorContext(ctx, "a usage run failed: Papermap refuses", "tenant_id", run.TenantID, "error", err)
-		if err := w.db.EndRun(ctx, &run, repo.RunFailed, api.Error(), nil); err != nil {
+		var api *papermap.Error
+		errors.As(err, &api)
+		if err := s.db.EndRun(ctx, &run, repo.RunFailed, api.Error()); err != nil {
 			return err
 		}
-		w.metrics.ended(run)
+		s.metrics.runEnded(run)
 		return refused(err)
-	default:
-		return r.leave(ctx, e, err)
+	} else if err != nil {
+		return s.interrupt(ctx, e, &run, lastError, err)
 	}
-	ring(w.outbox)
-	w.metrics.ended(run)
-	attrs := []any{"status", run.Status, "rows", run.Read, "written_rows", run.Written, "rejected_rows", run.Rejected, "changed_rows", run.Changed,
-		"from_period", run.FromPeriod, "to_period", run.ToPeriod, "took", run.FinishedAt.Sub(run.StartedAt.Time).String()}
-	if run.Status == repo.Incomplete {
-		log.WarnContext(ctx, "a usage run is incomplete: the totals shifted each time that they were read", attrs...)
+	s.wakeRelay()
+	s.metrics.runEnded(run)
+	attrs := []any{
+		"status", run.Status, "rows", run.Read, "written_rows", run.Written, "rejected_rows", run.Rejected,
+		"changed_rows", run.Changed, "from_period", run.FromPeriod, "to_period", run.ToPeriod,
+		"took", run.FinishedAt.Sub(run.StartedAt.Time).String(),
+	}
+	if run.Status == repo.RunIncomplete {
+		log.WarnContext(ctx, "a usage run is incomplete: the totals shifted in each pass", attrs...)
 	} else {
 		log.InfoContext(ctx, "synced usage", attrs...)
 	}
 	return nil
+}
+
+// refuses reports whether an error ends the run, because to repeat the request is no use. The path
+// of one tenant's usage is not documented, so 404 there does not mean that the workspace is
+// misconfigured.
+func refuses(err error, run repo.Run) bool {
+	var api *papermap.Error
+	return errors.As(err, &api) &&
+		(api.Class == papermap.Refused || api.Class == papermap.Configuration && run.TenantID != "")
+}
+
+// interrupt gives the run up for now, at its checkpoint, and returns the error that brings the
+// event back. lastError is what the run waited for before.
+func (s *usageSync) interrupt(
+	ctx context.Context, e events.Event, run *repo.Run, lastError string, cause error,
+) error {
+	ctx = context.WithoutCancel(ctx)
+	var api *papermap.Error
+	waits := errors.As(cause, &api)
+	if waits && api.Error() != lastError {
+		s.log.WarnContext(ctx, "a Papermap error interrupted a usage run; it will resume at its checkpoint",
+			"workspace_id", run.WorkspaceID, "event_id", e.ID, "page", run.NextPage, "error", api)
+		if err := s.db.KeepRun(ctx, run, api.Error()); err != nil {
+			return err
+		}
+	}
+	if err := s.db.LeaveRun(ctx, run); err != nil {
+		return err
+	}
+	switch {
+	case s.draining():
+		return &events.Retry{Err: cause} // another replica may continue at once
+	case waits:
+		return &events.Retry{After: max(events.Delay(e.Deliveries), api.RetryAfter), Err: cause}
+	}
+	return cause
 }

@@ -2,18 +2,11 @@ package worker
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"strconv"
-	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/time/rate"
 
@@ -29,153 +22,182 @@ type EmbedToken struct {
 	WorkspaceID  string `json:"workspace_id"`
 	DashboardID  string `json:"dashboard_id"`
 	ExpiresAt    int64  `json:"expires_at"`
-	RefreshAfter int64  `json:"refresh_after"` // when 80 % of the life are over
+	RefreshAfter int64  `json:"refresh_after"` // after 80 % of the token's life
 	EmbedURL     string `json:"embed_url"`
 }
 
-// Dashboard is the answer to a request for a tenant's mapping.
-type Dashboard struct {
-	TenantID    string      `json:"tenant_id"`
-	WorkspaceID string      `json:"workspace_id"`
-	DashboardID *string     `json:"dashboard_id"` // null until known
-	Title       string      `json:"title"`
-	Status      repo.Status `json:"status"`
-	CreatedAt   repo.Time   `json:"created_at"`
-	UpdatedAt   repo.Time   `json:"updated_at"`
+// tokenLimits are the settings of tokens.
+type tokenLimits struct {
+	ttl, maxTTL time.Duration // default and maximum life
+	rate        float64       // tokens per second and tenant; 0: no limit
+	burst       int
 }
 
-func (w *Worker) endpoints() []events.Endpoint {
-	return []events.Endpoint{
-		{Name: "embed-token", Handle: w.embedToken, Quick: w.quickToken},
-		{Name: "embed-token", PerToken: true, Handle: w.embedToken, Quick: w.quickToken},
-		{Name: "dashboard", Handle: w.dashboard},
-		{Name: "usage", Handle: w.usage},
-	}
+// tokenService mints embed tokens. It calls no API: a token is a signature with the workspace's
+// embed key over the mapping's workspace and dashboard.
+//
+// Promise 6: a suspended or deleted tenant gets no token more than 5 s after the commit. The
+// replica that commits invalidates its own cache and announces the change to the others; if that
+// message is lost, or the database answers late, tenantLife still bounds how old a mapping may be.
+//
+// There are two ways to the same answer: embedToken, and tokenFromCache, which answers usual
+// requests for tenants in memory without allocations.
+type tokenService struct {
+	workspaces workspaces
+	db         *repo.DB
+	metrics    *metrics
+	limits     tokenLimits
+	clock      func() time.Time // nil: the host's
+	embedURL   string
+	embedJSON  []byte // embedURL with the query up to the token, as the beginning of a JSON string
+
+	cache  *tenantCache
+	counts *tokenCounts
+	audit  *tokenAudit
 }
 
-// tokenRequest is what a request for a token asks for.
-type tokenRequest struct {
-	tenantID, workspaceID []byte
-	ttl                   int64 // seconds; 0 when none is asked for
+func newTokenService(
+	all workspaces, db *repo.DB, m *metrics, limits tokenLimits, clock func() time.Time,
+	embedURL string, auditRate int,
+) *tokenService {
+	s := &tokenService{
+		workspaces: all, db: db, metrics: m, limits: limits, clock: clock, embedURL: embedURL,
+		counts: &tokenCounts{}, audit: newTokenAudit(auditRate),
+	}
+	s.cache = newTenantCache(s.loadTenant)
+	quoted, _ := jsontext.AppendQuote(nil, embedURL+"?embedded-token=") // an error only for invalid UTF-8
+	s.embedJSON = quoted[:len(quoted)-1]
+	return s
 }
 
-// quickToken answers from memory. Whatever is not plain is left to embedToken, which says what is wrong.
-func (w *Worker) quickToken(dst []byte, r events.Request) (reply []byte, v events.Verdict, err error) {
-	q := tokenRequest{tenantID: []byte(r.Token)}
-	if len(r.Data) > 0 {
-		var ok bool
-		if q, ok = parsePlain(r.Data); !ok {
-			return nil, events.Wait, nil
-		}
+// tokenFromCache is the endpoint's Fast: it appends the answer to dst if the request has the usual
+// form and its tenant is in memory.
+func (s *tokenService) tokenFromCache(
+	dst []byte, r events.Request,
+) (reply []byte, result events.FastResult, err error) {
+	q, ok := parseSimpleRequest(r)
+	if !ok {
+		return nil, events.FastQueue, nil
 	}
-	if r.Token != "" && (!plainToken(r.Token) || r.Token != string(q.tenantID)) {
-		return nil, events.Wait, nil
-	}
-	began := time.Now()
-	known, stale, err := w.tenants.peek(q.tenantID, began)
+	start := time.Now()
+	t, stale, err := s.cache.lookup(q.tenantID, start)
 	switch {
 	case stale:
-		return nil, events.WaitAhead, nil
-	case known == nil && err == nil:
-		return nil, events.Wait, nil
+		return nil, events.FastQueueFirst, nil
+	case t == nil && err == nil:
+		return nil, events.FastQueue, nil
 	case err == nil:
-		reply, err = w.answerToken(r.Trace, dst, known, q, w.mintTime(began))
+		reply, err = s.appendToken(r.Trace, dst, t, q, s.now(start))
 	}
-	w.metrics.memory.Inc()
-	w.metrics.answered(err, time.Since(began))
-	return reply, events.Answered, err
+	s.metrics.memory.Inc()
+	s.metrics.tokenAnswered(err, time.Since(start))
+	return reply, events.FastAnswered, err
 }
 
-// plainToken says whether a subject's token is surely the tenant id itself, with nothing that is or must be encoded.
-func plainToken(token string) bool {
-	for i := range len(token) {
-		if c := token[i]; c <= ' ' || c >= 0x7f || c == '%' || c == '*' || c == '>' {
-			return false
-		}
-	}
-	return true
-}
-
-// embedToken reads the request as strictly as an event, and the tenant from the database when it is not in memory.
-func (w *Worker) embedToken(ctx context.Context, r events.Request) (reply []byte, err error) {
-	began := time.Now()
-	defer func() { w.metrics.answered(err, time.Since(began)) }()
-	var tenantID, workspaceID string
-	var ttl *int64
-	if len(r.Data) > 0 || r.Token == "" {
-		if err := events.DecodeObject(r.Data, map[string]any{"tenant_id": &tenantID, "workspace_id": &workspaceID, "ttl_seconds": &ttl}); err != nil {
-			return nil, invalid(err)
-		}
-	}
-	if r.Token != "" {
-		ofSubject, err := events.DecodeTenant(r.Token)
-		if err != nil {
-			return nil, invalid(err)
-		}
-		if tenantID != "" && tenantID != ofSubject {
-			return nil, &events.ServiceError{Status: 403, Code: "TENANT_MISMATCH", Message: `"tenant_id" is not the tenant of the subject`}
-		}
-		tenantID = ofSubject
-	}
-	q := tokenRequest{tenantID: []byte(tenantID), workspaceID: []byte(workspaceID)}
-	if ttl != nil {
-		if q.ttl = *ttl; q.ttl < 1 {
-			return nil, invalid(errors.New(`"ttl_seconds" must be at least 1`))
-		}
-	}
-	if err := events.ValidateTenantID(tenantID); err != nil {
-		return nil, invalid(err)
-	}
-	known, err := w.tenants.get(ctx, tenantID)
+// embedToken mints a token. It queries the database for a tenant that is not in memory.
+func (s *tokenService) embedToken(ctx context.Context, r TokenRequest) (token EmbedToken, err error) {
+	start := time.Now()
+	defer func() { s.metrics.tokenAnswered(err, time.Since(start)) }()
+	q, err := r.validate()
 	if err != nil {
-		return nil, err
+		return token, err
 	}
-	return w.answerToken(ctx, nil, known, q, w.mintTime(time.Now()))
+	t, err := s.cache.get(ctx, r.TenantID)
+	if err != nil {
+		return token, err
+	}
+	now := s.now(time.Now())
+	life, err := s.authorize(t, q, now)
+	if err != nil {
+		return token, err
+	}
+	signed, err := s.mint(ctx, nil, t, now, life.expires)
+	if err != nil {
+		return token, err
+	}
+	return EmbedToken{
+		Token: string(signed), TenantID: t.id, WorkspaceID: t.ws.ID, DashboardID: t.dashboardID,
+		ExpiresAt: life.expires.Unix(), RefreshAfter: life.refreshAfter.Unix(),
+		EmbedURL: papermap.EmbedURL(s.embedURL, string(signed), t.ws.ID, t.dashboardID),
+	}, nil
 }
 
-// mintTime is now, which was just read, unless the worker has a clock of its own.
-func (w *Worker) mintTime(now time.Time) time.Time {
-	if w.cfg.Clock != nil {
-		return w.cfg.Clock()
+// now is hostTime, which was just read, unless the service has a clock of its own.
+func (s *tokenService) now(hostTime time.Time) time.Time {
+	if s.clock != nil {
+		return s.clock()
 	}
-	return now
+	return hostTime
 }
 
-// answerToken appends the answer for a tenant: a token for the mapping's own workspace and dashboard, or why there is none.
-func (w *Worker) answerToken(ctx context.Context, dst []byte, t *tenant, q tokenRequest, now time.Time) ([]byte, error) {
+// tokenLife is when a token expires and when its holder should ask for the next one.
+type tokenLife struct{ expires, refreshAfter time.Time }
+
+// authorize returns the life of the token that the tenant gets now, or why it gets none.
+func (s *tokenService) authorize(t *tenant, q tokenRequest, now time.Time) (tokenLife, error) {
 	switch {
 	case len(q.workspaceID) > 0 && string(q.workspaceID) != t.ws.ID:
-		return nil, invalid(errors.New(`"workspace_id" is not the tenant's`))
+		return tokenLife{}, errOtherWorkspace
 	case t.refused != nil:
-		return nil, t.refused
+		return tokenLife{}, t.refused
 	case t.ws.api == nil:
-		return nil, fmt.Errorf("workspace %q of tenant %q is not configured", t.ws.ID, t.id)
+		return tokenLife{}, fmt.Errorf("workspace %q of tenant %q is not configured", t.ws.ID, t.id)
 	}
-	if err := t.ws.clockAllows(); err != nil {
-		return nil, err
+	if err := t.ws.checkClock(); err != nil {
+		return tokenLife{}, err
 	}
-	if w.cfg.TokenRate > 0 {
-		if r := w.tenants.limiter(t.id, rate.Limit(w.cfg.TokenRate), w.cfg.TokenBurst).ReserveN(now, 1); r.DelayFrom(now) > 0 {
-			wait := r.DelayFrom(now)
-			r.CancelAt(now)
-			return nil, &events.ServiceError{
-				Status: 429, Code: "RATE_LIMITED", Message: "too many tokens for this tenant; keep a token until refresh_after",
-				RetryAfter: int(math.Ceil(wait.Seconds())),
-			}
-		}
+	if err := s.checkRate(t, now); err != nil {
+		return tokenLife{}, err
 	}
-	life := w.cfg.TokenTTL
+	life := s.limits.ttl
 	if q.ttl > 0 {
-		life = time.Duration(min(q.ttl, int64(w.cfg.TokenMaxTTL/time.Second))) * time.Second
+		life = time.Duration(min(q.ttl, int64(s.limits.maxTTL/time.Second))) * time.Second
 	}
 	from := now.Truncate(time.Second)
-	expires := from.Add(life)
+	return tokenLife{from.Add(life), from.Add(life * 8 / 10)}, nil
+}
 
-	dst = append(dst, `{"token":"`...)
-	begin := len(dst)
-	dst, err := t.ws.minter.AppendToken(dst, t.id, t.dashboardID, expires)
+// checkRate takes one token of the tenant's rate limit.
+func (s *tokenService) checkRate(t *tenant, now time.Time) error {
+	if s.limits.rate == 0 {
+		return nil
+	}
+	r := s.cache.limiter(t.id, rate.Limit(s.limits.rate), s.limits.burst).ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	if wait == 0 {
+		return nil
+	}
+	r.CancelAt(now)
+	return serviceError(429, "RATE_LIMITED", int(math.Ceil(wait.Seconds())),
+		"too many tokens for this tenant; keep a token until refresh_after")
+}
+
+// mint appends a token to dst, counts it and logs it.
+func (s *tokenService) mint(
+	ctx context.Context, dst []byte, t *tenant, now, expires time.Time,
+) ([]byte, error) {
+	signed, err := t.ws.minter.AppendToken(dst, t.id, t.dashboardID, expires)
 	if err != nil {
 		return nil, fmt.Errorf("tenant %q: %w", t.id, err)
+	}
+	s.counts.add(t.ws.ID, t.id, now)
+	s.audit.minted(ctx, t, now, expires, signed[len(dst):])
+	return signed, nil
+}
+
+// appendToken appends the JSON of the EmbedToken that embedToken would return. It is written by
+// hand because it must not allocate.
+func (s *tokenService) appendToken(
+	ctx context.Context, dst []byte, t *tenant, q tokenRequest, now time.Time,
+) ([]byte, error) {
+	life, err := s.authorize(t, q, now)
+	if err != nil {
+		return nil, err
+	}
+	dst = append(dst, `{"token":"`...)
+	start := len(dst)
+	if dst, err = s.mint(ctx, dst, t, now, life.expires); err != nil {
+		return nil, err
 	}
 	end := len(dst)
 	dst = append(dst, '"')
@@ -183,29 +205,24 @@ func (w *Worker) answerToken(ctx context.Context, dst []byte, t *tenant, q token
 		{`,"tenant_id":`, t.id}, {`,"workspace_id":`, t.ws.ID}, {`,"dashboard_id":`, t.dashboardID},
 	} {
 		dst = append(dst, f.name...)
-		if dst, err = jsontext.AppendQuote(dst, f.value); err != nil {
-			return nil, fmt.Errorf("tenant %q: %w", t.id, err)
-		}
+		dst, _ = jsontext.AppendQuote(dst, f.value) // no token is minted for invalid UTF-8
 	}
 	dst = append(dst, `,"expires_at":`...)
-	dst = strconv.AppendInt(dst, expires.Unix(), 10)
+	dst = strconv.AppendInt(dst, life.expires.Unix(), 10)
 	dst = append(dst, `,"refresh_after":`...)
-	dst = strconv.AppendInt(dst, from.Add(life*8/10).Unix(), 10)
+	dst = strconv.AppendInt(dst, life.refreshAfter.Unix(), 10)
 	dst = append(dst, `,"embed_url":`...)
-	dst = append(dst, w.embedPage...)
+	dst = append(dst, s.embedJSON...)
 	padding := end
 	for dst[padding-1] == '=' {
 		padding--
 	}
-	dst = append(dst, dst[begin:padding]...)
-	for range end - padding { // all that needs encoding in a query
+	dst = append(dst, dst[start:padding]...)
+	for range end - padding { // nothing else of base64url needs encoding in a query
 		dst = append(dst, "%3D"...)
 	}
 	dst = papermap.AppendEmbedQuery(dst, t.ws.ID, t.dashboardID)
-	dst = append(dst, `"}`...)
-	w.minted.add(t.ws.ID, t.id, now)
-	w.audit.minted(ctx, t, now, expires, dst[begin:end])
-	return dst, nil
+	return append(dst, `"}`...), nil
 }
 
 // tokenRefused returns the documented error unless the mapping is active.
@@ -214,182 +231,32 @@ func tokenRefused(status repo.Status) *events.ServiceError {
 	case repo.Active:
 		return nil
 	case repo.Suspended:
-		return &events.ServiceError{Status: 403, Code: "TENANT_SUSPENDED", Message: "the tenant is suspended"}
+		return serviceError(403, "TENANT_SUSPENDED", 0, "the tenant is suspended")
 	case repo.Deleted:
-		return &events.ServiceError{Status: 410, Code: "TENANT_DELETED", Message: "the tenant was deleted"}
+		return serviceError(410, "TENANT_DELETED", 0, "the tenant was deleted")
 	}
-	retry := map[repo.Status]int{repo.Pending: 2, repo.Creating: 2, repo.Held: 60, repo.Failed: 60}[status]
-	return &events.ServiceError{
-		Status: 409, Code: "DASHBOARD_NOT_READY", Message: fmt.Sprintf("the tenant has no dashboard yet: it is %s", status), RetryAfter: retry,
+	retryAfter := 60
+	if status == repo.Pending || status == repo.Creating {
+		retryAfter = 2
 	}
+	return serviceError(409, "DASHBOARD_NOT_READY", retryAfter,
+		"the tenant has no dashboard yet: it is "+string(status))
 }
 
 // loadTenant reads a mapping and prepares it for minting.
-func (w *Worker) loadTenant(ctx context.Context, tenantID string) (*tenant, error) {
-	w.metrics.database.Inc()
-	m, err := w.db.Mapping(ctx, tenantID)
+func (s *tokenService) loadTenant(ctx context.Context, tenantID string) (*tenant, error) {
+	s.metrics.database.Inc()
+	m, err := s.db.Mapping(ctx, tenantID)
 	if err != nil {
 		return nil, err
 	}
-	both := m.TenantID + m.DashboardID // in memory as one text
-	t := &tenant{id: both[:len(m.TenantID)], dashboardID: both[len(m.TenantID):], ws: w.workspaces[m.WorkspaceID], refused: tokenRefused(m.Status)}
+	ids := m.TenantID + m.DashboardID // one allocation for both
+	t := &tenant{
+		id: ids[:len(m.TenantID)], dashboardID: ids[len(m.TenantID):],
+		ws: s.workspaces.byID[m.WorkspaceID], refused: tokenRefused(m.Status),
+	}
 	if t.ws == nil {
 		t.ws = &workspace{Workspace: papermap.Workspace{ID: m.WorkspaceID}}
 	}
 	return t, nil
-}
-
-// audit writes down who got tokens, at most so many lines a second: each token is worth a line, a flood is not. A log that
-// is slow to take them delays no token.
-type audit struct {
-	limiter *rate.Limiter
-	lines   chan auditLine // to write; what does not fit is left out
-	leftOut atomic.Int64
-}
-
-// auditLine is a token without it: its fingerprint is the first 16 hex digits of its SHA-256.
-type auditLine struct {
-	ctx         context.Context // for the trace that the line is of
-	tenant      *tenant
-	expires     time.Time
-	fingerprint [8]byte
-}
-
-func newAudit(perSecond int) *audit {
-	return &audit{limiter: rate.NewLimiter(rate.Limit(perSecond), perSecond), lines: make(chan auditLine, 1024)}
-}
-
-func (a *audit) minted(ctx context.Context, t *tenant, now, expires time.Time, token []byte) {
-	if a.limiter.AllowN(now, 1) {
-		sum := sha256.Sum256(token)
-		select {
-		case a.lines <- auditLine{ctx, t, expires, [8]byte(sum[:8])}:
-			return
-		default:
-		}
-	}
-	a.leftOut.Add(1)
-}
-
-// write writes the lines until ctx ends, then those that are left.
-func (a *audit) write(ctx context.Context, log *slog.Logger) {
-	write := func(l auditLine) {
-		log.InfoContext(l.ctx, "minted an embed token", "tenant_id", l.tenant.id, "workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID,
-			"expires", l.expires.UTC(), "fingerprint", hex.EncodeToString(l.fingerprint[:]), "left_out", a.leftOut.Swap(0))
-	}
-	for ctx.Err() == nil {
-		select {
-		case l := <-a.lines:
-			write(l)
-		case <-ctx.Done():
-		}
-	}
-	for len(a.lines) > 0 {
-		write(<-a.lines)
-	}
-}
-
-func (w *Worker) dashboard(ctx context.Context, r events.Request) ([]byte, error) {
-	var tenantID, workspaceID string
-	if err := events.DecodeObject(r.Data, map[string]any{"tenant_id": &tenantID, "workspace_id": &workspaceID}); err != nil {
-		return nil, invalid(err)
-	}
-	if err := events.ValidateTenantID(tenantID); err != nil {
-		return nil, invalid(err)
-	}
-	m, err := w.db.Mapping(ctx, tenantID)
-	if errors.Is(err, repo.ErrNotFound) {
-		return nil, errUnknownTenant
-	}
-	if err != nil {
-		return nil, err
-	}
-	if workspaceID != "" && workspaceID != m.WorkspaceID {
-		return nil, invalid(errors.New(`"workspace_id" is not the tenant's`))
-	}
-	return json.Marshal(dashboardOf(m))
-}
-
-func invalid(err error) *events.ServiceError {
-	return &events.ServiceError{Status: 400, Code: "INVALID_REQUEST", Message: err.Error()}
-}
-
-// parsePlain reads a request that is written plainly: the known names, once each, texts without escapes, a whole number.
-func parsePlain(data []byte) (q tokenRequest, ok bool) {
-	if !utf8.Valid(data) {
-		return q, false
-	}
-	p := plain{data}
-	for open := byte('{'); !p.is('}'); open = ',' {
-		if !p.is(open) {
-			return q, false
-		}
-		name, ok := p.text()
-		if !ok || !p.is(':') {
-			return q, false
-		}
-		switch {
-		case string(name) == "tenant_id" && q.tenantID == nil:
-			q.tenantID, ok = p.text()
-		case string(name) == "workspace_id" && q.workspaceID == nil:
-			q.workspaceID, ok = p.text()
-		case string(name) == "ttl_seconds" && q.ttl == 0:
-			q.ttl, ok = p.number()
-		default:
-			ok = false
-		}
-		if !ok {
-			return q, false
-		}
-	}
-	p.space()
-	return q, len(p.rest) == 0 && len(q.tenantID) > 0
-}
-
-// plain is JSON that is still to be read, as far as it is plain.
-type plain struct{ rest []byte }
-
-func (p *plain) space() {
-	for len(p.rest) > 0 && (p.rest[0] == ' ' || p.rest[0] == '\n' || p.rest[0] == '\t' || p.rest[0] == '\r') {
-		p.rest = p.rest[1:]
-	}
-}
-
-func (p *plain) is(c byte) bool {
-	p.space()
-	if len(p.rest) == 0 || p.rest[0] != c {
-		return false
-	}
-	p.rest = p.rest[1:]
-	return true
-}
-
-// text reads a string that is not empty and has no escapes.
-func (p *plain) text() ([]byte, bool) {
-	if !p.is('"') {
-		return nil, false
-	}
-	for i, c := range p.rest {
-		switch {
-		case c == '"':
-			text := p.rest[:i]
-			p.rest = p.rest[i+1:]
-			return text, i > 0
-		case c < ' ' || c == '\\':
-			return nil, false
-		}
-	}
-	return nil, false
-}
-
-// number reads a whole number from 1 to 999,999,999.
-func (p *plain) number() (n int64, ok bool) {
-	p.space()
-	for len(p.rest) > 0 && p.rest[0] >= '0' && p.rest[0] <= '9' && n < 100_000_000 {
-		n = n*10 + int64(p.rest[0]-'0')
-		if p.rest = p.rest[1:]; n == 0 {
-			return 0, false
-		}
-	}
-	return n, n > 0
 }

@@ -2,13 +2,14 @@ package worker_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"github.com/nats-io/nats.go"
 
@@ -18,6 +19,7 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
+	"papermap-worker/worker/workertest"
 )
 
 // bench is a worker on SQLite with all that it needs.
@@ -37,7 +39,9 @@ func newBench(b *testing.B, concurrency int) *bench {
 		}
 	}
 	dir := b.TempDir()
-	x := &bench{B: b, sim: simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspaceA}, Seed: 1})}
+	x := &bench{B: b, sim: simulator.New(simulator.Options{
+		Workspaces: []papermap.Workspace{workertest.WorkspaceA}, Seed: 1,
+	})}
 	api, err := simulator.Serve(x.sim, "127.0.0.1:0")
 	must(err)
 	b.Cleanup(api.Close)
@@ -54,15 +58,18 @@ func newBench(b *testing.B, concurrency int) *bench {
 	must(err)
 	log := slog.New(slog.DiscardHandler)
 	bus, err := events.Connect(events.Options{
-		URL: server.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP", ManageStreams: true, Replicas: 1, MaxAge: time.Hour, Wait: true,
+		URL: server.URL(), Subjects: events.Subjects{Prefix: "papermap"}, Stream: "PAPERMAP",
+		ManageStreams: true, Replicas: 1, MaxAge: time.Hour, Wait: true,
 	}, log)
 	must(err)
 	b.Cleanup(func() { bus.Close(context.Background()) })
-	workspace := workspaceA
+	workspace := workertest.WorkspaceA
 	workspace.APIURL = api.URL
 	w := worker.New(worker.Config{
-		Workspaces: []papermap.Workspace{workspace}, Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
-		Concurrency: 64, MaxAttempts: 10, Grace: 10 * time.Second, UsageConcurrency: concurrency, Version: "0.0.0-bench",
+		Workspaces: []papermap.Workspace{workspace}, Timeout: 10 * time.Second, TokenTTL: time.Hour,
+		TokenMaxTTL: time.Hour,
+		Concurrency: 64, MaxAttempts: 10, Grace: 10 * time.Second, UsageConcurrency: concurrency,
+		Version: "0.0.0-bench",
 	}, x.db, bus, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error)
@@ -73,7 +80,7 @@ func newBench(b *testing.B, concurrency int) *bench {
 			b.Error(err)
 		}
 	})
-	for deadline := time.Now().Add(soon); !w.State(ctx).Ready; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(workertest.Soon); !w.State().Ready; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			b.Fatal("the worker is not ready")
 		}
@@ -84,7 +91,8 @@ func newBench(b *testing.B, concurrency int) *bench {
 // publish publishes an event to the worker and returns when the stream has it.
 func (x *bench) publish(eventType, id, body string) {
 	x.Helper()
-	msg := &nats.Msg{Subject: "papermap.events." + eventType, Header: nats.Header{"Nats-Msg-Id": {id}}, Data: []byte(body)}
+	msg := &nats.Msg{Subject: "papermap.events." + eventType, Header: nats.Header{"Nats-Msg-Id": {id}},
+		Data: []byte(body)}
 	if _, err := x.nc.RequestMsg(msg, 10*time.Second); err != nil {
 		x.Fatal(err)
 	}
@@ -103,8 +111,8 @@ func (x *bench) run(event string) repo.Run {
 	return list[0]
 }
 
-// BenchmarkUsagePages reads the usage of 60,000 tenants, from an API that takes 5 ms for a page, with ever more pages on
-// their way at once.
+// BenchmarkUsagePages reads the usage of 60,000 tenants, from an API that takes 5 ms for a page,
+// with ever more pages on their way at once.
 func BenchmarkUsagePages(b *testing.B) {
 	const pages = 600
 	var rates [3]float64
@@ -120,9 +128,11 @@ func BenchmarkUsagePages(b *testing.B) {
 				x.sim.SetUsage("ws-a", simulator.Usage{Tenants: 100 * pages})
 				b.ResetTimer()
 				for n := range b.N {
-					x.publish(events.TypeUsageSync, fmt.Sprint("e", n), `{"from_period":"2026-03","to_period":"2026-03"}`)
-					deadline := time.Now().Add(soon)
-					for run := x.run(fmt.Sprint("e", n)); run.Status != repo.RunDone; run = x.run(fmt.Sprint("e", n)) {
+					x.publish(events.TypeUsageSync, fmt.Sprint("e", n),
+						`{"from_period":"2026-03","to_period":"2026-03"}`)
+					deadline := time.Now().Add(workertest.Soon)
+					id := fmt.Sprint("e", n)
+					for run := x.run(id); run.Status != repo.RunDone; run = x.run(id) {
 						if time.Now().After(deadline) {
 							b.Fatalf("the run is %+v", run)
 						}
@@ -135,11 +145,12 @@ func BenchmarkUsagePages(b *testing.B) {
 			})
 		}
 	}
-	b.Logf("%.1f pages/s at 1, %.1f times that at 8, %.1f times at 32", rates[0], rates[1]/rates[0], rates[2]/rates[0])
+	b.Logf("%.1f pages/s at 1, %.1f times that at 8, %.1f times at 32", rates[0], rates[1]/rates[0],
+		rates[2]/rates[0])
 }
 
-// BenchmarkProvisioningBesideUsage measures how long after its tenant.created a tenant's dashboard.created is there, first
-// alone, then while a million rows of usage are read and written.
+// BenchmarkProvisioningBesideUsage measures how long after its tenant.created a tenant's
+// dashboard.created is there, first alone, then while a million rows of usage are read and written.
 func BenchmarkProvisioningBesideUsage(b *testing.B) {
 	const rows = 1_000_000
 	x := newBench(b, 8)
@@ -149,13 +160,16 @@ func BenchmarkProvisioningBesideUsage(b *testing.B) {
 		b.Fatal(err)
 	}
 	published := map[string]time.Time{}
-	// provision publishes a tenant every 10 ms for as long as more says so, and returns how long each took.
+	// provision publishes a tenant every 10 ms for as long as more says so, and returns how long
+	// each took.
 	provision := func(prefix string, more func(n int) bool) (took []time.Duration) {
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
 		n := 0
 		take := func(msg *nats.Msg) {
-			var e struct{ Subject string }
+			var e struct {
+				Subject string `json:"subject"`
+			}
 			if err := json.Unmarshal(msg.Data, &e); err != nil {
 				b.Fatal(err)
 			}
@@ -173,7 +187,8 @@ func BenchmarkProvisioningBesideUsage(b *testing.B) {
 				tenant := fmt.Sprint(prefix, n)
 				n++
 				published[tenant] = time.Now()
-				if err := x.nc.Publish("papermap.events.tenant.created", []byte(object("tenant_id", tenant, "name", tenant))); err != nil {
+				if err := x.nc.Publish("papermap.events.tenant.created",
+					[]byte(object("tenant_id", tenant, "name", tenant))); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -192,9 +207,12 @@ func BenchmarkProvisioningBesideUsage(b *testing.B) {
 		idle := provision(fmt.Sprint("idle-", round, "-"), func(n int) bool { return n < 500 })
 		event := fmt.Sprint("e", round)
 		began := time.Now()
-		x.publish(events.TypeUsageSync, event, fmt.Sprintf(`{"from_period":"%d-01","to_period":"%d-01"}`, 2000+round, 2000+round))
-		busy := provision(fmt.Sprint("busy-", round, "-"), func(n int) bool { return x.run(event).Status != repo.RunDone })
-		b.Logf("idle p50 %.1f ms, p99 %.1f ms of %d; beside usage p50 %.1f ms, p99 %.1f ms of %d, %.0f rows/s", quantile(0.5, idle), quantile(0.99, idle), len(idle),
+		x.publish(events.TypeUsageSync, event,
+			fmt.Sprintf(`{"from_period":"%d-01","to_period":"%d-01"}`, 2000+round, 2000+round))
+		busy := provision(fmt.Sprint("busy-", round, "-"),
+			func(n int) bool { return x.run(event).Status != repo.RunDone })
+		b.Logf("idle p50 %.1f ms, p99 %.1f ms of %d; beside usage p50 %.1f, p99 %.1f of %d, %.0f rows/s",
+			quantile(0.5, idle), quantile(0.99, idle), len(idle),
 			quantile(0.5, busy), quantile(0.99, busy), len(busy), rows/time.Since(began).Seconds())
 		b.ReportMetric(quantile(0.99, idle), "idle-p99-ms")
 		b.ReportMetric(quantile(0.99, busy), "busy-p99-ms")

@@ -1,27 +1,44 @@
-// Package worker is the work itself: it gives tenants their dashboards, follows their suspension and deletion, and
-// answers requests for embed tokens.
+// Package worker gives tenants their dashboards, follows their suspension and deletion, mints their
+// embed tokens and syncs their usage. A [Worker] composes the services that do so:
 //
-// The way of a tenant.created: [Worker.handle] gets the decoded event; provision asks the workspace's gate, claims the
-// tenant (repo.Begin: intent, claim and attempt in one commit), creates the dashboard (papermap.CreateDashboard) and
-// records it (repo.Finish: mapping, attempt and event out in one commit). Its error decides what becomes of the
-// event; package events settles it. Being killed between any two of these steps, run twice, or run by two replicas
-// at once loses nothing and records no second dashboard.
+//   - provisioner handles tenant.created: it creates the tenant's dashboard at Papermap;
+//   - accessHandler handles tenant.suspended, tenant.resumed and tenant.deleted;
+//   - tokenService mints embed tokens, from memory where it can;
+//   - usageSync handles usage.sync, and scheduler publishes it;
+//   - relay publishes the events of the outbox;
+//   - a breaker per workspace pauses the creation of dashboards while Papermap fails;
+//   - API has the calls of REST, the console and NATS's request-reply.
 //
-// The way of a token request: quickToken looks into memory; what is not there, or not plain, embedToken reads from the
-// database. Only if the mapping is active a token is signed, for that row's workspace and dashboard. No API is called.
+// The path of a tenant.created: Worker.handle gets the decoded event; the provisioner takes a
+// permit of the workspace's breaker, claims the tenant (repo.Begin: mapping, claim and attempt in
+// one commit), creates the dashboard (papermap.CreateDashboard) and records it (repo.Finish:
+// mapping, attempt and event out in one commit). Its error decides about the event, which package
+// events acknowledges, delays or keeps as a dead letter. To be killed between any two of these
+// steps, run twice, or run by two replicas at once loses nothing and records no second dashboard.
+//
+// The path of a token request: tokenFromCache looks into memory; what is not there, or has an
+// unusual form, embedToken reads from the database. A token is signed only if the mapping is
+// active, for that row's workspace and dashboard. No API is called.
+//
+// A process runs one worker, with its own bus and database:
+//
+//	w := worker.New(worker.Config{Workspaces: list, Concurrency: 64, MaxAttempts: 10, …}, db, bus, log)
+//	go serveHTTP(w) // w.EmbedToken, w.State, w.Metrics
+//	err := w.Run(ctx) // until ctx ends, then drains
+//
+// What it does not promise: Papermap's create is not idempotent, so a create whose answer was lost
+// may leave a dashboard behind. Such attempts are listed as possible orphans.
 package worker
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 
 	"papermap-worker/events"
@@ -30,164 +47,93 @@ import (
 	"papermap-worker/worker/failpoint"
 )
 
-// Config is how the worker works.
-type Config struct {
-	Workspaces    []papermap.Workspace // the first is the default
-	EmbedURL      string
-	Timeout       time.Duration // of one API request
-	MaxRPS        float64       // API requests per second; 0 for no limit
-	Hold          bool          // hold a tenant whose create has an unknown outcome, instead of creating again
-	TokenTTL      time.Duration
-	TokenMaxTTL   time.Duration
-	TokenRate     float64 // per second and tenant; 0 for no limit
-	TokenBurst    int
-	TokenAudit    int // most log lines per second that tell of minted tokens
-	Concurrency   int // events in hand at once
-	MaxAttempts   int
-	Grace         time.Duration // for what is in hand at a stop
-	ReplyPrefixes []string
-	Version       string
-
-	Schedule         *Schedule        // of usage; nil: off
-	UsageConcurrency int              // pages of usage on their way at once
-	HistoryPath      string           // of one tenant's usage; empty: the client's default
-	Clock            func() time.Time // for the schedule, months and tokens; nil: time.Now
-}
-
-// Worker composes events, Papermap and the database.
+// Worker composes the services and runs them. The calls of other packages in the process are API's.
 type Worker struct {
-	cfg        Config
-	db         *repo.DB
-	bus        *events.Bus
-	log        *slog.Logger
-	workspaces map[string]*workspace
-	admission  chan struct{} // rung when a gate changes
-	runs       chan struct{} // as many usage runs as may be at work at once: half of the slots
-	outbox     chan struct{} // rung when there is an event to relay
-	id         string        // of this process, as a holder of leases
+	*API
+	cfg      Config
+	db       *repo.DB
+	bus      *events.Bus
+	log      *slog.Logger
+	metrics  *metrics
+	draining atomic.Bool
+
+	workspaces workspaces
+	resumed    chan struct{} // signaled when a breaker permits more calls
 	main       *events.Consumer
 	access     *events.Consumer
-	draining   atomic.Bool
-	now        func() time.Time
 
-	metrics   *metrics
-	tenants   *tenants
-	minted    tokenCounts
-	audit     *audit
-	causes    causes
-	embedPage []byte // begin of the iframe's address as JSON text, up to the token
+	provisioner   *provisioner
+	accessHandler *accessHandler
+	tokens        *tokenService
+	usage         *usageSync
+	scheduler     *scheduler
+	relay         *relay
+	health        *health
 }
 
-// workspace is a configured workspace with what is needed to work with it.
-type workspace struct {
-	papermap.Workspace
-	api    *papermap.Client
-	gate   *gate
-	minter *papermap.Minter
-}
+// accessSlots is how many suspensions, resumptions and deletions are in flight: each is one short
+// transaction.
+const accessSlots = 32
 
-// MostSkew is how far the host's clock may be from Papermap's for tokens to be minted: they live by it. From WarnSkew on
-// operators are told.
-const (
-	MostSkew = 300 * time.Second
-	WarnSkew = 60 * time.Second
-)
-
-// So old may the newest reading of Papermap's clock be: where the clock is fine, and where it is off or not known, so that
-// putting it right is noticed. A worker that has nothing to ask asks for the first one after clockFirst.
-const (
-	clockFine  = 5 * time.Minute
-	clockOff   = 30 * time.Second
-	clockFirst = 5 * time.Second
-)
-
-// clockAllows returns an error when the host's clock is so far off that tokens would live much longer or shorter than they
-// say.
-func (ws *workspace) clockAllows() error {
-	if skew, known := ws.api.ClockSkew(); known && skew.Abs() > MostSkew {
-		return &events.ServiceError{Status: 503, Code: "UNAVAILABLE", Message: "the worker's clock is wrong, so no tokens are minted", RetryAfter: 60}
-	}
-	return nil
-}
-
-// watchClock asks for Papermap's time when no other request has shown it for long, or one contradicts what is believed.
-func (ws *workspace) watchClock(ctx context.Context, log *slog.Logger) {
-	said := false
-	asked := time.Now().Add(clockFirst - clockOff)
-	for sleep(ctx, time.Second) {
-		skew, known := ws.api.ClockSkew()
-		off := known && skew.Abs() > WarnSkew
-		if off && !said {
-			log.Error("the host's clock is off: set it; beyond 5 minutes no tokens are minted", "workspace_id", ws.ID, "skew", skew.Round(time.Second).String())
-		}
-		said = off
-		old := clockFine
-		if off || !known {
-			old = clockOff
-		}
-		read, doubtful := ws.api.ClockReading()
-		if !doubtful && (time.Since(read) < old || time.Since(asked) < old) {
-			continue
-		}
-		asked = time.Now()
-		if err := ws.api.Probe(ctx); err != nil {
-			log.Debug("cannot ask Papermap for its time", "workspace_id", ws.ID, "error", err)
-		}
-	}
-}
-
-// New makes a worker that has not begun.
+// New makes a worker; Run starts it. The caller keeps db and bus open until Run has returned.
 func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
-	w := &Worker{
-		cfg: cfg, db: db, bus: bus, log: log, workspaces: map[string]*workspace{},
-		admission: make(chan struct{}, 1), outbox: make(chan struct{}, 1), id: uuid.NewString(),
+	cfg, limit := cfg.withinRate()
+	now := cfg.Clock
+	if now == nil {
+		now = time.Now
 	}
-	if w.now = cfg.Clock; w.now == nil {
-		w.now = time.Now
+	m, spans := newMetrics(cfg.Version), newSpanByEvent()
+	w := &Worker{cfg: cfg, db: db, bus: bus, log: log, metrics: m, resumed: make(chan struct{}, 1)}
+	w.workspaces = newWorkspaces(cfg.Workspaces, papermap.ClientOptions{
+		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))),
+		UserAgent: "papermap-worker/" + cfg.Version, HistoryPath: cfg.HistoryPath, Dial: cfg.Dial,
+		Observe: m.requested,
+	}, w.resumed, log)
+	w.tokens = newTokenService(w.workspaces, db, m, tokenLimits{
+		ttl: cfg.TokenTTL, maxTTL: cfg.TokenMaxTTL, rate: cfg.TokenRate, burst: cfg.TokenBurst,
+	}, cfg.Clock, cfg.EmbedURL, cfg.TokenAudit)
+	changed := func(tenantID string) { // for this and the other replicas
+		w.tokens.cache.invalidate(tenantID)
+		bus.AnnounceChange(tenantID)
 	}
-	w.metrics = newMetrics(cfg.Version)
-	w.metrics.registry.MustRegister(readings{w})
-	w.tenants = newTenants(w.loadTenant)
-	w.audit = newAudit(cfg.TokenAudit)
-	w.causes.spans.most = mostCauses / 2
-	w.embedPage, _ = jsontext.AppendQuote(nil, cfg.EmbedURL+"?embedded-token=") // an error only for text that is not UTF-8
-	w.embedPage = w.embedPage[:len(w.embedPage)-1]
-	limit := rate.Inf
-	if cfg.MaxRPS > 0 {
-		limit = rate.Limit(cfg.MaxRPS)
-		// More in hand than two seconds' worth would claim their tenants only to find no turn within the client's budget.
-		w.cfg.Concurrency = min(cfg.Concurrency, max(2, int(2*cfg.MaxRPS)))
-		w.cfg.UsageConcurrency = min(cfg.UsageConcurrency, int(cfg.MaxRPS/2)) // for the limit serves all in turn, and tenants wait for theirs
+	w.relay = newRelay(db, bus, log, spans)
+	w.provisioner = &provisioner{
+		workspaces: w.workspaces, db: db, log: log, metrics: m, spans: spans, hold: cfg.Hold,
+		maxAttempts: cfg.MaxAttempts, changed: changed, wakeRelay: w.relay.wake,
 	}
-	w.cfg.UsageConcurrency = max(1, w.cfg.UsageConcurrency)
-	w.runs = make(chan struct{}, max(1, w.cfg.Concurrency/2))
-	options := papermap.ClientOptions{
-		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))), UserAgent: "papermap-worker/" + cfg.Version,
-		HistoryPath: cfg.HistoryPath, Observe: w.metrics.requested,
+	w.accessHandler = &accessHandler{w.workspaces, db, log, changed}
+	w.usage = &usageSync{
+		workspaces: w.workspaces, db: db, log: log, metrics: m, spans: spans, draining: w.draining.Load,
+		slots: make(chan struct{}, max(1, cfg.Concurrency/2)), concurrent: cfg.UsageConcurrency,
+		wakeRelay: w.relay.wake,
 	}
-	for _, ws := range cfg.Workspaces {
-		api := papermap.NewClient(ws, options)
-		w.metrics.reading(ws.ID, 0, 0)
-		w.workspaces[ws.ID] = &workspace{ws, api, newGate(api.Probe, w.admission, log.With("workspace_id", ws.ID)), papermap.NewMinter(ws.EmbedKey, ws.ID)}
-	}
-	w.main = bus.MainConsumer(w.cfg.Concurrency, cfg.Grace)
-	w.main.Admit, w.main.Handle, w.main.Settled = w.admit, w.handle, w.metrics.settled
+	w.scheduler = &scheduler{cfg.Schedule, w.workspaces, bus, log, now}
+	w.API = &API{w.workspaces, db, bus, w.tokens, now, func(tenantID string) {
+		changed(tenantID)
+		w.relay.wake()
+	}}
+	w.main = bus.MainConsumer(cfg.Concurrency, cfg.Grace)
+	w.main.Admit, w.main.Handle, w.main.Observe = w.admit, w.handle, m.eventHandled
 	w.access = bus.AccessConsumer(accessSlots, cfg.Grace)
-	w.access.Handle, w.access.Settled = w.handle, w.metrics.settled
+	w.access.Handle, w.access.Observe = w.handle, m.eventHandled
+	w.health = &health{bus: bus, db: db, consuming: func() bool {
+		return w.main.Healthy() && w.access.Healthy()
+	}}
+	for _, ws := range w.workspaces.list {
+		m.runProgress(ws.ID, 0, 0)
+	}
+	m.registry.MustRegister(collector{w})
 	return w
 }
 
-// accessSlots is how many suspensions, resumptions and deletions are in hand at once: each is one short transaction.
-const accessSlots = 32
-
-// Run works until ctx ends, then drains: it takes nothing new, finishes what is in hand within the grace, and
-// returns. The bus and the database stay open.
+// Run works until ctx ends. Then it drains: it takes nothing new, finishes what is in flight within
+// the grace period, and returns. The bus and the database stay open.
 func (w *Worker) Run(ctx context.Context) error {
 	service, err := w.bus.Serve(w.cfg.Version, w.cfg.ReplyPrefixes, w.endpoints()...)
 	if err != nil {
 		return err
 	}
-	unsubscribe, err := w.bus.OnChanged(w.tenants.drop)
+	unsubscribe, err := w.bus.OnChange(w.tokens.cache.invalidate)
 	if err != nil {
 		return err
 	}
@@ -198,20 +144,21 @@ func (w *Worker) Run(ctx context.Context) error {
 	})
 	defer stop()
 
-	// The gates and the relay serve the consumers, so they stop after them.
+	// The breakers and the relay serve the consumers, so they stop after them.
 	support, stopSupport := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSupport()
 	var supporters sync.WaitGroup
-	for _, ws := range w.workspaces {
-		supporters.Go(func() { ws.gate.run(support) })
+	for _, ws := range w.workspaces.list {
+		supporters.Go(func() { ws.breaker.run(support) })
 		supporters.Go(func() { ws.watchClock(support, w.log) })
 	}
-	supporters.Go(func() { w.relay(support) })
-	supporters.Go(func() { w.keepTokenCounts(support) })
-	supporters.Go(func() { w.audit.write(support, w.log) })
+	supporters.Go(func() { w.relay.run(support) })
+	supporters.Go(func() { w.health.run(support) })
+	supporters.Go(func() { w.tokens.counts.run(support, w.db, w.log) })
+	supporters.Go(func() { w.tokens.audit.run(support, w.log) })
 
 	var consumers sync.WaitGroup
-	consumers.Go(func() { w.schedule(ctx) })
+	consumers.Go(func() { w.scheduler.run(ctx) })
 	consumers.Go(func() { w.main.Run(ctx) })
 	consumers.Go(func() { w.access.Run(ctx) })
 	consumers.Wait()
@@ -219,106 +166,57 @@ func (w *Worker) Run(ctx context.Context) error {
 	service.Stop()
 	stopSupport()
 	supporters.Wait()
-	for _, ws := range w.workspaces {
+	for _, ws := range w.workspaces.list {
 		ws.api.Close()
 	}
 	return nil
 }
 
-// handle does what an event asks for.
+// handle handles an event of either consumer.
 func (w *Worker) handle(ctx context.Context, e events.Event) error {
 	defer func() {
 		if w.draining.Load() {
 			failpoint.Hit(failpoint.Draining)
 		}
 	}()
+	if id := e.TenantID(); id != "" {
+		trace.SpanFromContext(ctx).SetAttributes(attribute.String("papermap.tenant_id", id))
+	}
 	switch data := e.Data.(type) {
 	case events.TenantCreated:
-		return w.provision(ctx, e, data)
+		return w.provisioner.handle(ctx, e, data)
 	case events.TenantChange:
-		return w.change(ctx, e, data)
+		return w.accessHandler.handleAccess(ctx, e, data)
 	case events.UsageSync:
-		return w.syncUsage(ctx, e, data)
+		return w.usage.handle(ctx, e, data)
 	}
-	return &events.Permanent{Code: "UNKNOWN_TYPE", Err: fmt.Errorf("no handler for events of type %s", e.Type)}
+	return unknownType(e)
 }
 
-// admit says how many events may be fetched from the main consumer, waiting while every workspace is paused.
+// admit returns how many events may be fetched for the main consumer. It waits while every
+// workspace is paused.
 func (w *Worker) admit(ctx context.Context) (int, error) {
 	for {
-		most := 0
-		for _, ws := range w.workspaces {
-			most = max(most, ws.gate.admits(w.cfg.Concurrency))
+		n := 0
+		for _, ws := range w.workspaces.list {
+			n = max(n, ws.breaker.permits(w.cfg.Concurrency))
 		}
-		if most > 0 {
-			return most, nil
+		if n > 0 {
+			return n, nil
 		}
 		select {
-		case <-w.admission:
+		case <-w.resumed:
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
 	}
 }
 
-// workspaceOf finds a configured workspace; the default one for an empty id.
-func (w *Worker) workspaceOf(id string) (*workspace, bool) {
-	if id == "" {
-		id = w.cfg.Workspaces[0].ID
-	}
-	ws, ok := w.workspaces[id]
-	return ws, ok
-}
+// Database is the worker's database, for those who only read.
+func (w *Worker) Database() *repo.DB { return w.db }
 
-// knownWorkspace is workspaceOf for an event, where an unknown one is the publisher's mistake.
-func (w *Worker) knownWorkspace(id string) (*workspace, error) {
-	ws, ok := w.workspaceOf(id)
-	if !ok {
-		return nil, &events.Permanent{Code: "UNKNOWN_WORKSPACE", Err: fmt.Errorf("workspace %q is not configured: set PAPERMAP_WORKSPACE_ID or PAPERMAP_WORKSPACES_FILE, or correct the event", id)}
-	}
-	return ws, nil
-}
+// Bus is the worker's connection to NATS.
+func (w *Worker) Bus() *events.Bus { return w.bus }
 
-// State is whether the worker can work, for people and probes.
-type State struct {
-	Ready     bool     `json:"ready"`
-	Consuming string   `json:"consuming"`         // yes, paused (because of Papermap) or no
-	Reasons   []string `json:"reasons,omitempty"` // what is wrong, or why it is paused
-}
-
-// State looks at everything that the worker needs.
-func (w *Worker) State(ctx context.Context) State {
-	s := State{Ready: true, Consuming: "yes"}
-	no := func(reason string) {
-		s.Ready, s.Consuming = false, "no"
-		s.Reasons = append(s.Reasons, reason)
-	}
-	if w.draining.Load() {
-		no("the worker is draining")
-	}
-	if err := w.bus.Connected(); err != nil {
-		no(err.Error())
-	} else if !w.main.Healthy() || !w.access.Healthy() {
-		no("the consumers are not running; the log says why")
-	}
-	if err := w.db.Ping(ctx); err != nil {
-		no(err.Error())
-	}
-	var pauses []string
-	for id, ws := range w.workspaces {
-		if reason := ws.gate.paused(); reason != "" {
-			pauses = append(pauses, fmt.Sprintf("workspace %s is paused: %s", id, reason))
-		}
-	}
-	slices.Sort(pauses)
-	if s.Ready && len(pauses) > 0 {
-		s.Consuming = "paused"
-	}
-	s.Reasons = append(s.Reasons, pauses...)
-	for id, ws := range w.workspaces {
-		if skew, known := ws.api.ClockSkew(); known && skew.Abs() > WarnSkew {
-			s.Reasons = append(s.Reasons, fmt.Sprintf("the host's clock is %v off Papermap's (workspace %s): set it; beyond %v no tokens are minted", skew.Abs().Round(time.Second), id, MostSkew))
-		}
-	}
-	return s
-}
+// EmbedURL is the address of Papermap's page for iframes.
+func (w *Worker) EmbedURL() string { return w.cfg.EmbedURL }

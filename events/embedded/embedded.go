@@ -4,6 +4,7 @@ package embedded
 import (
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -17,12 +18,14 @@ func Start(dir string, port int) (*Server, error) {
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	s, err := server.NewServer(&server.Options{
-		ServerName: "papermap-embedded", Host: "127.0.0.1", Port: port,
-		JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
-	})
+	return start(server.Options{Host: "127.0.0.1", Port: port, StoreDir: dir})
+}
+
+func start(o server.Options) (*Server, error) {
+	o.ServerName, o.JetStream, o.NoSigs, o.NoLog = "papermap-embedded", true, true, true
+	s, err := server.NewServer(&o)
 	if err != nil {
-		return nil, fmt.Errorf("making the embedded NATS server: %w", err)
+		return nil, fmt.Errorf("create the embedded NATS server: %w", err)
 	}
 	go s.Start()
 	if !s.ReadyForConnections(10 * time.Second) {
@@ -31,6 +34,17 @@ func Start(dir string, port int) (*Server, error) {
 	}
 	return &Server{s}, nil
 }
+
+// StartInProcess runs a server that listens nowhere and is reached by [Server.InProcessConn] alone: a
+// testing/synctest bubble cannot wait for sockets. Call ats.Register (nats-server/v2/server/ats)
+// before the bubble and ats.Unregister after it, because one goroutine of the server waits on a
+// channel made outside.
+func StartInProcess(dir string) (*Server, error) {
+	return start(server.Options{DontListen: true, StoreDir: dir})
+}
+
+// InProcessConn returns a new connection to the server. It implements nats.InProcessConnProvider.
+func (s *Server) InProcessConn() (net.Conn, error) { return s.s.InProcessConn() }
 
 // URL is the address for clients.
 func (s *Server) URL() string { return s.s.ClientURL() }

@@ -13,7 +13,7 @@ import (
 	"papermap-worker/papermap"
 )
 
-// The endpoints under /simulator/, and the methods behind them: to watch and steer a simulator.
+// The endpoints under /simulator/, and the methods behind them: to watch and control a simulator.
 
 // Log returns a copy of all API requests so far, in the order of their effects.
 func (s *Simulator) Log() []Request {
@@ -22,15 +22,14 @@ func (s *Simulator) Log() []Request {
 	return slices.Clone(s.log)
 }
 
-// Dashboards returns a copy of all dashboards made so far, in the order of their making.
+// Dashboards returns a copy of all dashboards made so far, in the order of their creation.
 func (s *Simulator) Dashboards() []Dashboard {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.dashboards)
 }
 
-// Adopt adds dashboards that another simulator made, so that one that is started anew continues
-// from there.
+// Adopt adds dashboards that another simulator made, so that a restarted one continues from there.
 func (s *Simulator) Adopt(list ...Dashboard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,7 +59,7 @@ func (s *Simulator) serveDashboards(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, s.Dashboards())
 }
 
-// serveRequests answers with the log, or with ?after=SEQ what came after that entry.
+// serveRequests answers with the log, or for ?after=SEQ with what came after that entry.
 func (s *Simulator) serveRequests(w http.ResponseWriter, r *http.Request) {
 	after := 0
 	if text := r.URL.Query().Get("after"); text != "" {
@@ -74,8 +73,8 @@ func (s *Simulator) serveRequests(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, requests[min(after, len(requests)):])
 }
 
-// serveFaults replaces the rules by those of a JSON list of texts, and answers with 204. When one
-// text is wrong, nothing changes.
+// serveFaults replaces the rules with those of a JSON list of texts, and answers 204. If one is
+// invalid, nothing changes.
 func (s *Simulator) serveFaults(w http.ResponseWriter, r *http.Request) {
 	var list []string
 	if err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxBody), &list); err != nil {
@@ -99,8 +98,8 @@ func writeProblem(w http.ResponseWriter, err error) {
 	failure(http.StatusBadRequest, err.Error()).write(w)
 }
 
-// serveUsage answers with UsageTotals as JSON lines, or with ?checksum=1 how many there are and
-// their checksum.
+// serveUsage answers with UsageTotals as JSON lines, or for ?checksum=1 with their number and
+// checksum.
 func (s *Simulator) serveUsage(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	workspace, from, to := query.Get("workspace"), query.Get("from_period"), query.Get("to_period")

@@ -33,8 +33,8 @@ var embedPage = template.Must(template.New("embedded").Parse(`<!doctype html>
 </body></html>
 `))
 
-// embedPolicy lets nothing run or load on the page, and every site frame it, as an embedded
-// dashboard must be.
+// embedPolicy lets nothing run or load on the page, and lets every site frame it, as an embedded
+// dashboard requires.
 var embedPolicy = func() string {
 	sum := sha256.Sum256([]byte(embedStyle))
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; " +
@@ -63,7 +63,7 @@ func (s *Simulator) serveEmbedded(w http.ResponseWriter, r *http.Request) {
 }
 
 // openDashboard checks a token as Papermap would, and nothing more: the tenant in it is unsigned,
-// and dashboards have no tenant that it could be held against.
+// and dashboards have no tenant to compare it with.
 func (s *Simulator) openDashboard(token, workspaceID, dashboardID string) (embedView, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,17 +14,17 @@ import (
 
 // Fault is a rule: which API requests it hits, and what happens to them. The rules are tried in
 // order, and the first that hits is the only one applied; one that misses by chance (Rate) or is
-// used up (Count) leaves the request to the next. The zero value of a field that selects means
-// "all", of one that acts "not".
+// used up (Count) leaves the request to the next. The zero value means "all" in a field that
+// selects, and "do not" in one that acts.
 type Fault struct {
 	On     string  // "create", "usage", or "" for every API request
 	Tenant string  // only requests with this X-Tenant-ID
 	Title  string  // only creates whose title contains this
 	Rate   float64 // share of those requests, above 0 to 1; 0: all
-	Count  int     // hits at most; 0: no limit
+	Count  int     // maximum number of hits; 0: no limit
 
-	// Delay waits before the answer, or the drop. What the request does is done, and logged, before
-	// the wait.
+	// Delay waits before the answer, or the drop. The request's effect happens, and is logged,
+	// before the wait.
 	Delay time.Duration
 	// close the connection without an answer, "before" the request has its effect, or "after"
 	Drop string
@@ -33,9 +33,9 @@ type Fault struct {
 	Endless     bool          // after the answer's body send spaces for as long as the client reads
 	Bomb        bool          // after the answer's body send 1 GiB of spaces, all compressed to about 1 MiB
 	HeaderDelay time.Duration // wait before each further line of the answer's header
-	HeaderBytes int           // add about so many bytes of headers
+	HeaderBytes int           // add about this many bytes of headers
 	Status      int           // answer this status instead; a redirect points back to the same address
-	// answer this instead; when empty, statuses from 400 have an error body, others none
+	// answer this instead; if empty, statuses from 400 have an error body, others none
 	Body        string
 	ContentType string // of the replaced answer; "" means application/json
 	RetryAfter  string // header of the replaced answer, sent as it is
@@ -78,7 +78,7 @@ func (f *Fault) flags() *flag.FlagSet {
 //
 //	status=503 retry-after=1 rate=0.1           a tenth of all requests
 //	drop=after rate=0.05                        processed, but the connection closes
-//	on=create drop=before count=3               the next three creates are lost on their way
+//	on=create drop=before count=3               the next three creates are lost on the way
 //	on=usage truncate=true                      half an answer
 //	on=usage endless=true                       an answer that does not end
 //	bomb=true                                   1 MiB that unpacks to 1 GiB
@@ -127,7 +127,7 @@ func ParseFault(text string) (Fault, error) {
 	return f, nil
 }
 
-// check returns what makes no sense in a rule, parsed or made by hand.
+// check returns what is invalid in a rule, parsed or made by hand.
 func (f Fault) check() error {
 	replaces, ways := f.replacesAnswer(), 0
 	for _, way := range []bool{f.Drop != "", f.Truncate, f.Endless, f.Bomb, f.HeaderDelay != 0,
@@ -239,15 +239,15 @@ func quoteIfNeeded(v string) string {
 	return v
 }
 
-// rule is a fault in use.
+// rule is a fault that is in force.
 type rule struct {
 	Fault
 	text string
 	hits int
 }
 
-// SetFaults replaces the rules; their counts begin at 0. It panics when a rule makes no sense,
-// which one from ParseFault never does.
+// SetFaults replaces the rules; their counts begin at 0. It panics if a rule is invalid, which one
+// from ParseFault never is.
 func (s *Simulator) SetFaults(faults ...Fault) {
 	rules := make([]*rule, len(faults))
 	for i, f := range faults {

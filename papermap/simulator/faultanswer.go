@@ -20,7 +20,7 @@ func (f Fault) reachesEndpoint() bool {
 	return f.Drop != "before" && (f.Effect || !f.replacesAnswer())
 }
 
-// answer returns what a rule answers instead. A redirect points back to the same address, so that a
+// answer returns the rule's own answer. A redirect points back to the same address, so that a
 // client that follows it shows in the log as a second request.
 func (f Fault) answer(r *http.Request) answer {
 	a := answer{status: http.StatusOK, contentType: f.ContentType, retryAfter: f.RetryAfter,
@@ -63,7 +63,7 @@ func (f Fault) write(w http.ResponseWriter, r *http.Request, a answer) {
 		w.WriteHeader(a.status)
 		_, _ = w.Write(zipped(a.body))
 		spaces := zippedSpaces()
-		for range 64 { // gzip allows one stream after another
+		for range 64 { // gzip streams may be concatenated
 			if _, err := w.Write(spaces); err != nil {
 				break
 			}
@@ -89,7 +89,7 @@ func zipped(text []byte) []byte {
 	return out.Bytes()
 }
 
-// dribble sends the answer with a pause after each line of its header, until the client has gone or
+// dribble sends the answer with a pause after each line of its header, until the client is gone or
 // the server closes. net/http sends a header in one piece, so its connection is hijacked.
 func (a answer) dribble(w http.ResponseWriter, r *http.Request, pause time.Duration) {
 	a.setHeader(w.Header())

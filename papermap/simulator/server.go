@@ -16,7 +16,7 @@ type Server struct {
 	done chan struct{}
 }
 
-// Serve listens on addr (host:port; port 0 takes a free one) and serves h.
+// Serve listens on addr (host:port; port 0 picks a free one) and serves h.
 func Serve(h http.Handler, addr string) (*Server, error) {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -39,7 +39,8 @@ func serve(h http.Handler, listener net.Listener) *Server {
 	return s
 }
 
-// Close frees the address and closes all connections, those in use too. It may be called again.
+// Close frees the address and closes all connections, including those in use. It may be called
+// again.
 func (s *Server) Close() {
 	s.end() // for handlers that have hijacked their connection
 	_ = s.http.Close()

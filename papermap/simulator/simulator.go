@@ -22,14 +22,14 @@
 //     append-only list, before the first byte of the answer is written. So every answer that a
 //     client has seen is in the log, and everything in the log has happened, seen by the client or
 //     not.
-//   - Faults by rule (see [ParseFault]) happen as a client meets them on a network: real statuses,
+//   - Faults by rule (see [ParseFault]) happen as a client sees them on a network: real statuses,
 //     closed connections, cut bodies. With the same seed, rules and order of requests the same
 //     requests are hit.
 //
-// What it does not: it is a test tool for the loopback interface. Everything under /simulator/ is
-// open to any caller, all is kept in memory until the process ends, and where Papermap's
-// documentation is silent (names of usage's fields, order of checks, most error bodies) the answers
-// are this package's choice.
+// What it does not promise: it is a test tool for the loopback interface. Everything under
+// /simulator/ is open to any caller, everything is kept in memory until the process ends, and where
+// Papermap's documentation is silent (names of usage's fields, order of checks, most error bodies)
+// the answers are this package's choice.
 //
 // Endpoints:
 //
@@ -66,7 +66,8 @@ import (
 
 // Options are the workspaces that a simulator serves, and how it behaves.
 type Options struct {
-	// Workspaces have Key and EmbedKey, both good for requests and for tokens; APIURL is ignored.
+	// Workspaces have Key and EmbedKey, each valid both for requests and for tokens; APIURL is
+	// ignored.
 	Workspaces []papermap.Workspace
 	// NestedAnswer puts the dashboard id at data.data.dashboard_id (Papermap's guide) instead of
 	// data.dashboard_id (its reference).

@@ -15,8 +15,8 @@ import (
 	"papermap-worker/papermap"
 )
 
-// UsageStyles are the ways in which the API may write usage. Together they have every name that a
-// client must know.
+// UsageStyles are the ways in which the API may write usage. Together they use every name that a
+// client must accept.
 var UsageStyles = []string{"pagination", "meta", "flat", "none", "items", "records"}
 
 // style is one way to write usage.
@@ -77,7 +77,7 @@ func plainMicros(micros int64) string {
 	return strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
 }
 
-// quotedMicros writes millionths as a text that always has six digits after the point.
+// quotedMicros writes millionths as a text that always has six digits after the decimal point.
 func quotedMicros(micros int64) string {
 	return fmt.Sprintf(`"%d.%06d"`, micros/1_000_000, micros%1_000_000)
 }
@@ -224,8 +224,8 @@ func appendQuoted(dst []byte, s string) []byte {
 	return append(append(append(dst, '"'), s...), '"')
 }
 
-// monthsOf lists the months that a query asks for. Without an end it is the current month, without
-// a beginning the end.
+// monthsOf lists the months that a query asks for. The end defaults to the current month, the
+// beginning to the end.
 func monthsOf(from, to string, now time.Time) ([]string, error) {
 	switch {
 	case from != "" && !isMonth(from):
@@ -255,7 +255,7 @@ func isMonth(s string) bool {
 	return err == nil
 }
 
-// numberIn reads a number from 1 to highest, or standard when the query does not have it.
+// numberIn reads a number from 1 to highest, or standard if the query does not have it.
 func numberIn(query url.Values, name string, standard, highest int) (int, bool) {
 	if !query.Has(name) {
 		return standard, true

@@ -20,16 +20,15 @@ import (
 	"papermap-worker/papermap"
 )
 
-// Usage is what a workspace has used. Generated tenants have one row in every month, computed when
-// it is asked for, so that a workspace may be of any size. The zero value is a workspace without
-// usage.
+// Usage is a workspace's usage. Generated tenants have one row in every month, computed when it is
+// asked for, so that a workspace may be of any size. The zero value is a workspace without usage.
 type Usage struct {
 	Tenants int `json:"tenants"` // how many are generated
 
 	// TenantID returns the id of generated tenant i, from 0, a different one for each; nil:
 	// org-0000000, org-0000001 …
 	TenantID func(i int) string `json:"-"`
-	Seed     uint64             `json:"seed"` // other seeds, other numbers
+	Seed     uint64             `json:"seed"` // another seed makes other numbers
 
 	// Rows are those of named tenants. One of a generated tenant replaces that tenant's row of the
 	// month; the others come after all generated ones, by tenant, then period.
@@ -40,11 +39,11 @@ type Usage struct {
 	Corrections map[string]int `json:"corrections"`
 
 	// BadEvery makes every BadEvery-th generated row unusable: without tenant, without credits,
-	// without period, with negative credits, with credits that are a text, in turn. 0: none.
+	// without period, with negative credits, with credits that are text, in turn. 0: none.
 	BadEvery int `json:"bad_every"`
 
-	// Style is how the API writes: one of UsageStyles, "" for the first. They differ in the place
-	// of the list, the names of all fields, the forms of numbers and times, and in the pagination.
+	// Style is how the API writes: one of UsageStyles, "" for the first. They differ in where the
+	// list is, the names of all fields, the forms of numbers and times, and the pagination.
 	Style string `json:"style"`
 
 	// BeforeRequest is called before the workspace's usage request n, from 1, is answered, and may
@@ -66,17 +65,17 @@ type UsageRow struct {
 	Requests int64  `json:"requests"`
 }
 
-// usageState is the usage of a workspace in use.
+// usageState is a workspace's usage, prepared for answers.
 type usageState struct {
 	Usage
 	requests int
 
-	// What the fields above make of Rows.
+	// Derived from Rows.
 	override map[[2]string]*UsageRow // by tenant and period
 	sorted   []*UsageRow             // all
 }
 
-// SetUsage sets a workspace's usage. It panics when u makes no sense.
+// SetUsage sets a workspace's usage. It panics if u is invalid.
 func (s *Simulator) SetUsage(workspaceID string, u Usage) {
 	state := &usageState{Usage: u}
 	state.prepare()
@@ -96,8 +95,8 @@ func (s *Simulator) ChangeUsage(workspaceID string, change func(u *Usage)) {
 }
 
 // UsageTotals returns the usable rows of a workspace, from one period to another (YYYY-MM, both
-// included), as a client should have read them: generated tenants in their order, then the others
-// by tenant, then period.
+// included), as a client should read them: generated tenants in their order, then the others by
+// tenant, then period.
 func (s *Simulator) UsageTotals(workspaceID, fromPeriod, toPeriod string) ([]papermap.UsageRow, error) {
 	u, months, err := s.snapshot(workspaceID, fromPeriod, toPeriod)
 	if err != nil {
@@ -143,7 +142,7 @@ func (s *Simulator) usageOf(workspaceID string) *usageState {
 	return state
 }
 
-// check returns why u makes no sense.
+// check returns why u is invalid.
 func (u *usageState) check() error {
 	if _, known := styles[cmp.Or(u.Style, UsageStyles[0])]; !known {
 		return fmt.Errorf("usage with style %q: must be one of %s", u.Style, strings.Join(UsageStyles, ", "))
@@ -196,7 +195,7 @@ func (u *usageState) indexOf(tenant string) int {
 	return -1
 }
 
-// added returns the named rows that replace no generated one, of one tenant or with "" of all.
+// added returns the named rows that replace no generated one, of one tenant, or of all for "".
 func (u *usageState) added(months []string, tenant string) []*UsageRow {
 	var rows []*UsageRow
 	for _, r := range u.sorted {
@@ -219,7 +218,7 @@ func (u *usageState) generate(tenant, month string) (micros, requests int64) {
 	random := rand.New(rand.NewPCG(u.Seed, stream.Sum64()))
 	if random.IntN(64) > 0 { // one in 64 has used nothing
 		micros = random.Int64N(10_000_000_000)
-		// six to no digits after the point
+		// zero to six digits after the decimal point
 		micros -= micros % [...]int64{1, 10, 100, 1_000, 10_000, 100_000, 1_000_000}[random.IntN(7)]
 	}
 	requests = random.Int64N(100_000)
@@ -288,7 +287,7 @@ func (u *usageState) totals(months []string, row func(papermap.UsageRow)) {
 var creditsPattern = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$`)
 
 // plainCredits returns what a client must make of a named row's credits. It calculates with
-// fractions, so that it shares no mistake with the client.
+// fractions, so that it does not share the client's mistakes.
 func plainCredits(text string) (string, bool) {
 	if strings.HasPrefix(text, `"`) && strings.HasSuffix(text, `"`) && len(text) > 1 {
 		text = text[1 : len(text)-1]

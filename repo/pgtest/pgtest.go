@@ -1,8 +1,21 @@
 // Package pgtest gives tests a PostgreSQL server of their own.
 //
-// A package's tests call [Main] from TestMain and [Server.Database] for a fresh database. The server is the one at
-// TEST_POSTGRES_URL (a user who may create databases), else a private one made by initdb in a temporary folder. Where
-// neither is to be had, tests are skipped, except with CI=true: there that is a failure.
+// A package's tests call [Main] from TestMain and [Need] for a fresh database:
+//
+//	var postgres *pgtest.Server
+//
+//	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m, &postgres)) }
+//
+//	func TestSomething(t *testing.T) {
+//		address := pgtest.Need(t, postgres)
+//		…
+//	}
+//
+// The server is the one at TEST_POSTGRES_URL (a user who may create databases), else a private one
+// made by initdb in a temporary folder. Where neither is to be had, tests are skipped, except with
+// CI=true: there that is a failure.
+//
+// A private server ends with the process, however that comes: also when a test panics or is killed.
 package pgtest
 
 import (
@@ -10,14 +23,17 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -31,14 +47,21 @@ type Server struct {
 	bin, data string // of a private server
 	port      int
 	databases atomic.Int64
+	shared    func() (string, error) // makes the database of Shared once
+
+	sharedAddress string // empty until it is made
+
+	alive io.Closer // while it is open, the server runs
+	ended *exec.Cmd // ends when the server has stopped and its files are gone
 }
 
-var errNone = errors.New("no PostgreSQL server binaries found (Debian: apt-get install postgresql), and TEST_POSTGRES_URL is not set")
+var errNone = errors.New("no PostgreSQL server binaries found (Debian: apt-get install postgresql), " +
+	"and TEST_POSTGRES_URL is not set")
 
 // Start returns the server that tests are to use.
 func Start() (*Server, error) {
 	if address := os.Getenv("TEST_POSTGRES_URL"); address != "" {
-		return &Server{url: address}, nil
+		return newServer(address), nil
 	}
 	bin, err := binaries()
 	if err != nil {
@@ -48,37 +71,71 @@ func Start() (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.run("initdb", "-D", filepath.Join(s.data, "db"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C", "--no-sync"); err != nil {
+	if err := s.guard(); err != nil {
+		return nil, err
+	}
+	err = s.run("initdb", "-D", "db", "-U", "postgres", "-A", "trust", "-E", "UTF8",
+		"--locale", "C", "--no-sync")
+	if err != nil {
 		return nil, err
 	}
 	return s, s.start()
 }
 
+func newServer(address string) *Server {
+	s := &Server{url: address}
+	s.shared = sync.OnceValues(func() (_ string, err error) {
+		s.sharedAddress, err = s.create()
+		return s.sharedAddress, err
+	})
+	return s
+}
+
+// guard starts a process that stops the server and removes its files when this one is done with it,
+// or is gone: then its end of the pipe is closed.
+func (s *Server) guard() error {
+	script := `cat; [ ! -e db/postmaster.pid ] || "$1/pg_ctl" -D db -m immediate -w stop; cd /; rm -rf "$2"`
+	cmd, err := s.command("sh", "-c", script, "guard", s.bin, s.data)
+	if err != nil {
+		return err
+	}
+	cmd.SysProcAttr.Setpgid = true // Ctrl-C is for the tests alone
+	alive, err := cmd.StdinPipe()
+	if err != nil {
+		return fmt.Errorf("make a pipe for the guard: %w", err)
+	}
+	s.alive, s.ended = alive, cmd
+	return cmd.Start()
+}
+
 // private finds a place for a server that is still to be made there.
 func private(bin string) (*Server, error) {
-	data, err := os.MkdirTemp("", "papermap-pgtest-")
+	data, err := os.MkdirTemp(tempDir(), "papermap-pgtest-")
 	if err != nil {
 		return nil, fmt.Errorf("making a folder for PostgreSQL: %w", err)
 	}
-	s := &Server{bin: bin, data: data}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("finding a free port: %w", err)
 	}
-	s.port = listener.Addr().(*net.TCPAddr).Port
+	port := listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
-	s.url = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", s.port)
+	s := newServer(fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port))
+	s.bin, s.data, s.port = bin, data, port
 	return s, s.own()
 }
 
-// Standby starts a copy of the private server that follows it and can only be read, until the test ends. It returns the
-// copy's host and port.
+// Standby starts a copy of the private server that follows it and can only be read, until the test
+// ends. It returns the copy's host and port.
 func (s *Server) Standby(t testing.TB) string {
 	t.Helper()
 	standby, err := private(s.bin)
 	if err == nil {
-		err = standby.run("pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres", "-D", filepath.Join(standby.data, "db"),
-			"--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+		err = standby.run("pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres",
+			"-D", "db", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+	}
+	if err == nil {
+		err = standby.guard()
 	}
 	if err == nil {
 		err = standby.start()
@@ -99,52 +156,113 @@ func (s *Server) Private() bool { return s.data != "" }
 
 // Restart stops the private server at once, as a crash would, and starts it again.
 func (s *Server) Restart() error {
-	if err := s.run("pg_ctl", "-D", filepath.Join(s.data, "db"), "-m", "immediate", "-w", "stop"); err != nil {
+	if err := s.run("pg_ctl", "-D", "db", "-m", "immediate", "-w", "stop"); err != nil {
 		return err
 	}
 	return s.start()
 }
 
 func (s *Server) start() error {
-	options := fmt.Sprintf("-p %d -c listen_addresses=127.0.0.1 -c unix_socket_directories=%s -c max_connections=300", s.port, s.data)
-	return s.run("pg_ctl", "-D", filepath.Join(s.data, "db"), "-w", "-l", filepath.Join(s.data, "log"), "-o", options, "start")
+	// A crash of the machine may lose what tests have written; one of the server may not, as in
+	// production.
+	options := fmt.Sprintf("-p %d -c listen_addresses=127.0.0.1 -c unix_socket_directories=%s "+
+		"-c max_connections=300 -c fsync=off -c full_page_writes=off", s.port, s.data)
+	return s.run("pg_ctl", "-D", "db", "-w", "-l", "log", "-o", options, "start")
 }
 
 // Stop ends a private server and removes its files.
 func (s *Server) Stop() error {
 	if !s.Private() {
-		return nil
+		if s.sharedAddress == "" {
+			return nil
+		}
+		return s.drop(s.sharedAddress)
 	}
-	return errors.Join(s.run("pg_ctl", "-D", filepath.Join(s.data, "db"), "-m", "immediate", "-w", "stop"), os.RemoveAll(s.data))
+	return errors.Join(s.alive.Close(), s.ended.Wait())
 }
 
 // Database makes an empty database that is dropped when the test ends, and returns its address.
 func (s *Server) Database(t testing.TB) string {
 	t.Helper()
-	name := fmt.Sprintf("test_%d_%d", os.Getpid(), s.databases.Add(1))
-	admin := func(statement string) {
-		t.Helper()
-		db, err := sql.Open("pgx", s.url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer db.Close()
-		if _, err := db.ExecContext(context.Background(), statement); err != nil {
-			t.Fatalf("%s: %v", statement, err)
-		}
-	}
-	admin("CREATE DATABASE " + name)
-	t.Cleanup(func() { admin("DROP DATABASE IF EXISTS " + name + " WITH (FORCE)") })
-	address, err := url.Parse(s.url)
+	address, err := s.create()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := s.drop(address); err != nil {
+			t.Error(err)
+		}
+	})
+	return address
+}
+
+// create makes an empty database and returns its address.
+func (s *Server) create() (string, error) {
+	name := fmt.Sprintf("test_%d_%d", os.Getpid(), s.databases.Add(1))
+	address, err := url.Parse(s.url)
+	if err != nil {
+		return "", err
+	}
 	address.Path = "/" + name
-	return address.String()
+	return address.String(), execute(s.url, "CREATE DATABASE "+name)
+}
+
+func (s *Server) drop(address string) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return err
+	}
+	return execute(s.url, "DROP DATABASE IF EXISTS "+path.Base(u.Path)+" WITH (FORCE)")
+}
+
+// Shared returns the address of a database that tests use one after the other, which is much faster
+// than a new one for each. It holds what the test before left: see [Empty].
+func Shared(t testing.TB, s *Server) string {
+	t.Helper()
+	if s == nil {
+		t.Skip(errNone)
+	}
+	address, err := s.shared()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+// Empty is a statement that empties every table but goose's list of migrations.
+const Empty = `DO $$ DECLARE name text; filled boolean; BEGIN
+	FOR name IN SELECT tablename FROM pg_tables
+		WHERE schemaname = 'public' AND tablename <> 'goose_db_version' LOOP
+		EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I)', name) INTO filled;
+		IF filled THEN EXECUTE format('TRUNCATE %I', name); END IF;
+	END LOOP; END $$`
+
+// SharedEmpty is [Shared] with empty tables, or without any: it may be new.
+func SharedEmpty(t testing.TB, s *Server) string {
+	t.Helper()
+	address := Shared(t, s)
+	if err := execute(address, Empty); err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+func execute(address, statement string) error {
+	db, err := sql.Open("pgx", address)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(context.Background(), statement); err != nil {
+		return fmt.Errorf("%s: %w", statement, err)
+	}
+	return nil
 }
 
 // Main runs a package's tests with *server set, or nil where tests may be without one: see [Need].
+// Their temporary files, and the private server's, are in memory where that can be.
 func Main(m *testing.M, server **Server) int {
+	_ = os.Setenv("TMPDIR", tempDir())
 	s, err := Start()
 	if err != nil && (!errors.Is(err, errNone) || os.Getenv("CI") == "true") {
 		fmt.Fprintln(os.Stderr, "starting PostgreSQL for tests:", err)
@@ -161,6 +279,19 @@ func Main(m *testing.M, server **Server) int {
 	return code
 }
 
+// tempDir is the folder for temporary files: os.TempDir, or one in memory where TMPDIR names none
+// and there is enough room. Tests kill processes and never the machine, so that of an fsync they see
+// only what it costs.
+func tempDir() string {
+	const memory, enough, noExec = "/dev/shm", 2 << 30, 0x8 // statfs(2): ST_NOEXEC
+	var fs syscall.Statfs_t
+	if os.Getenv("TMPDIR") != "" || syscall.Statfs(memory, &fs) != nil || fs.Flags&noExec != 0 ||
+		fs.Bavail*uint64(fs.Bsize) < enough {
+		return os.TempDir()
+	}
+	return memory
+}
+
 // Need returns a fresh database's address, and skips the test where there is no server.
 func Need(t testing.TB, s *Server) string {
 	t.Helper()
@@ -170,7 +301,8 @@ func Need(t testing.TB, s *Server) string {
 	return s.Database(t)
 }
 
-// ForTest starts a server for one test alone and returns the address of a database on it, or skips the test as Need does.
+// ForTest starts a server for one test alone and returns the address of a database on it, or skips
+// the test as Need does.
 func ForTest(t testing.TB) string {
 	t.Helper()
 	s, err := Start()
@@ -233,15 +365,23 @@ func unprivileged() (*syscall.Credential, error) {
 	return nil, errors.New("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 }
 
+// command is a program that runs in the server's folder, as its user.
+func (s *Server) command(program string, args ...string) (*exec.Cmd, error) {
+	cmd := exec.Command(program, args...)
+	cmd.Dir, cmd.SysProcAttr = s.data, &syscall.SysProcAttr{}
+	if os.Getuid() != 0 {
+		return cmd, nil
+	}
+	credential, err := unprivileged()
+	cmd.SysProcAttr.Credential = credential
+	return cmd, err
+}
+
+// run runs one of PostgreSQL's programs to its end.
 func (s *Server) run(program string, args ...string) error {
-	cmd := exec.Command(filepath.Join(s.bin, program), args...)
-	cmd.Dir = s.data
-	if os.Getuid() == 0 {
-		credential, err := unprivileged()
-		if err != nil {
-			return err
-		}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	cmd, err := s.command(filepath.Join(s.bin, program), args...)
+	if err != nil {
+		return err
 	}
 	// A file, not a pipe: the server inherits it and would keep a pipe open.
 	out, err := os.CreateTemp("", "papermap-pgtest-out-")

@@ -20,7 +20,7 @@ CREATE TABLE tenant_dashboards (
     suspended_event  BIGINT  NOT NULL DEFAULT 0,
     resumed_event    BIGINT  NOT NULL DEFAULT 0,
     created_event_id TEXT    NOT NULL DEFAULT '',
-    -- The lease: only the holder of the current epoch may finish; nobody else may claim before claimable_at.
+    -- The lease: only the holder of the current epoch may finish; no other worker may claim before claimable_at.
     epoch            BIGINT  NOT NULL DEFAULT 0,
     claimable_at     TIMESTAMPTZ,
     -- Failures of this generation that count towards MAX_ATTEMPTS, when the last API call failed, and the stored

@@ -1,4 +1,8 @@
-// Package schematest holds what a test has in hand against the JSON Schemas of the contract.
+// Package schematest checks events, requests and replies against the JSON Schemas of the contract,
+// in tests.
+//
+//	schematest.Validate(t, "embed-token.reply", reply.Data)
+//	schematest.CheckStream(t, js) // all events of a test's stream
 package schematest
 
 import (
@@ -13,8 +17,8 @@ import (
 	"papermap-worker/schema"
 )
 
-// Validate fails the test unless data fits the schema of that name: an event type such as dashboard.created, a
-// request or reply such as embed-token.reply, error, or cloudevent.
+// Validate fails the test unless data fits the schema of that name: an event type such as
+// dashboard.created, a request or reply such as embed-token.reply, error, or cloudevent.
 func Validate(t testing.TB, name string, data []byte) {
 	t.Helper()
 	if err := Check(name, data); err != nil {
@@ -30,10 +34,10 @@ func Check(name string, data []byte) error {
 	}
 	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
 	if err != nil {
-		return fmt.Errorf("reading JSON for the schema of %s: %w", name, err)
+		return fmt.Errorf("read JSON for the schema of %s: %w", name, err)
 	}
 	if err := s.Validate(value); err != nil {
-		return fmt.Errorf("checking against the schema of %s: %w", name, err)
+		return fmt.Errorf("check against the schema of %s: %w", name, err)
 	}
 	return nil
 }
@@ -61,14 +65,15 @@ func compiled(name string) (*jsonschema.Schema, error) {
 	return s, nil
 }
 
-// Compile compiles a schema, or a part of one: tenant.created.json, tenant.created.json#/properties/name.
+// Compile compiles a schema, or a part of one: tenant.created.json,
+// tenant.created.json#/properties/name.
 func Compile(ref string) (*jsonschema.Schema, error) {
 	c := jsonschema.NewCompiler()
 	c.AssertFormat()
 	c.UseLoader(embedded{})
 	s, err := c.Compile(base + ref)
 	if err != nil {
-		return nil, fmt.Errorf("compiling the schema %s: %w", ref, err)
+		return nil, fmt.Errorf("compile the schema %s: %w", ref, err)
 	}
 	return s, nil
 }

@@ -13,14 +13,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// CheckStream fails the test unless every event of the stream PAPERMAP, in or out, fits its schema. A well-meant event is
-// told from a bad one by what the worker made of it: what is a dead letter, or was not settled yet, need not fit.
+// CheckStream fails the test unless every event of the stream PAPERMAP, in or out, fits its schema.
+// Except events in that became dead letters, or that the worker has not acknowledged yet.
 func CheckStream(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := checkStream(ctx, js, func(err error) { t.Error(err) }); err != nil {
-		t.Errorf("reading events to hold them against their schemas: %v", err)
+		t.Errorf("read events to check them against their schemas: %v", err)
 	}
 }
 
@@ -35,7 +35,7 @@ func checkStream(ctx context.Context, js jetstream.JetStream, wrong func(error))
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return err
 	}
-	settled := map[string]uint64{} // by the subject that a consumer is for: all up to here
+	acked := map[string]uint64{} // by a consumer's subject: all sequences up to this one
 	for _, name := range []string{"papermap-worker", "papermap-worker-access"} {
 		c, err := js.Consumer(ctx, "PAPERMAP", name)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -45,14 +45,14 @@ func checkStream(ctx context.Context, js jetstream.JetStream, wrong func(error))
 			return err
 		}
 		for _, subject := range c.CachedInfo().Config.FilterSubjects {
-			settled[subject] = c.CachedInfo().AckFloor.Stream
+			acked[subject] = c.CachedInfo().AckFloor.Stream
 		}
 	}
 	err = EachMessage(ctx, js, "PAPERMAP", func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		sequence := meta.Sequence.Stream
 		eventType := strings.TrimPrefix(msg.Subject(), "papermap.events.")
 		in := strings.HasPrefix(eventType, "tenant.") || eventType == "usage.sync"
-		if in && (dead[sequence] || sequence > settled[msg.Subject()]) {
+		if dead[sequence] || in && sequence > acked[msg.Subject()] {
 			return nil
 		}
 		if err := checkEvent(eventType, msg.Headers(), msg.Data()); err != nil {
@@ -72,14 +72,15 @@ func checkEvent(eventType string, header map[string][]string, data []byte) error
 		SpecVersion json.RawMessage `json:"specversion"`
 		Data        json.RawMessage `json:"data"`
 	}
-	_ = json.Unmarshal(data, &envelope) // what is no object fits no schema
+	_ = json.Unmarshal(data, &envelope) // what is not an object fits no schema
 	structured, binary := envelope.SpecVersion != nil, false
 	for name, values := range header {
 		switch strings.ToLower(name) {
 		case "ce-specversion":
 			binary = true
 		case "content-type":
-			structured = structured || strings.HasPrefix(strings.ToLower(values[0]), "application/cloudevents")
+			mediaType := strings.ToLower(values[0])
+			structured = structured || strings.HasPrefix(mediaType, "application/cloudevents")
 		}
 	}
 	if !structured || binary {
@@ -91,9 +92,10 @@ func checkEvent(eventType string, header map[string][]string, data []byte) error
 	return Check(eventType, envelope.Data)
 }
 
-// EachMessage calls do for each message that a stream has now, oldest first, until it returns an error. A cluster that is still to
-// elect somebody makes it wait.
-func EachMessage(ctx context.Context, js jetstream.JetStream, name string, do func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
+// EachMessage calls do for each message that a stream has now, oldest first, until it returns an
+// error. It waits while a cluster elects a leader.
+func EachMessage(ctx context.Context, js jetstream.JetStream, name string,
+	do func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
 	fail := func(err error) error { return fmt.Errorf("reading stream %s: %w", name, err) }
 	stream, err := js.Stream(ctx, name)
 	if err != nil {
@@ -106,7 +108,8 @@ func EachMessage(ctx context.Context, js jetstream.JetStream, name string, do fu
 	if err != nil {
 		return fail(err)
 	}
-	messages, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second)) // after as long without a word it is made anew
+	// After 5 s of silence the ordered consumer is recreated.
+	messages, err := consumer.Messages(jetstream.PullExpiry(5 * time.Second))
 	if err != nil {
 		return fail(err)
 	}

@@ -1,6 +1,6 @@
 -- +goose Up
 
--- A possible orphan that a person has looked after in Papermap's page.
+-- When a person resolved a possible orphan, having looked for it in Papermap's page.
 ALTER TABLE provision_attempts ADD COLUMN settled_at TEXT;
 
 -- An event in that is published again keeps its identity and time.

@@ -5,44 +5,51 @@ package failpoint
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 )
 
-// Enabled says whether this build has failpoints.
+// Enabled reports whether this build has failpoints.
 const Enabled = true
 
 var (
-	place, signal, nth = parse(os.Getenv("PAPERMAP_FAILPOINT"))
+	place, action, nth = parse(os.Getenv("PAPERMAP_FAILPOINT"))
 	hits               atomic.Int64
 )
 
-// Hit does what PAPERMAP_FAILPOINT asks for at this place.
+// Hit does what PAPERMAP_FAILPOINT asks for at this place. After a kill it does not return; after a
+// stop it returns when the process is continued.
 func Hit(name string) {
 	if name != place || hits.Add(1) != nth {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "failpoint %s: %v\n", name, signal)
-	if err := syscall.Kill(os.Getpid(), signal); err != nil {
+	fmt.Fprintf(os.Stderr, "failpoint %s: %v\n", name, action)
+
+	// The signal may take effect on another thread first, so the caller waits here in both cases:
+	// nothing that follows this place may run before the process has ended or been continued.
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, syscall.SIGCONT)
+	defer signal.Stop(continued)
+	if err := syscall.Kill(os.Getpid(), action); err != nil {
 		panic(err)
 	}
-	if signal == syscall.SIGKILL {
-		select {} // it comes at once, and nothing may happen before it
-	}
+	<-continued
 }
 
-func parse(text string) (place string, signal syscall.Signal, nth int64) {
+// parse reads a setting like "recorded=kill@3". An empty one names no place.
+func parse(text string) (place string, action syscall.Signal, nth int64) {
 	if text == "" {
 		return "", 0, 0
 	}
 	place, rest, _ := strings.Cut(text, "=")
-	action, count, _ := strings.Cut(rest, "@")
-	signal = map[string]syscall.Signal{"kill": syscall.SIGKILL, "stop": syscall.SIGSTOP}[action]
+	verb, count, _ := strings.Cut(rest, "@")
+	action = map[string]syscall.Signal{"kill": syscall.SIGKILL, "stop": syscall.SIGSTOP}[verb]
 	nth, err := strconv.ParseInt(count, 10, 64)
-	if signal == 0 || err != nil || nth < 1 {
-		panic(fmt.Sprintf("PAPERMAP_FAILPOINT=%q is not like recorded=kill@3", text))
+	if action == 0 || err != nil || nth < 1 {
+		panic(fmt.Sprintf("PAPERMAP_FAILPOINT=%q: want PLACE=kill@N or PLACE=stop@N, N at least 1", text))
 	}
-	return place, signal, nth
+	return place, action, nth
 }

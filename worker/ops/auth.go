@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,29 +10,31 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/MicahParks/keyfunc/v3"
+	"github.com/go-json-experiment/json"
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/time/rate"
 )
 
-// JWT says which bearer tokens the REST API takes.
+// JWT is how bearer tokens of the REST API are checked. With neither key the API is off.
 type JWT struct {
 	Secret   string // of HS256
-	JWKS     string // path or https address of a key set, for RSA, ECDSA and EdDSA
+	JWKS     string // path or https address of a key set (RFC 7517), for RSA, ECDSA and EdDSA
 	Issuer   string // checked when set
 	Audience string // checked when set
 }
 
-// Given says whether there is a key, without which the API is off.
+// Given reports whether there is a key.
 func (j JWT) Given() bool { return j.Secret != "" || j.JWKS != "" }
 
-// adminScope permits everything; a tenant's own claim permits reading its mapping and asking for its tokens.
+// adminScope permits everything. A tenant's own claim permits reading its mapping and minting its
+// tokens.
 const adminScope = "papermap:admin"
 
-// claims are what a bearer token says.
+// claims are the claims of a bearer token.
 type claims struct {
 	jwt.RegisteredClaims
 	TenantID string   `json:"tenant_id"`
@@ -41,7 +42,7 @@ type claims struct {
 	Scope    scopes   `json:"scope"`
 }
 
-// scopes are a text with spaces between (RFC 8693), or a list.
+// scopes are a string with spaces between (RFC 8693), or a list.
 type scopes []string
 
 func (s *scopes) UnmarshalJSON(data []byte) error {
@@ -52,7 +53,7 @@ func (s *scopes) UnmarshalJSON(data []byte) error {
 	}
 	var text string
 	if err := json.Unmarshal(data, &text); err != nil {
-		return errors.New("scope is neither a text nor a list of texts")
+		return errors.New("scope is neither a string nor a list of strings")
 	}
 	*s = strings.Fields(text)
 	return nil
@@ -78,14 +79,17 @@ type verifier struct {
 
 // newVerifier reads the keys. A key set is read again when it changes, until ctx ends.
 func newVerifier(ctx context.Context, j JWT, log *slog.Logger) (*verifier, error) {
-	// The algorithms are pinned to the kind of key: a token must not choose to be checked with a public key as its secret.
+	// The algorithms are pinned to the kind of key: a token must not choose to be checked with a
+	// public key as its secret.
 	methods := []string{"HS256"}
 	v := &verifier{key: func(*jwt.Token) (any, error) { return []byte(j.Secret), nil }}
 	if j.JWKS != "" {
-		methods = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+		methods = []string{
+			"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+		}
 		var err error
 		if v.key, err = keySet(ctx, j.JWKS, log); err != nil {
-			return nil, fmt.Errorf("reading the keys of HTTP_JWT_JWKS: %w", err)
+			return nil, fmt.Errorf("read the keys of HTTP_JWT_JWKS: %w", err)
 		}
 	}
 	options := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithLeeway(5 * time.Second)}
@@ -100,18 +104,17 @@ func newVerifier(ctx context.Context, j JWT, log *slog.Logger) (*verifier, error
 }
 
 const (
-	keysWait  = 5 * time.Second  // for a key set's address
-	keysEvery = 30 * time.Second // at most, for key ids that are not known: anybody can send one
-	keysAge   = 15 * time.Minute // at most, so that a key that was taken out is refused
-	fileEvery = time.Second      // a file is looked at again, at most
+	keysWait  = 5 * time.Second  // timeout of a key set's address
+	keysEvery = 30 * time.Second // minimum between requests for unknown key ids, which anybody can send
+	keysAge   = 15 * time.Minute // after which a key that was removed from the set is refused
+	fileEvery = time.Second      // for a key set's file
 )
 
-// keySet finds keys by the id that a token names. An address that does not answer is no error: it is asked again with the next
-// tokens, which are refused until then.
+// keySet finds keys by the id that a token names. An address that does not answer is no error: it
+// is asked again for the next tokens, which are refused until then.
 func keySet(ctx context.Context, source string, log *slog.Logger) (jwt.Keyfunc, error) {
 	if !strings.HasPrefix(source, "https://") {
-		f := &fileKeys{path: source, log: log}
-		return f.key, f.read()
+		return fileKeys(ctx, source, log)
 	}
 	set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{source}, keyfunc.Override{
 		Client: &http.Client{Timeout: keysWait}, HTTPTimeout: keysWait, RateLimitWaitMax: keysWait,
@@ -128,20 +131,21 @@ func keySet(ctx context.Context, source string, log *slog.Logger) (jwt.Keyfunc, 
 	return set.Keyfunc, nil
 }
 
-// CheckKeySet says whether the key set can be read now.
+// CheckKeySet returns an error if the key set cannot be read now.
 func (j JWT) CheckKeySet(ctx context.Context) error {
 	if !strings.HasPrefix(j.JWKS, "https://") {
-		return (&fileKeys{path: j.JWKS}).read()
+		_, err := readKeys(j.JWKS)
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, keysWait)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, j.JWKS, nil)
 	if err != nil {
-		return fmt.Errorf("asking for the key set: %w", err)
+		return fmt.Errorf("request the key set: %w", err)
 	}
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return fmt.Errorf("asking for the key set: %w", err)
+		return fmt.Errorf("request the key set: %w", err)
 	}
 	defer answer.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
@@ -152,60 +156,53 @@ func (j JWT) CheckKeySet(ctx context.Context) error {
 		_, err = keyfunc.NewJWKSetJSON(data)
 	}
 	if err != nil {
-		return fmt.Errorf("reading the key set at %s: %w", j.JWKS, err)
+		return fmt.Errorf("read the key set at %s: %w", j.JWKS, err)
 	}
 	return nil
 }
 
-// fileKeys are the keys of a file, which is read again when it has changed.
-type fileKeys struct {
-	path string
-	log  *slog.Logger
-
-	mu      sync.Mutex
-	set     jwt.Keyfunc
-	looked  time.Time
-	changed time.Time // the file, when it was read
-	missing bool      // and it was said
-}
-
-// read reads the file. Keys that are known stay when it cannot be used.
-func (f *fileKeys) read() error {
-	f.looked = time.Now()
-	info, err := os.Stat(f.path)
-	if f.missing = f.missing && err != nil; f.missing || err == nil && info.ModTime().Equal(f.changed) {
-		return nil
-	}
+// fileKeys finds keys in a file, which it reads again every fileEvery until ctx ends. While the
+// file cannot be used, the keys that are known stay.
+func fileKeys(ctx context.Context, path string, log *slog.Logger) (jwt.Keyfunc, error) {
+	set, err := readKeys(path)
 	if err != nil {
-		f.missing = true
-		return err
+		return nil, err
 	}
-	f.changed = info.ModTime()
-	data, err := os.ReadFile(f.path)
-	if err != nil {
-		return err
-	}
-	set, err := keyfunc.NewJWKSetJSON(data)
-	if err != nil {
-		return err
-	}
-	f.set = set.Keyfunc
-	return nil
-}
-
-func (f *fileKeys) key(token *jwt.Token) (any, error) {
-	f.mu.Lock()
-	if time.Since(f.looked) > fileEvery {
-		if err := f.read(); err != nil {
-			f.log.Warn("cannot read the keys of HTTP_JWT_JWKS; those that are known stay", "error", err)
+	var current atomic.Pointer[keyfunc.Keyfunc]
+	current.Store(&set)
+	go func() {
+		tick := time.NewTicker(fileEvery)
+		defer tick.Stop()
+		logged := ""
+		for {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+			set, err := readKeys(path)
+			switch {
+			case err == nil:
+				current.Store(&set)
+				logged = ""
+			case err.Error() != logged:
+				logged = err.Error()
+				log.Warn("cannot read the keys of HTTP_JWT_JWKS; those that are known stay", "error", err)
+			}
 		}
-	}
-	set := f.set
-	f.mu.Unlock()
-	return set(token)
+	}()
+	return func(token *jwt.Token) (any, error) { return (*current.Load()).Keyfunc(token) }, nil
 }
 
-// verify returns what the request's bearer token says.
+func readKeys(path string) (keyfunc.Keyfunc, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return keyfunc.NewJWKSetJSON(data)
+}
+
+// verify returns the claims of the request's bearer token.
 func (v *verifier) verify(r *http.Request) (claims, error) {
 	var c claims
 	header := r.Header.Get("Authorization")
@@ -217,7 +214,7 @@ func (v *verifier) verify(r *http.Request) (claims, error) {
 		return c, errInvalid
 	}
 	if _, err := v.parser.ParseWithClaims(strings.TrimSpace(token), &c, v.key); err != nil {
-		return claims{}, errInvalid // why is for nobody who has no token
+		return claims{}, errInvalid // without the reason: it would help to forge one
 	}
 	return c, nil
 }

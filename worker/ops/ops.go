@@ -1,16 +1,26 @@
-// Package ops is the worker's HTTP side, for operators and their tools.
+// Package ops serves HTTP for operators, their tools, and callers of the REST API.
 //
 //	/healthz  200 while the process works
-//	/readyz   200 while the worker can work, 503 while it cannot, with the reasons; a pause because of Papermap is
-//	          200 with "consuming":"paused", because tokens still work
-//	/metrics  for Prometheus; names begin papermap_
-//	/api/v1/  REST, for callers with a bearer token: see openapi.json. Off until there is a key.
+//	/readyz   200 while the worker can work, 503 with the reasons while it cannot; a pause because
+//	          of Papermap is 200 with "consuming":"paused", because tokens still work
+//	/metrics  for Prometheus; names begin with papermap_
+//	/api/v1/  REST, for callers with a bearer token: see openapi.json; off until there is a key
 //	/         the console, for people: see package console
+//
+// A server runs next to its worker, in the same process, and calls it directly:
+//
+//	server, err := ops.Start(ops.Config{Addr: "127.0.0.1:8080", JWT: ops.JWT{Secret: secret}}, w, log)
+//	if err != nil {
+//		return err
+//	}
+//	defer server.Close(ctx)
+//
+// It adds no state of its own: what REST answers is what the worker answers over NATS. Times and
+// bodies of requests are bounded, and no error tells a caller more than its own mistake.
 package ops
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +28,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/trace"
 
@@ -25,17 +37,18 @@ import (
 	"papermap-worker/worker/ops/console"
 )
 
-// Config says what is served, and where.
+// Config is what is served, and where.
 type Config struct {
-	Addr        string // of console and REST API, for example 127.0.0.1:8080; empty: nowhere
+	Addr        string // of console and REST API, for example 127.0.0.1:8080; empty: none
 	MetricsAddr string // of health and metrics; empty: Addr
 	JWT         JWT
-	Origins     []string     // that browsers may call the REST API from
+	Origins     []string     // CORS: origins whose pages may call the REST API
 	Tracer      trace.Tracer // of requests to the REST API; nil: no spans
 	Console     console.Config
 }
 
-// Server is the running HTTP side: one server, or two when health and metrics have an address of their own.
+// Server is the running HTTP side: one server, or two when health and metrics have an address of
+// their own.
 type Server struct {
 	servers []*http.Server
 	addr    string
@@ -75,20 +88,20 @@ func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
-// listen serves on an address. The last one is where health is.
+// listen serves on an address. Addr returns the last one.
 func (s *Server) listen(setting, addr string, handler http.Handler) error {
 	if addr == "" {
 		return nil
 	}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("listening for HTTP (%s): %w", setting, err)
+		return fmt.Errorf("listen for HTTP (%s): %w", setting, err)
 	}
 	s.addr = listener.Addr().String()
 	server := &http.Server{
 		Addr: s.addr, Handler: handler, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
-		MaxHeaderBytes: 64 << 10,
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 	}
 	s.servers = append(s.servers, server)
 	go func() {
@@ -103,10 +116,8 @@ func registerProbes(mux *http.ServeMux, w *worker.Worker, log *slog.Logger) {
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
 		reply(rw, http.StatusOK, map[string]bool{"ok": true})
 	})
-	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-		defer cancel()
-		s := w.State(ctx)
+	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
+		s := w.State()
 		status := http.StatusOK
 		if !s.Ready {
 			status = http.StatusServiceUnavailable
@@ -114,14 +125,15 @@ func registerProbes(mux *http.ServeMux, w *worker.Worker, log *slog.Logger) {
 		reply(rw, status, s)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(w.Metrics(), promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4,
+		ErrorLog:      slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4,
 	}))
 }
 
 // Addr is the address at which health is served.
 func (s *Server) Addr() string { return s.addr }
 
-// Close lets requests end, at most until ctx does.
+// Close waits for requests in flight, but not longer than ctx.
 func (s *Server) Close(ctx context.Context) {
 	s.stop()
 	for _, server := range s.servers {
@@ -131,9 +143,20 @@ func (s *Server) Close(ctx context.Context) {
 	}
 }
 
+// replyOptions are those of encoding/json, with which the REST API began: text is escaped for HTML
+// and JavaScript, a nil slice is null.
+var replyOptions = json.JoinOptions(json.Deterministic(true), json.FormatNilSliceAsNull(true),
+	jsontext.EscapeForHTML(true), jsontext.EscapeForJS(true), jsontext.AllowInvalidUTF8(true))
+
 func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	writeJSON(w, status, body)
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // a client that has gone needs no answer
+	if json.MarshalWrite(w, body, replyOptions) == nil { // else the client has gone
+		_, _ = w.Write([]byte{'\n'})
+	}
 }

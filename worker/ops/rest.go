@@ -3,7 +3,6 @@ package ops
 import (
 	"context"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"go.opentelemetry.io/otel/trace"
 
 	"papermap-worker/events"
@@ -21,18 +21,18 @@ import (
 	"papermap-worker/worker"
 )
 
-// openAPI documents the REST API. A test holds the routes to it.
+// openAPI documents the REST API. A test compares it with the routes.
 //
 //go:embed openapi.json
 var openAPI []byte
 
 const (
-	maxBody    = 64 << 10 // bytes
-	createWait = 10 * time.Second
-	mostListed = 1000
+	maxBody    = 64 << 10         // bytes
+	createWait = 10 * time.Second // for the outcome of a create
+	maxListed  = 1000
 )
 
-// problem is an answer of RFC 9457 that is an error.
+// problem is an error answer (RFC 9457).
 type problem struct {
 	status int
 	detail string
@@ -44,15 +44,15 @@ func (p *problem) Error() string { return p.detail }
 type rest struct {
 	w       *worker.Worker
 	auth    *verifier
-	origins []string     // that browsers may call from
+	origins []string     // whose pages may call it
 	tracer  trace.Tracer // nil: no spans
 	log     *slog.Logger
 }
 
-// route is a way into the API. tenant says that a tenant's own claim is enough, for the tenant of the path.
+// route is one operation of the API.
 type route struct {
 	method, path string
-	tenant       bool
+	tenant       bool // a tenant's own claim is enough, for the tenant of the path
 	handle       func(*rest, http.ResponseWriter, *http.Request, claims) error
 }
 
@@ -122,7 +122,7 @@ func (a *rest) serve(r route, rw http.ResponseWriter, req *http.Request) error {
 	return r.handle(a, rw, req, c)
 }
 
-// refuse answers with a problem. What is no mistake of the caller's is told to the log alone.
+// refuse answers with a problem. What is not the caller's mistake goes to the log alone.
 func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
 	var p *problem
 	var known *events.ServiceError
@@ -136,17 +136,19 @@ func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
 			rw.Header().Set("Retry-After", strconv.Itoa(known.RetryAfter))
 		}
 	case errors.As(err, &tooLarge):
-		p = &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("The body is larger than %d bytes", maxBody)}
+		p = &problem{
+			http.StatusRequestEntityTooLarge, fmt.Sprintf("The body is larger than %d bytes", maxBody),
+		}
 	default:
-		a.log.ErrorContext(req.Context(), "a request failed", "method", req.Method, "path", req.URL.Path, "error", err)
+		a.log.ErrorContext(req.Context(), "a request failed",
+			"method", req.Method, "path", req.URL.Path, "error", err)
 		p = &problem{http.StatusServiceUnavailable, "The worker cannot answer now; try again"}
 	}
 	if p.status == http.StatusUnauthorized {
 		rw.Header().Set("WWW-Authenticate", "Bearer")
 	}
 	rw.Header().Set("Content-Type", "application/problem+json")
-	rw.WriteHeader(p.status)
-	_ = json.NewEncoder(rw).Encode(struct {
+	writeJSON(rw, p.status, struct {
 		Type   string `json:"type"`
 		Title  string `json:"title"`
 		Status int    `json:"status"`
@@ -176,7 +178,8 @@ func body(req *http.Request, fields map[string]any) error {
 func (a *rest) create(rw http.ResponseWriter, req *http.Request, _ claims) error {
 	var tenantID, workspaceID, name, title, description, createdBy string
 	err := body(req, map[string]any{
-		"tenant_id": &tenantID, "workspace_id": &workspaceID, "name": &name, "title": &title, "description": &description, "created_by": &createdBy,
+		"tenant_id": &tenantID, "workspace_id": &workspaceID, "name": &name, "title": &title,
+		"description": &description, "created_by": &createdBy,
 	})
 	if err != nil {
 		return err
@@ -184,7 +187,8 @@ func (a *rest) create(rw http.ResponseWriter, req *http.Request, _ claims) error
 	ctx, cancel := context.WithTimeout(req.Context(), createWait)
 	defer cancel()
 	d, err := a.w.Create(ctx, map[string]string{
-		"tenant_id": tenantID, "workspace_id": workspaceID, "name": name, "title": title, "description": description, "created_by": createdBy,
+		"tenant_id": tenantID, "workspace_id": workspaceID, "name": name, "title": title,
+		"description": description, "created_by": createdBy,
 	})
 	if err != nil {
 		return err
@@ -206,8 +210,8 @@ func (a *rest) list(rw http.ResponseWriter, req *http.Request, _ claims) error {
 	}
 	if text := q.Get("limit"); text != "" {
 		var err error
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > mostListed {
-			return &problem{http.StatusBadRequest, fmt.Sprintf("limit is 1 to %d", mostListed)}
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxListed {
+			return &problem{http.StatusBadRequest, fmt.Sprintf("limit is 1 to %d", maxListed)}
 		}
 	}
 	cursor := q.Get("cursor")
@@ -230,53 +234,50 @@ func (a *rest) list(rw http.ResponseWriter, req *http.Request, _ claims) error {
 }
 
 func (a *rest) show(rw http.ResponseWriter, req *http.Request, _ claims) error {
-	return a.pass(rw, req, "dashboard", map[string]any{"tenant_id": req.PathValue("tenant_id")})
+	d, err := a.w.Dashboard(req.Context(), worker.DashboardRequest{TenantID: req.PathValue("tenant_id")})
+	return writeAnswer(rw, d, err)
 }
 
 func (a *rest) embedToken(rw http.ResponseWriter, req *http.Request, _ claims) error {
-	var ttl *int64
-	if err := body(req, map[string]any{"ttl_seconds": &ttl}); err != nil {
+	q := worker.TokenRequest{TenantID: req.PathValue("tenant_id")}
+	if err := body(req, map[string]any{"ttl_seconds": &q.TTLSeconds}); err != nil {
 		return err
 	}
-	request := map[string]any{"tenant_id": req.PathValue("tenant_id")}
-	if ttl != nil {
-		request["ttl_seconds"] = *ttl
-	}
-	return a.pass(rw, req, "embed-token", request)
+	token, err := a.w.EmbedToken(req.Context(), q)
+	return writeAnswer(rw, token, err)
 }
 
 func (a *rest) usage(rw http.ResponseWriter, req *http.Request, _ claims) error {
-	q, request := req.URL.Query(), map[string]any{}
-	for _, name := range []string{"tenant_id", "workspace_id", "from_period", "to_period"} {
-		if q.Has(name) {
-			request[name] = q.Get(name)
-		}
+	query := req.URL.Query()
+	q := worker.UsageRequest{
+		TenantID: query.Get("tenant_id"), WorkspaceID: query.Get("workspace_id"),
+		FromPeriod: query.Get("from_period"), ToPeriod: query.Get("to_period"),
 	}
-	for _, name := range []string{"page", "per_page"} {
-		if !q.Has(name) {
+	for name, dest := range map[string]**int64{"page": &q.Page, "per_page": &q.PerPage} {
+		if !query.Has(name) {
 			continue
 		}
-		n, err := strconv.ParseInt(q.Get(name), 10, 64)
+		n, err := strconv.ParseInt(query.Get(name), 10, 64)
 		if err != nil {
 			return &problem{http.StatusBadRequest, name + " is a whole number"}
 		}
-		request[name] = n
+		*dest = &n
 	}
-	return a.pass(rw, req, "usage", request)
+	page, err := a.w.Usage(req.Context(), q)
+	return writeAnswer(rw, page, err)
 }
 
-// pass answers as the worker answers the same request over NATS.
-func (a *rest) pass(rw http.ResponseWriter, req *http.Request, endpoint string, request map[string]any) error {
-	data, err := json.Marshal(request)
+// writeAnswer writes what the worker answers, as it does over NATS.
+func writeAnswer[A any](rw http.ResponseWriter, v A, err error) error {
 	if err != nil {
 		return err
 	}
-	answer, err := a.w.Answer(req.Context(), endpoint, data)
+	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
 	rw.Header().Set("Content-Type", "application/json")
-	_, _ = rw.Write(answer)
+	_, _ = rw.Write(data)
 	return nil
 }
 
@@ -287,7 +288,8 @@ func change(eventType string) func(*rest, http.ResponseWriter, *http.Request, cl
 		if err := body(req, map[string]any{"reason": &reason}); err != nil {
 			return err
 		}
-		id, err := a.w.Publish(req.Context(), eventType, map[string]string{"tenant_id": req.PathValue("tenant_id"), "reason": reason})
+		fields := map[string]string{"tenant_id": req.PathValue("tenant_id"), "reason": reason}
+		id, err := a.w.Publish(req.Context(), eventType, fields)
 		if err != nil {
 			return err
 		}

@@ -9,16 +9,17 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// traced handles requests within a span, which goes on with the caller's trace. The path's pattern is in it, and no headers,
-// query or body.
+// traced handles requests within a span that continues the caller's trace. It has the path's
+// pattern, and no headers, query or body.
 func (a *rest) traced(r route, handle http.HandlerFunc) http.HandlerFunc {
 	if a.tracer == nil {
 		return handle
 	}
 	return func(rw http.ResponseWriter, req *http.Request) {
 		ctx := propagation.TraceContext{}.Extract(req.Context(), propagation.HeaderCarrier(req.Header))
-		ctx, span := a.tracer.Start(ctx, r.method+" "+r.path, trace.WithSpanKind(trace.SpanKindServer),
-			trace.WithAttributes(attribute.String("http.request.method", r.method), attribute.String("http.route", r.path)))
+		ctx, span := a.tracer.Start(ctx, r.method+" "+r.path,
+			trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+				attribute.String("http.request.method", r.method), attribute.String("http.route", r.path)))
 		defer span.End()
 		noted := &statusWriter{rw, http.StatusOK}
 		handle(noted, req.WithContext(ctx))

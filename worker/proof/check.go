@@ -15,7 +15,7 @@ import (
 // Violation is a contradiction between what was promised and what was seen.
 type Violation struct {
 	Invariant string
-	Tenant    string // empty when it is no one tenant's
+	Tenant    string // empty when it concerns no tenant in particular
 	Detail    string // what contradicts what
 }
 
@@ -23,47 +23,57 @@ func (v Violation) String() string {
 	return fmt.Sprintf("%s: tenant %q: %s", v.Invariant, v.Tenant, v.Detail)
 }
 
-// The invariants.
+// The invariants, each with the promise that it stands for.
 const (
+	// Events in.
 	EventEnded   = "event-ended"   // a stored event is recorded, superseded or a dead letter
-	NothingWaits = "nothing-waits" // after quiet
-	FinalStatus  = "final-status"  // follows from the times of the events alone
+	NothingWaits = "nothing-waits" // no event is left unhandled when the run is quiet
+	FinalStatus  = "final-status"  // a tenant's status follows from the times of its events alone
+
+	// Dashboards.
 
 	OneDashboard      = "one-dashboard"      // a tenant has one row, a dashboard is in one row
 	DashboardExists   = "dashboard-exists"   // a recorded dashboard was made, by an attempt of that tenant
 	DashboardRecorded = "dashboard-recorded" // a dashboard that was made is in a mapping or an attempt
-	DashboardBound    = "dashboard-bound"    // a tenant has no more than its generations and uncertain attempts allow
+	DashboardBound    = "dashboard-bound"    // at most one per generation and uncertain attempt
 	GenerationCause   = "generation-cause"   // a generation follows a deletion, a failure or a hold
 
-	CreateMarked   = "create-marked"   // a create request has the mark of an attempt that was committed before
-	MarkSentOnce   = "mark-sent-once"  // again only after the API said that it did not process it
-	KnownOutcome   = "known-outcome"   // nothing is sent for what is known to have ended
-	CreatedProven  = "created-proven"  // an attempt that says created was answered so, and its dashboard recorded
-	RefusedProven  = "refused-proven"  // an attempt that says refused was not processed
+	// Create requests.
+	CreateMarked   = "create-marked"   // it has the mark of an attempt that was committed before
+	MarkSentOnce   = "mark-sent-once"  // again only after an answer that nothing was processed
+	KnownOutcome   = "known-outcome"   // nothing is sent for an attempt that is known to have ended
+	CreatedProven  = "created-proven"  // the API answered so, and the dashboard is recorded
+	RefusedProven  = "refused-proven"  // a refused attempt was not processed
 	PoisonHarmless = "poison-harmless" // a poison event becomes a dead letter and does nothing else
 
+	// Dead letters.
 	DeadLetterTrue = "dead-letter-true" // a dead letter is one event, once, with its data and identity
-	DeadLetterDue  = "dead-letter-due"  // a good event is a dead letter only because the API refused or failed it
+	DeadLetterDue  = "dead-letter-due"  // a good event became one only because of the API's answers
 	OutageSpares   = "outage-spares"    // no event becomes a dead letter because of an outage
 
-	OutPublished = "out-published" // what is in the outbox was published
-	OutOrder     = "out-order"     // in order for each tenant
-	OutCause     = "out-cause"     // and nothing else
-	OutTrue      = "out-true"      // and it says what was recorded, of all that was
+	// Events out.
+	OutPublished = "out-published" // each row of the outbox was published
+	OutOrder     = "out-order"     // in the order of the rows, for each tenant
+	OutCause     = "out-cause"     // nothing was published without a row
+	OutTrue      = "out-true"      // they say what was recorded, and everything recorded is in them
 
+	// Tokens.
 	TokenSigned  = "token-signed"  // well-formed, with the workspace's embed key
 	TokenLife    = "token-life"    // not expired, not beyond the longest life
-	TokenMapping = "token-mapping" // for the tenant's recorded workspace and dashboard, while it could be active
-	TokenRevoked = "token-revoked" // none 5 s after a suspension or deletion
+	TokenMapping = "token-mapping" // for the workspace and dashboard that the tenant has
+	TokenRevoked = "token-revoked" // none later than 5 s after a suspension or deletion
 
+	// Usage.
 	UsageValid = "usage-valid" // one row for a tenant and month, in the documented form
-	UsageTrue  = "usage-true"  // it is what the API reports; after a run that is done all of it is there
-	UsageRun   = "usage-run"   // one for each event, which ends, and is told of once when it is done
-	NoSecret   = "no-secret"   // in any text
+	UsageTrue  = "usage-true"  // as the API reports it, and complete after a run that is done
+	UsageRun   = "usage-run"   // one for each event, which ends, with one usage.synced when done
+
+	NoSecret = "no-secret" // no secret, token or signature in any text
 )
 
-// Check returns what in a history contradicts the worker's promises; nothing when all were kept. The history is one of a
-// run that has ended quietly, with an API that worked at the end.
+// Check returns what in a history contradicts the worker's promises, and nothing when all were
+// kept. The run must have become [Quiet], with an API that worked at the end; otherwise events that
+// still wait are violations.
 func Check(h History) []Violation {
 	c := newChecker(h)
 	for _, check := range []func(){
@@ -78,13 +88,13 @@ func Check(h History) []Violation {
 	return c.found
 }
 
-// checker holds a history and the ways to find things in it.
+// checker is a history with indexes.
 type checker struct {
 	History
 	found []Violation
 
 	stored   []Published               // one for each message in the stream, in its order
-	good     map[string][]Published    // of those, the ones that are not poison and name a tenant
+	good     map[string][]Published    // of those, by tenant, the ones that are not poison
 	rows     map[string]repo.Mapping   // the first of each tenant
 	attempts map[string][]repo.Attempt // by tenant, oldest first
 	byMark   map[string]repo.Attempt
@@ -96,8 +106,10 @@ type checker struct {
 
 func newChecker(h History) *checker {
 	c := &checker{
-		History: h, good: map[string][]Published{}, rows: map[string]repo.Mapping{}, attempts: map[string][]repo.Attempt{},
-		byMark: map[string]repo.Attempt{}, byID: map[string]simulator.Dashboard{}, sends: map[string][]simulator.Request{}, dead: map[uint64][]Dead{},
+		History: h, good: map[string][]Published{}, rows: map[string]repo.Mapping{},
+		attempts: map[string][]repo.Attempt{}, byMark: map[string]repo.Attempt{},
+		byID: map[string]simulator.Dashboard{}, sends: map[string][]simulator.Request{},
+		dead: map[uint64][]Dead{},
 	}
 	seen := map[uint64]bool{}
 	for _, p := range h.Published {
@@ -121,7 +133,9 @@ func newChecker(h History) *checker {
 		c.byMark[a.Mark] = a
 	}
 	for _, list := range c.attempts {
-		slices.SortStableFunc(list, func(a, b repo.Attempt) int { return a.StartedAt.Compare(b.StartedAt.Time) })
+		slices.SortStableFunc(list, func(a, b repo.Attempt) int {
+			return a.StartedAt.Compare(b.StartedAt.Time)
+		})
 	}
 	for _, d := range h.Dashboards {
 		c.byID[d.ID] = d
@@ -142,16 +156,32 @@ func newChecker(h History) *checker {
 }
 
 func (c *checker) report(invariant, tenant, format string, args ...any) {
-	c.found = append(c.found, Violation{Invariant: invariant, Tenant: tenant, Detail: fmt.Sprintf(format, args...)})
+	c.found = append(c.found, Violation{invariant, tenant, fmt.Sprintf(format, args...)})
 }
 
-// The database keeps milliseconds, cut off: what it says happened at a time may have happened this much later.
+// has reports whether a good event of the type names the tenant.
+func (c *checker) has(tenant, eventType string) bool {
+	return slices.ContainsFunc(c.good[tenant], func(p Published) bool { return p.Type == eventType })
+}
+
+// uncertain reports whether there may be a dashboard that is not recorded.
+func uncertain(o repo.Outcome) bool {
+	return o == repo.OutcomeSent || o == repo.OutcomeUnknown || o == repo.OutcomeOrphaned
+}
+
+// stamp is a time as the reports show it.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// tick is the resolution of times in the database, which truncates: the event may have been this
+// much later.
 const tick = time.Millisecond
 
-// after says that a is later than b for sure, although different clocks may have told them.
+// after reports whether a is certainly later than b, although they may be readings of different
+// clocks.
 func (c *checker) after(a, b time.Time) bool { return a.After(b.Add(tick + c.Clocks)) }
 
-// when is the time that counts for the tenant's state.
+// when is the time that counts for the tenant's state: the event's own, unless it has none or one
+// too far in the future.
 func (p Published) when() time.Time {
 	if p.Time.IsZero() || p.Time.After(p.StoredAt.Add(5*time.Minute)) {
 		return p.StoredAt
@@ -159,21 +189,28 @@ func (p Published) when() time.Time {
 	return p.Time
 }
 
-// message is the identity that an event without one has.
+// message is the identity of an event that was published without one.
 func (p Published) message() string { return fmt.Sprintf("%d-%d", p.Sequence, p.StoredAt.UnixNano()) }
 
 // state is what a tenant is after its events.
 type state struct {
-	wanted, suspended, deleted bool // deleted: ever
+	wanted    bool // to have a dashboard
+	suspended bool
+	deleted   bool // ever
 }
 
-// fold applies the events in the order of their times. Where those are equal the later in this order wins: a deletion ends
-// what was before it or at the same time, and a suspension beats a resumption.
+// fold applies the events in the order of their times. Of events at the same time the later in this
+// order wins: a deletion ends what was before it or at the same time, and a suspension wins over a
+// resumption.
 func fold(list []Published) (s state) {
-	order := []string{events.TypeTenantCreated, events.TypeTenantResumed, events.TypeTenantSuspended, events.TypeTenantDeleted}
+	order := []string{
+		events.TypeTenantCreated, events.TypeTenantResumed,
+		events.TypeTenantSuspended, events.TypeTenantDeleted,
+	}
+	rank := func(p Published) int { return slices.Index(order, p.Type) }
 	list = slices.Clone(list)
 	slices.SortStableFunc(list, func(a, b Published) int {
-		return cmp.Or(a.when().Compare(b.when()), cmp.Compare(slices.Index(order, a.Type), slices.Index(order, b.Type)))
+		return cmp.Or(a.when().Compare(b.when()), cmp.Compare(rank(a), rank(b)))
 	})
 	for _, p := range list {
 		switch p.Type {

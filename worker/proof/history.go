@@ -1,18 +1,48 @@
-// Package proof decides whether what the worker promises was kept in a run, from what can be seen of it from outside.
+// Package proof decides, from what can be seen from outside, whether the worker kept its promises
+// in a run.
 //
-// A test keeps a [History] of what it did and saw: events published, tokens asked for, suspensions seen. When the run is
-// over and all is [Quiet], [Collect] adds what the database, the streams and the Papermap simulator say, and [Check]
-// says what in it contradicts a promise.
+// # Histories
 //
-// What it promises: Check is a pure function, uses none of the worker's own rules of state, and says of each
-// contradiction which invariant it breaks. What it cannot see:
+// A [History] is a record of one run. The test writes part of it while it runs: each publish of an
+// event, each token and when it was requested, each suspension or deletion that it saw in the
+// database, and when the API was down. The rest [Collect] reads when the run is over and [Quiet]:
+// the tables, both streams, the consumers, and the log of the Papermap simulator.
 //
-//   - A stream that was purged or made again: events are told apart by their stream sequence.
-//   - Answers that did not come from the simulator. What stands in its log is believed, also about rules that lie
-//     (status=429 effect=true): then the worker is blamed for what the API did.
-//   - What an operator settled by hand.
+// # How the checker decides
 //
-// It is a tool for tests: nothing else may import it.
+// [Check] is a pure function of a history. It uses none of the worker's state rules: it computes
+// what a tenant must be from the events and their times alone, and takes the simulator's log as
+// what happened at the API. Then it compares. Each contradiction is a [Violation] of one of the
+// named invariants, such as [CreateMarked] or [TokenRevoked]. Where the order of two readings
+// cannot be known, because clocks differ or the database keeps only milliseconds, the worker gets
+// the benefit of the doubt.
+//
+// A test looks like this:
+//
+//	var h proof.History
+//	h.Workspaces, h.LongestLife = []papermap.Workspace{workspace}, time.Hour
+//	ack, err := js.PublishMsg(ctx, msg)
+//	h.Published = append(h.Published, proof.Published{
+//		Type: "tenant.created", Tenant: "acme", Data: msg.Data, Sequence: ack.Sequence,
+//	})
+//	// ... kill workers, break connections, publish more; then wait:
+//	for proof.Quiet(ctx, system) != nil {
+//		time.Sleep(50 * time.Millisecond)
+//	}
+//	h, err = proof.Collect(ctx, system, h)
+//	for _, v := range proof.Check(h) {
+//		t.Error(v)
+//	}
+//
+// # What it cannot see
+//
+//   - A stream that was purged or recreated: events are identified by their stream sequence.
+//   - Answers that did not come from the simulator. Its log counts as the truth, even for a fault
+//     that contradicts itself (status=429 effect=true): then the worker is blamed for the API's
+//     mistake.
+//   - Whether an operator resolved an attempt rightly.
+//
+// The package is for tests: the program does not import it.
 package proof
 
 import (
@@ -21,7 +51,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,21 +69,21 @@ import (
 	"papermap-worker/schema/schematest"
 )
 
-// History is what was seen of a run.
+// History is the record of a run.
 type History struct {
-	// What the test did and saw itself.
+	// Written by the test.
 	Published   []Published
 	Tokens      []Token
 	Commits     []Commit
 	Outages     []Window             // when the API answered nothing but 401, 403 or 5xx
-	Workspaces  []papermap.Workspace // of the worker; a workspace whose keys were changed is here once for each
+	Workspaces  []papermap.Workspace // of the worker, once for each pair of keys that it had
 	LongestLife time.Duration        // of a token
-	Clocks      time.Duration        // how far the clocks of test, database and simulator may be apart; 0 on one machine
-	Canaries    []string             // planted secrets; those of Workspaces need not be named
-	Reported    []UsageRow           // what the API reports of every month that was asked for; nil: it is not compared
-	Texts       map[string]string    // what else no secret may be in, by name: logs, metrics, traces
+	Clocks      time.Duration        // greatest skew between test, database and simulator; 0 on one machine
+	Canaries    []string             // planted secrets, besides those of Workspaces
+	Reported    []UsageRow           // the API's usage of every synced month; nil: not compared
+	Texts       map[string]string    // logs, metrics, traces by name: no secret may be in them
 
-	// What Collect reads.
+	// Read by Collect.
 	Requests   []simulator.Request
 	Dashboards []simulator.Dashboard
 	Mappings   []repo.Mapping
@@ -67,40 +96,44 @@ type History struct {
 	Waiting    []Waiting
 }
 
-// Published is one try to publish an event. A copy is an entry of its own; one that the stream dropped as a duplicate
-// has the sequence of the first, and what counts is what stands first here.
+// Published is one publish of an event, acknowledged or not. A copy is an entry of its own; one
+// that the stream dropped as a duplicate has the sequence of the first, whose entry comes first and
+// counts.
 type Published struct {
 	Type     string    // the subject's part after "<prefix>.events."
-	Tenant   string    // whom it names; of a poison event, if anybody
-	EventID  string    // the identity that it was published with, if that can be read; empty: none
-	Time     time.Time // as it says itself; zero: it does not
+	Tenant   string    // the tenant that it names; may be empty for poison
+	EventID  string    // its id, if it has one that can be read
+	Time     time.Time // its own time; zero if it has none
 	Data     []byte    // the message's whole body
-	Poison   bool      // meant to be a dead letter within one delivery
-	Sequence uint64    // as acknowledged; 0 while no acknowledgement came
+	Poison   bool      // it must become a dead letter at its first delivery
+	Sequence uint64    // as acknowledged; 0 without an acknowledgement
 
-	StoredAt time.Time // the stream's time; Collect fills it in
+	StoredAt time.Time // the stream's time; Collect sets it
 }
 
 // Token is a request for an embed token and its answer.
 type Token struct {
-	Asked, Answered time.Time
-	Tenant          string
-	Code            string // of a refusal; then the rest is empty
+	Asked    time.Time `json:"-"`
+	Answered time.Time `json:"-"`
+	Tenant   string    `json:"-"`
 
-	Text                 string
-	Workspace, Dashboard string
-	Expires              int64 // Unix seconds
+	Code      string `json:"code"` // of a refusal; then the rest is empty
+	Text      string `json:"token"`
+	Workspace string `json:"workspace_id"`
+	Dashboard string `json:"dashboard_id"`
+	Expires   int64  `json:"expires_at"` // Unix seconds
 }
 
 // Commit is a suspension or deletion that was seen in the database.
 type Commit struct {
-	At     time.Time // no later than this it was committed
+	At     time.Time // it was committed no later than this
 	Tenant string
 	Status repo.Status // Suspended or Deleted
-	Event  int64       // the time of the event that is to blame, as in the row
+	Event  int64       // Unix nanoseconds of the event that caused it, as in the row
 }
 
-// Seen is the commit that a mapping shows which was read before at; ok is false if it is neither suspended nor deleted.
+// Seen returns the commit that a mapping, read before at, shows; ok is false if the mapping is
+// neither suspended nor deleted.
 func Seen(m repo.Mapping, at time.Time) (c Commit, ok bool) {
 	c = Commit{At: at, Tenant: m.TenantID, Status: m.Status}
 	switch m.Status {
@@ -114,12 +147,12 @@ func Seen(m repo.Mapping, at time.Time) (c Commit, ok bool) {
 	return c, true
 }
 
-// Window is a time from its first moment to its last.
+// Window is a period, both ends included.
 type Window struct{ From, To time.Time }
 
 // OutboxRow is a row of the outbox; SentAt is zero until it was published.
 type OutboxRow struct {
-	repo.Outgoing
+	repo.OutboxRow
 	SentAt repo.Time `db:"sent_at"`
 }
 
@@ -142,37 +175,39 @@ type Out struct {
 	Data     []byte // its data
 }
 
-// Dead is a dead letter with what package events does not tell of it.
+// Dead is a dead letter with all its headers.
 type Dead struct {
 	events.DeadLetter
 	Header nats.Header
 }
 
-// Waiting is how many events wait for a consumer, and how many are in hand or are to be offered again.
+// Waiting is how many events a consumer has yet to deliver, and how many it has delivered that are
+// not acknowledged.
 type Waiting struct {
-	Consumer        string
-	Pending, InHand int
+	Consumer          string
+	Pending, InFlight int
 }
 
 // System is where Collect reads.
 type System struct {
-	DB        *sqlx.DB // the worker's database, for what Repo has no method for
+	DB        *sqlx.DB // the worker's database, for tables that Repo has no method for
 	Repo      *repo.DB
 	JetStream jetstream.JetStream
-	Stream    string // the dead letters' is the same with _DEAD behind it
+	Stream    string // dead letters are in the stream with _DEAD appended
 	Subjects  events.Subjects
-	Simulator string // its address, around whatever stands in the way of the worker; empty: Requests and Dashboards are the caller's
+	Simulator *simulator.Simulator
 }
 
-// Quiet returns nil when nothing is left to be done: no event waits, and everything in the outbox was published.
+// Quiet returns nil if nothing is left to be done: no event waits, and everything in the outbox was
+// published.
 func Quiet(ctx context.Context, s System) error {
 	waiting, err := s.waiting(ctx)
 	if err != nil {
 		return err
 	}
 	for _, w := range waiting {
-		if w.Pending > 0 || w.InHand > 0 {
-			return fmt.Errorf("%s: %d events wait, %d are in hand", w.Consumer, w.Pending, w.InHand)
+		if w.Pending > 0 || w.InFlight > 0 {
+			return fmt.Errorf("%s: %d events wait, %d are in flight", w.Consumer, w.Pending, w.InFlight)
 		}
 	}
 	unsent, err := s.Repo.Unsent(ctx, 1)
@@ -182,13 +217,13 @@ func Quiet(ctx context.Context, s System) error {
 	return err
 }
 
-// Collect reads what a run has left and returns it together with what the test has seen. It looks at one part after the
-// other, so what it returns is of one moment only when all is quiet.
+// Collect returns the history that the test has written together with what the run has left. It
+// reads one part after the other, so they are consistent only when all is quiet.
 //
-// An event in the stream of which no acknowledgement came to the publisher is found in seen.Published by its type and
-// data; one that was replayed, by its identity, and becomes one more entry. A tenant.created that the worker published again
-// itself, out of its outbox, is among the events out as well. Any other is an error: nobody could say how
-// it should have ended.
+// A stored event whose publisher got no acknowledgement is matched with an entry of seen.Published
+// by type and data. A replayed one is matched by its identity and becomes an entry of its own. A
+// tenant.created that the worker published out of its outbox is an event out as well. Any other
+// event that the history does not know is an error, because nothing says how it should have ended.
 func Collect(ctx context.Context, s System, seen History) (History, error) {
 	h := seen
 	var err error
@@ -198,73 +233,36 @@ func Collect(ctx context.Context, s System, seen History) (History, error) {
 	if err := s.readDatabase(ctx, &h); err != nil {
 		return h, err
 	}
-	if s.Simulator != "" {
-		if err := s.readSimulator(ctx, &h); err != nil {
-			return h, err
-		}
-	}
+	h.Dashboards, h.Requests = s.Simulator.Dashboards(), s.Simulator.Log()
 	if err := s.readEvents(ctx, &h); err != nil {
 		return h, err
 	}
 	return h, s.readDead(ctx, &h)
 }
 
-func (s System) readDatabase(ctx context.Context, h *History) error {
-	h.Mappings = nil
-	for after := ""; ; {
-		const page = 1000
-		list, err := s.Repo.Mappings(ctx, "", after, page)
-		if err != nil {
-			return err
-		}
-		h.Mappings = append(h.Mappings, list...)
-		if len(list) < page {
-			break
-		}
-		after = list[len(list)-1].TenantID
+func (s System) readDatabase(ctx context.Context, h *History) (err error) {
+	if h.Mappings, err = s.Repo.Mappings(ctx, "", "", math.MaxInt32); err != nil {
+		return err
 	}
-	for _, table := range []struct {
-		rows  any
-		query string
-	}{
-		{&h.Attempts, `SELECT id, workspace_id, tenant_id, generation, mark, outcome, COALESCE(dashboard_id, '') AS dashboard_id,
-			COALESCE(http_status, 0) AS http_status, COALESCE(error, '') AS error, started_at, finished_at
-			FROM provision_attempts ORDER BY started_at, id`},
-		{&h.Outbox, "SELECT id, event_id, tenant_id, type, data, created_at, sent_at FROM outbox ORDER BY id"},
-		{&h.Usage, "SELECT workspace_id, tenant_id, period, credits, requests, synced_at FROM tenant_usage ORDER BY workspace_id, tenant_id, period"},
+	for query, rows := range map[string]any{
+		`SELECT id, workspace_id, tenant_id, generation, mark, outcome, started_at, finished_at,
+			COALESCE(dashboard_id, '') AS dashboard_id, COALESCE(http_status, 0) AS http_status,
+			COALESCE(error, '') AS error FROM provision_attempts ORDER BY started_at, id`: &h.Attempts,
+		"SELECT id, event_id, tenant_id, type, data, created_at, sent_at FROM outbox ORDER BY id": &h.Outbox,
+		`SELECT workspace_id, tenant_id, period, credits, requests, synced_at FROM tenant_usage
+			ORDER BY workspace_id, tenant_id, period`: &h.Usage,
 	} {
-		if err := s.DB.SelectContext(ctx, table.rows, table.query); err != nil {
-			return fmt.Errorf("reading the worker's tables: %w", err)
+		if err := s.DB.SelectContext(ctx, rows, query); err != nil {
+			return fmt.Errorf("read the worker's tables: %w", err)
 		}
 	}
-	var err error
 	h.Runs, err = s.Repo.Runs(ctx, "", math.MaxInt32)
 	return err
 }
 
-func (s System) readSimulator(ctx context.Context, h *History) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Simulator+"/simulator/state", nil)
-	if err != nil {
-		return fmt.Errorf("reading the simulator: %w", err)
-	}
-	req.Close = true // a connection kept for later would be a leak in the eyes of a test
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("reading the simulator: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("reading the simulator: %s", resp.Status)
-	}
-	var state struct {
-		Dashboards []simulator.Dashboard `json:"dashboards"`
-		Requests   []simulator.Request   `json:"requests"`
-	}
-	if err := json.UnmarshalRead(resp.Body, &state, jsontext.AllowInvalidUTF8(true)); err != nil {
-		return fmt.Errorf("reading the simulator: %w", err)
-	}
-	h.Dashboards, h.Requests = state.Dashboards, state.Requests
-	return nil
+// typesOut are the types that the worker publishes and does not consume.
+var typesOut = []string{
+	events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld, events.TypeUsageSynced,
 }
 
 // readEvents reads the worker's stream: when the events in were stored, and the events out.
@@ -280,9 +278,10 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			acknowledged[p.Sequence] = append(acknowledged[p.Sequence], i)
 		}
 	}
-	return schematest.EachMessage(ctx, s.JetStream, s.Stream, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		sequence, eventType := meta.Sequence.Stream, strings.TrimPrefix(msg.Subject(), s.Subjects.Event(""))
-		isOut := slices.Contains([]string{events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld, events.TypeUsageSynced}, eventType)
+	read := func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		sequence := meta.Sequence.Stream
+		eventType := strings.TrimPrefix(msg.Subject(), s.Subjects.Event(""))
+		isOut := slices.Contains(typesOut, eventType)
 		if isOut || own[msg.Headers().Get(jetstream.MsgIDHeader)] {
 			var e struct {
 				ID      string         `json:"id"`
@@ -290,9 +289,9 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 				Data    jsontext.Value `json:"data"`
 			}
 			if err := json.Unmarshal(msg.Data(), &e); err != nil {
-				return fmt.Errorf("reading the event out %d (%s): %w", sequence, eventType, err)
+				return fmt.Errorf("read the event out %d (%s): %w", sequence, eventType, err)
 			}
-			h.Out = append(h.Out, Out{Sequence: sequence, Type: eventType, ID: e.ID, Tenant: e.Subject, Data: e.Data})
+			h.Out = append(h.Out, Out{sequence, eventType, e.ID, e.Subject, e.Data})
 		}
 		if isOut {
 			return nil
@@ -309,10 +308,12 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			h.Published[i].Sequence, h.Published[i].StoredAt = sequence, meta.Timestamp
 		}
 		return nil
-	})
+	}
+	return schematest.EachMessage(ctx, s.JetStream, s.Stream, read)
 }
 
-// unacknowledged finds the entry for a message whose sequence no publisher was told, or makes one for a replay.
+// unacknowledged returns the index of the entry for a message without an acknowledgement. For a
+// replay it appends one.
 func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, error) {
 	replayed := msg.Headers().Get("Papermap-Event-Id")
 	for i, p := range h.Published {
@@ -333,45 +334,51 @@ func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, erro
 
 func (s System) readDead(ctx context.Context, h *History) error {
 	h.Dead = nil
-	return schematest.EachMessage(ctx, s.JetStream, s.Stream+"_DEAD", func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	read := func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		header := msg.Headers()
 		d := Dead{Header: header, DeadLetter: events.DeadLetter{
-			Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Type: strings.TrimPrefix(msg.Subject(), s.Subjects.Dead("")), Data: msg.Data(),
-			EventID: header.Get("Papermap-Event-Id"), EventTime: header.Get("Papermap-Event-Time"), Code: header.Get("Papermap-Error-Code"),
-			Error: header.Get("Papermap-Error"), SideEffect: header.Get("Papermap-Side-Effect"),
+			Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Data: msg.Data(),
+			Type:       strings.TrimPrefix(msg.Subject(), s.Subjects.Dead("")),
+			EventID:    header.Get("Papermap-Event-Id"),
+			EventTime:  header.Get("Papermap-Event-Time"),
+			Code:       header.Get("Papermap-Error-Code"),
+			Error:      header.Get("Papermap-Error"),
+			SideEffect: header.Get("Papermap-Side-Effect"),
 		}}
 		var err, attemptsErr error
 		d.StreamSequence, err = strconv.ParseUint(header.Get("Papermap-Stream-Sequence"), 10, 64)
 		d.Attempts, attemptsErr = strconv.Atoi(header.Get("Papermap-Attempts"))
 		if err := errors.Join(err, attemptsErr); err != nil {
-			return fmt.Errorf("reading the dead letter %d: %w", meta.Sequence.Stream, err)
+			return fmt.Errorf("read the dead letter %d: %w", meta.Sequence.Stream, err)
 		}
 		h.Dead = append(h.Dead, d)
 		return nil
-	})
+	}
+	return schematest.EachMessage(ctx, s.JetStream, s.Stream+"_DEAD", read)
 }
 
-// waiting asks the server about both consumers.
+// waiting reads the state of both consumers.
 func (s System) waiting(ctx context.Context) ([]Waiting, error) {
 	stream, err := s.JetStream.Stream(ctx, s.Stream)
 	if err != nil {
-		return nil, fmt.Errorf("looking up stream %s: %w", s.Stream, err)
+		return nil, fmt.Errorf("look up stream %s: %w", s.Stream, err)
 	}
 	var list []Waiting
 	for _, name := range []string{events.MainConsumer, events.AccessConsumer} {
 		c, err := stream.Consumer(ctx, name)
 		if err != nil {
-			return nil, fmt.Errorf("looking up consumer %s: %w", name, err)
+			return nil, fmt.Errorf("look up consumer %s: %w", name, err)
 		}
 		info := c.CachedInfo()
-		w := Waiting{Consumer: name, Pending: int(info.NumPending), InHand: info.NumAckPending}
-		for _, subject := range info.Config.FilterSubjects { // a consumer hears of a new message a little later
+		w := Waiting{Consumer: name, Pending: int(info.NumPending), InFlight: info.NumAckPending}
+		// The consumer learns of a new message a little later than the stream.
+		for _, subject := range info.Config.FilterSubjects {
 			last, err := stream.GetLastMsgForSubject(ctx, subject)
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				continue
 			}
 			if err != nil {
-				return nil, fmt.Errorf("looking up the last message of %s: %w", subject, err)
+				return nil, fmt.Errorf("look up the last message of %s: %w", subject, err)
 			}
 			if info.Delivered.Stream < last.Sequence {
 				w.Pending = max(w.Pending, 1)
@@ -382,28 +389,23 @@ func (s System) waiting(ctx context.Context) ([]Waiting, error) {
 	return list, nil
 }
 
-// Ask requests an embed token for the tenant, as a caller does. A refusal is an answer; an error is that none came.
-func Ask(ctx context.Context, nc *nats.Conn, subjects events.Subjects, tenant string) (Token, error) {
+// RequestToken requests an embed token for the tenant, as a caller does. A refusal is an answer; an
+// error means that none came.
+func RequestToken(
+	ctx context.Context, nc *nats.Conn, subjects events.Subjects, tenant string,
+) (Token, error) {
 	body, err := json.Marshal(map[string]string{"tenant_id": tenant})
 	if err != nil {
-		return Token{}, fmt.Errorf("asking for a token: %w", err)
+		return Token{}, fmt.Errorf("request a token: %w", err)
 	}
 	t := Token{Asked: time.Now(), Tenant: tenant}
 	reply, err := nc.RequestWithContext(ctx, subjects.RPC("embed-token"), body)
 	t.Answered = time.Now()
 	if err != nil {
-		return t, fmt.Errorf("asking for a token for tenant %q: %w", tenant, err)
+		return t, fmt.Errorf("request a token for tenant %q: %w", tenant, err)
 	}
-	var answer struct {
-		Code        string `json:"code"`
-		Token       string `json:"token"`
-		WorkspaceID string `json:"workspace_id"`
-		DashboardID string `json:"dashboard_id"`
-		ExpiresAt   int64  `json:"expires_at"`
+	if err := json.Unmarshal(reply.Data, &t); err != nil {
+		return t, fmt.Errorf("decode the token for tenant %q: %w", tenant, err)
 	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return t, fmt.Errorf("reading the answer about a token for tenant %q: %w", tenant, err)
-	}
-	t.Code, t.Text, t.Workspace, t.Dashboard, t.Expires = answer.Code, answer.Token, answer.WorkspaceID, answer.DashboardID, answer.ExpiresAt
 	return t, nil
 }

@@ -3,7 +3,6 @@ package proof_test
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -11,18 +10,19 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"papermap-worker/repo"
 	"papermap-worker/worker/proof"
 )
 
-// load publishes events about tenants, the worst that publishers do: late, out of order, in copies, and some that nobody
-// can read.
+// load publishes events about tenants, as bad as publishers can be: late, out of order, in copies,
+// and some that cannot be decoded.
 type load struct {
 	s      *system
 	random *rand.Rand
-	begun  time.Time // of the events' own times
+	start  time.Time // of the events' own times
 	queue  []event
 	sent   []event
 	ids    int
@@ -32,7 +32,7 @@ type load struct {
 	published []proof.Published
 }
 
-// event is a message to be published and what the history says of it.
+// event is a message to be published, and its entry in the history.
 type event struct {
 	msg *nats.Msg
 	is  proof.Published
@@ -43,27 +43,36 @@ type tenant struct {
 	clock int // seconds of its newest event
 }
 
-// tenantForms are ids that are unusual and in order.
+// tenantForms are ids that are valid, though some are unusual.
 var tenantForms = []string{"org-%d", "org-%d", "org-%d", "Org-%d", "org.%d/ä*>", "../%d;'", "org %d 🏢"}
 
 // lives are what happens to a tenant, in the order of its events' times; they arrive in any order.
 var lives = [][]string{
-	{"created"}, {"created"}, {"created"}, {"created"}, {"created", "suspended"}, {"created", "suspended", "resumed"}, {"suspended", "created"},
-	{"created", "deleted"}, {"created", "deleted", "created"}, {"created", "suspended", "deleted", "created"}, {"deleted", "created"}, {"deleted"},
+	{"created"}, {"created"}, {"created"}, {"created"}, {"created", "suspended"},
+	{"created", "suspended", "resumed"},
+	{"suspended", "created"}, {"created", "deleted"}, {"created", "deleted", "created"},
+	{"created", "suspended", "deleted", "created"}, {"deleted", "created"}, {"deleted"},
 }
 
-// poisons are events that must become dead letters, on any subject of a tenant. %q is a tenant that there may be.
+// poisons are events that must become dead letters, on any subject of a tenant. %q is the id of a
+// tenant in use.
 var poisons = []string{
-	``, `null`, `[]`, `"x"`, `{}`, `{`, `{"tenant_id":%q}{}`, `{"tenant_id":%q,"tenant_id":"b","name":"n"}`, `{"TENANT_ID":"a","tenant_id":%q,"name":"n"}`,
-	`{"tenant_id":7,"name":"n"}`, `{"tenant_id":"","name":"n"}`, `{"tenant_id":" a","name":"n"}`, "{\"tenant_id\":\"\xff\",\"name\":\"n\"}",
-	`{"tenant_id":"a\u0000","name":"n"}`, `{"tenant_id":%q,"name":"n","workspace_id":"ws-nobody's"}`, "\ufeff{}", `{"specversion":"1.0","data":{"tenant_id":%q}}`,
+	``, `null`, `[]`, `"x"`, `{}`, `{`, "\ufeff{}", `{"tenant_id":%q}{}`,
+	`{"tenant_id":%q,"tenant_id":"b","name":"n"}`,
+	`{"TENANT_ID":"a","tenant_id":%q,"name":"n"}`, `{"tenant_id":7,"name":"n"}`,
+	`{"tenant_id":"","name":"n"}`,
+	`{"tenant_id":" a","name":"n"}`, "{\"tenant_id\":\"\xff\",\"name\":\"n\"}",
+	`{"tenant_id":"a\u0000","name":"n"}`,
+	`{"tenant_id":%q,"name":"n","workspace_id":"ws-unknown"}`,
+	`{"specversion":"1.0","data":{"tenant_id":%q}}`,
 	`{"specversion":"1.0","id":"x","type":"tenant.other","data":{"tenant_id":%q,"name":"n"}}`,
 }
 
 // run publishes rate events a second until ctx ends, then what is left.
 func (l *load) run(ctx context.Context, rate int) error {
-	l.begun = time.Now().Add(-time.Hour).Truncate(time.Second)
-	for sleep(ctx, time.Duration(float64(time.Second)/float64(rate)*(0.5+l.random.Float64()))) {
+	l.start = time.Now().Add(-time.Hour).Truncate(time.Second)
+	every := time.Second / time.Duration(rate)
+	for sleep(ctx, every/2+time.Duration(l.random.Int64N(int64(every)))) {
 		l.next()
 		i := l.random.IntN(min(len(l.queue), 12))
 		e := l.queue[i]
@@ -89,7 +98,7 @@ func (l *load) next() {
 		l.poisoned()
 	case n < 12:
 		l.sync()
-	case n < 24 && len(l.sent) > 0: // a copy, with or without what the stream knows copies by
+	case n < 24 && len(l.sent) > 0: // a copy, with or without the header by which the stream recognizes it
 		e := l.sent[l.random.IntN(len(l.sent))]
 		if e.is.EventID != e.msg.Header.Get(nats.MsgIdHdr) && l.random.IntN(2) == 0 {
 			header := maps.Clone(e.msg.Header)
@@ -98,7 +107,8 @@ func (l *load) next() {
 		}
 		l.queue = append(l.queue, e)
 	case n < 50 && len(l.tenants) > 3:
-		l.about(l.tenants[l.random.IntN(len(l.tenants))], []string{"created", "suspended", "resumed", "deleted", "created"}[l.random.IntN(5)])
+		kinds := []string{"created", "suspended", "resumed", "deleted", "created"}
+		l.about(l.tenants[l.random.IntN(len(l.tenants))], kinds[l.random.IntN(len(kinds))])
 	case len(l.queue) > 20:
 	default:
 		t := &tenant{id: fmt.Sprintf(tenantForms[l.random.IntN(len(tenantForms))], len(l.tenants))}
@@ -114,24 +124,28 @@ func (l *load) next() {
 	}
 }
 
-// about queues an event about a tenant, as one of the three forms and with a time that may be that of the one before.
+// about queues an event about a tenant, as one of the three forms and with a time that may be that
+// of the one before.
 func (l *load) about(t *tenant, kind string) {
 	t.clock += l.random.IntN(4)
 	l.ids++
 	id := fmt.Sprintf("%s-%d", l.s.name, l.ids)
-	when := l.begun.Add(time.Duration(t.clock) * time.Second)
+	when := l.start.Add(time.Duration(t.clock) * time.Second)
 	is := proof.Published{Type: "tenant." + kind, Tenant: t.id}
-	data := fmt.Sprintf(`{"tenant_id":%s,"name":"Name of %d"}`, text(t.id), l.ids)
+	data := fmt.Sprintf(`{"tenant_id":%s,"name":"Name of %d"}`, quote(t.id), l.ids)
 	msg := &nats.Msg{Subject: "papermap.events.tenant." + kind, Header: nats.Header{}, Data: []byte(data)}
 	switch n := l.random.IntN(10); {
 	case n < 6:
-		for name, value := range map[string]string{"ce-specversion": "1.0", "ce-id": id, "ce-source": "/proof", "ce-type": "tenant." + kind, "ce-time": when.Format(time.RFC3339Nano)} {
-			msg.Header.Set(name, value)
+		msg.Header = nats.Header{
+			"ce-specversion": {"1.0"}, "ce-id": {id}, "ce-source": {"/proof"},
+			"ce-type": {"tenant." + kind}, "ce-time": {when.Format(time.RFC3339Nano)},
 		}
 		is.EventID, is.Time = id, when
 	case n < 9:
 		msg.Header.Set("content-type", "application/cloudevents+json")
-		msg.Data = fmt.Appendf(nil, `{"specversion":"1.0","id":%q,"source":"/proof","type":"tenant.%s","time":%q,"data":%s}`, id, kind, when.Format(time.RFC3339Nano), data)
+		msg.Data = fmt.Appendf(nil,
+			`{"specversion":"1.0","id":%q,"source":"/proof","type":"tenant.%s","time":%q,"data":%s}`,
+			id, kind, when.Format(time.RFC3339Nano), data)
 		is.EventID, is.Time = id, when
 	}
 	if l.random.IntN(2) == 0 {
@@ -142,19 +156,19 @@ func (l *load) about(t *tenant, kind string) {
 	l.queue = append(l.queue, event{msg, is})
 }
 
-// The months that are synced, of so many tenants: enough pages for a run to be killed between two.
+// The months that are synced, and the number of tenants: enough pages for a run to be killed
+// between two.
 const (
 	usageFrom, usageTo = "2026-02", "2026-03"
 	usageTenants       = 3000
 )
 
-// sync queues an event that asks for usage.
+// sync queues an event that requests usage.
 func (l *load) sync() {
 	l.ids++
 	id := fmt.Sprintf("%s-%d", l.s.name, l.ids)
-	msg := &nats.Msg{
-		Subject: "papermap.events.usage.sync", Header: nats.Header{}, Data: fmt.Appendf(nil, `{"from_period":%q,"to_period":%q}`, usageFrom, usageTo),
-	}
+	data := fmt.Appendf(nil, `{"from_period":%q,"to_period":%q}`, usageFrom, usageTo)
+	msg := &nats.Msg{Subject: "papermap.events.usage.sync", Header: nats.Header{}, Data: data}
 	is := proof.Published{Type: "usage.sync", Data: msg.Data}
 	if l.random.IntN(2) == 0 {
 		msg.Header.Set(nats.MsgIdHdr, "message-"+id)
@@ -168,7 +182,10 @@ func (l *load) reported() ([]proof.UsageRow, error) {
 	rows, err := l.s.sim.UsageTotals(workspace.ID, usageFrom, usageTo)
 	list := make([]proof.UsageRow, len(rows))
 	for i, r := range rows {
-		list[i] = proof.UsageRow{WorkspaceID: workspace.ID, TenantID: r.TenantID, Period: r.Period, Credits: r.Credits, Requests: r.Requests}
+		list[i] = proof.UsageRow{
+			WorkspaceID: workspace.ID, TenantID: r.TenantID, Period: r.Period, Credits: r.Credits,
+			Requests: r.Requests,
+		}
 	}
 	return list, err
 }
@@ -179,15 +196,16 @@ func (l *load) poisoned() {
 	if len(l.tenants) > 0 {
 		tenant = l.tenants[l.random.IntN(len(l.tenants))].id
 	}
-	data := strings.ReplaceAll(form, "%q", string(text(tenant)))
+	data := strings.ReplaceAll(form, "%q", string(quote(tenant)))
 	kind := "tenant." + []string{"created", "created", "suspended", "resumed", "deleted"}[l.random.IntN(5)]
 	l.queue = append(l.queue, event{
-		&nats.Msg{Subject: "papermap.events." + kind, Header: nats.Header{}, Data: []byte(data)}, proof.Published{Type: kind, Data: []byte(data), Poison: true},
+		&nats.Msg{Subject: "papermap.events." + kind, Header: nats.Header{}, Data: []byte(data)},
+		proof.Published{Type: kind, Data: []byte(data), Poison: true},
 	})
 }
 
-// publish publishes until the stream has acknowledged it, as publishers are told to do. Without a Nats-Msg-Id each try may
-// store a copy.
+// publish publishes until the stream has acknowledged it, as publishers should. Without a
+// Nats-Msg-Id each try may store a copy.
 func (l *load) publish(ctx context.Context, e event) error {
 	var err error
 	for range 300 {
@@ -210,7 +228,7 @@ func (l *load) publish(ctx context.Context, e event) error {
 	return fmt.Errorf("publishing %s: %w", e.msg.Subject, err)
 }
 
-func text(s string) []byte {
+func quote(s string) []byte {
 	b, err := json.Marshal(s)
 	if err != nil {
 		panic(err) // a string can be encoded
@@ -218,17 +236,18 @@ func text(s string) []byte {
 	return b
 }
 
-// tokens requests tokens of known tenants until ctx ends. A request without an answer is none.
+// tokens requests tokens of known tenants until ctx ends. A request without an answer does not
+// count.
 func (l *load) tokens(ctx context.Context, random *rand.Rand) (tokens []proof.Token) {
 	for sleep(ctx, 30*time.Millisecond) {
 		l.mu.Lock()
-		id := "nobody"
+		id := "unknown"
 		if n := len(l.tenants); n > 0 {
 			id = l.tenants[random.IntN(n)].id
 		}
 		l.mu.Unlock()
-		asking, cancel := context.WithTimeout(ctx, time.Second)
-		if t, err := proof.Ask(asking, l.s.nc, subjects, id); err == nil {
+		request, cancel := context.WithTimeout(ctx, time.Second)
+		if t, err := proof.RequestToken(request, l.s.nc, subjects, id); err == nil {
 			tokens = append(tokens, t)
 		}
 		cancel()
@@ -236,24 +255,21 @@ func (l *load) tokens(ctx context.Context, random *rand.Rand) (tokens []proof.To
 	return tokens
 }
 
-// commits looks at the database for tenants that are suspended or deleted, until ctx ends.
+// commits looks in the database for tenants that are suspended or deleted, until ctx ends.
 func (l *load) commits(ctx context.Context) (commits []proof.Commit) {
-	type key struct {
-		tenant string
-		status repo.Status
-		event  int64
-	}
-	known := map[key]bool{}
+	known := map[proof.Commit]bool{} // without their times
 	for sleep(ctx, 500*time.Millisecond) {
 		for _, status := range []repo.Status{repo.Suspended, repo.Deleted} {
 			list, err := l.s.db.Mappings(ctx, status, "", 1e6)
 			if err != nil {
-				continue // it is away
+				continue // the database is down
 			}
 			now := time.Now()
 			for _, m := range list {
-				if c, ok := proof.Seen(m, now); ok && !known[key{c.Tenant, c.Status, c.Event}] {
-					known[key{c.Tenant, c.Status, c.Event}] = true
+				c, ok := proof.Seen(m, now)
+				key := c
+				if key.At = (time.Time{}); ok && !known[key] {
+					known[key] = true
 					commits = append(commits, c)
 				}
 			}

@@ -4,13 +4,14 @@ import (
 	"net/http"
 
 	"papermap-worker/repo"
+	"papermap-worker/worker"
 )
 
-// attention is what waits for somebody's decision.
+// attention is what waits for an operator's decision.
 type attention struct {
 	Held     []heldTenant
 	MoreHeld bool
-	Attempts []repo.UncertainAttempt
+	Attempts []repo.PossibleOrphan
 	More     int // attempts that are not shown
 }
 
@@ -20,12 +21,12 @@ type heldTenant struct {
 	Attempt repo.Attempt
 }
 
-const mostOpen = 200
+const maxOpen = 200
 
-func (k *Console) attention(rw http.ResponseWriter, v *visit) error {
+func (c *Console) attention(rw http.ResponseWriter, v *visit) error {
 	ctx := v.Context()
 	a := attention{}
-	held, err := k.withoutDashboard(ctx, repo.Held, "", perPage+1)
+	held, err := c.withoutDashboard(ctx, repo.Held, perPage+1)
 	if err != nil {
 		return err
 	}
@@ -33,31 +34,27 @@ func (k *Console) attention(rw http.ResponseWriter, v *visit) error {
 		held = held[:perPage]
 	}
 	for _, t := range held {
-		attempts, err := k.db.Attempts(ctx, t.TenantID)
-		if err != nil {
-			return err
-		}
 		h := heldTenant{without: t}
-		for _, try := range attempts { // the newest that is open counts
-			if try.Generation == t.Generation && (try.Outcome == repo.Uncertain || try.Outcome == repo.Orphaned) {
-				h.Attempt = try
+		for _, attempt := range (worker.Facts{Attempts: t.Attempts}).PossibleOrphans() { // the newest counts
+			if attempt.Generation == t.Generation {
+				h.Attempt = attempt
 			}
 		}
 		a.Held = append(a.Held, h)
 	}
-	uncertain, err := k.db.UncertainAttempts(ctx)
+	orphans, err := c.db.PossibleOrphans(ctx)
 	if err != nil {
 		return err
 	}
-	for _, u := range uncertain {
+	for _, u := range orphans {
 		if u.Status == repo.Held {
 			continue // above, with what to do
 		}
-		if len(a.Attempts) == mostOpen {
+		if len(a.Attempts) == maxOpen {
 			a.More++
 			continue
 		}
 		a.Attempts = append(a.Attempts, u)
 	}
-	return k.show(rw, v, "attention", "Attention", a)
+	return c.show(rw, v, "attention", "Attention", a)
 }

@@ -7,23 +7,30 @@ import (
 	"testing"
 )
 
-// fillTenants writes so many tenants past the rules: t-0000000 "Dashboard - Company 0" and so on, every tenth of them held.
+// fillTenants writes so many tenants past the rules: t-0000000 "Dashboard - Company 0" and so on,
+// every tenth of them held.
 func fillTenants(t testing.TB, w *world, n int) {
 	t.Helper()
-	_, err := w.sql.Exec(`INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
+	_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
+		(tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
 		WITH RECURSIVE number (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM number WHERE i + 1 < ?)
-		SELECT printf('t-%07d', i), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i, iif(i % 10, 'active', 'held'), iif(i % 10, 'active', 'held'),
+		SELECT printf('t-%07d', i), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i,
+			iif(i % 10, 'active', 'held'), iif(i % 10, 'active', 'held'),
 			'2026-03-01T12:00:00.000Z', '2026-03-01T12:00:00.000Z' FROM number`, n)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.Must(err)
+	t.Cleanup(func() { // they are in no books
+		_, err := w.SQL.Exec("DELETE FROM tenant_dashboards")
+		w.Must(err)
+	})
 }
 
-// BenchmarkTenantsPage is a page of 50 tenants out of 1,000,000 in SQLite, from the request to the HTML:
+// BenchmarkTenantsPage is a page of 50 tenants out of 1,000,000 in SQLite, from the request to the
+// HTML:
 //
 //	go test -run '^$' -bench TenantsPage ./worker/ops/console
 //
-// The plans are of the same conditions; a test in repo holds the very queries to their indexes. Measured: see docs/console.md.
+// The plans are of the same conditions; a test in repo holds the very queries to their indexes.
+// Measured: see docs/console.md.
 func BenchmarkTenantsPage(b *testing.B) {
 	w := start(b, Config{Dev: true})
 	fillTenants(b, w, 1_000_000)
@@ -31,7 +38,8 @@ func BenchmarkTenantsPage(b *testing.B) {
 		{"first", "/tenants", "tenant_id > '' ORDER BY tenant_id"},
 		{"deep", "/tenants?after=t-0700000", "tenant_id > 't-0700000' ORDER BY tenant_id"},
 		{"back", "/tenants?before=t-0700000", "tenant_id < 't-0700000' ORDER BY tenant_id DESC"},
-		{"status", "/tenants?status=held&after=t-0700000", "status = 'held' AND tenant_id > 't-0700000' ORDER BY tenant_id"},
+		{"status", "/tenants?status=held&after=t-0700000",
+			"status = 'held' AND tenant_id > 't-0700000' ORDER BY tenant_id"},
 		{"id", "/tenants?q=t-07", "tenant_id >= 't-07' AND tenant_id < 't-07~' ORDER BY tenant_id"},
 		{"name", "/tenants?q=company+7", ""},
 		{"name-deep", "/tenants?q=company&by=name&after=t-0700000", ""},
@@ -45,9 +53,8 @@ func BenchmarkTenantsPage(b *testing.B) {
 					ID, Parent, Notused int
 					Detail              string
 				}
-				if err := w.sql.Select(&plan, "EXPLAIN QUERY PLAN SELECT * FROM tenant_dashboards WHERE "+page.where+" LIMIT 51"); err != nil {
-					b.Fatal(err)
-				}
+				query := "SELECT * FROM tenant_dashboards WHERE " + page.where + " LIMIT 51"
+				w.Must(w.SQL.Select(&plan, "EXPLAIN QUERY PLAN "+query))
 				for _, step := range plan {
 					b.Log(step.Detail)
 				}

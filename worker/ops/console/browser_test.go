@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"flag"
 	"fmt"
 	"image"
 	"image/color"
@@ -46,7 +47,8 @@ type tab struct {
 	wrong     []string // what the browser complained of
 }
 
-// openTab starts Chromium. Without it the test is skipped, except with CI=true: there that is a failure.
+// openTab starts Chromium. Without it the test is skipped, except with CI=true: there that is a
+// failure.
 func openTab(t *testing.T, w *world) *tab {
 	t.Helper()
 	path, err := "", error(nil)
@@ -61,8 +63,10 @@ func openTab(t *testing.T, w *world) *tab {
 		}
 		t.Skip("no chromium found (Debian: apt-get install chromium)")
 	}
-	options := []chromedp.ExecAllocatorOption{chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.NoSandbox, chromedp.Headless, chromedp.DisableGPU, chromedp.NoFirstRun}
-	for _, flag := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync", "disable-dev-shm-usage", "hide-scrollbars"} {
+	options := []chromedp.ExecAllocatorOption{chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()),
+		chromedp.NoSandbox, chromedp.Headless, chromedp.DisableGPU, chromedp.NoFirstRun}
+	for _, flag := range []string{"disable-quic", "disable-background-networking", "disable-component-update",
+		"disable-sync", "disable-dev-shm-usage", "hide-scrollbars"} {
 		options = append(options, chromedp.Flag(flag, true))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -75,7 +79,7 @@ func openTab(t *testing.T, w *world) *tab {
 		_ = chromedp.Cancel(ctx) // waits for the browser's end
 		cancel()
 	})
-	w.must(chromedp.Run(ctx)) // starts it; the context of the first run is the browser's life
+	w.Must(chromedp.Run(ctx)) // starts it; the context of the first run is the browser's life
 	chromedp.ListenTarget(ctx, func(event any) {
 		switch e := event.(type) {
 		case *runtime.EventExceptionThrown:
@@ -88,7 +92,8 @@ func openTab(t *testing.T, w *world) *tab {
 			go func() { _ = chromedp.Run(ctx, cdppage.HandleJavaScriptDialog(true)) }()
 		}
 	})
-	b.do(browser.SetDownloadBehavior(browser.SetDownloadBehaviorBehaviorAllow).WithDownloadPath(b.downloads).WithEventsEnabled(true))
+	b.do(browser.SetDownloadBehavior(browser.SetDownloadBehaviorBehaviorAllow).
+		WithDownloadPath(b.downloads).WithEventsEnabled(true))
 	return b
 }
 
@@ -121,7 +126,7 @@ func (b *tab) open(path string) {
 // says waits until the page says it, over changes of the page.
 func (b *tab) says(text string) {
 	b.t.Helper()
-	b.eventually(func() error {
+	b.Eventually(func() error {
 		var all string
 		if err := chromedp.Run(b.ctx, chromedp.Evaluate(`document.body.innerText`, &all)); err != nil {
 			return err
@@ -137,24 +142,29 @@ func (b *tab) says(text string) {
 func (b *tab) screen(width int64, theme string) {
 	b.t.Helper()
 	b.do(emulation.SetDeviceMetricsOverride(width, 860, 1, width < 600),
-		emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}))
+		emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme",
+			Value: theme}}))
 }
 
-// picture keeps a screenshot with the test's output.
+// picture keeps a screenshot with the test's output, with go test -artifacts.
 func (b *tab) picture(name string) {
 	b.t.Helper()
+	if flag.Lookup("test.artifacts").Value.String() != "true" {
+		return
+	}
 	var data []byte
 	b.do(chromedp.FullScreenshot(&data, 100))
-	b.must(os.WriteFile(filepath.Join(b.pictures, name+".png"), data, 0o644))
+	b.Must(os.WriteFile(filepath.Join(b.pictures, name+".png"), data, 0o644))
 }
 
-// pixels counts the pixels of a colour, and how many other than white there are, where an element is.
+// pixels counts the pixels of a colour, and how many other than white there are, where an element
+// is.
 func (b *tab) pixels(selector string, want color.RGBA) (of, notWhite int) {
 	b.t.Helper()
 	var data []byte
 	b.do(chromedp.Screenshot(selector, &data, chromedp.ByQuery))
 	picture, err := png.Decode(bytes.NewReader(data))
-	b.must(err)
+	b.Must(err)
 	each(picture, func(c color.RGBA) {
 		if c == want {
 			of++
@@ -175,6 +185,9 @@ func each(picture image.Image, do func(color.RGBA)) {
 	}
 }
 
+// await makes an evaluation wait for the promise that it returns.
+func await(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }
+
 // accessible lets axe look at the page.
 func (b *tab) accessible(name string) {
 	b.t.Helper()
@@ -183,8 +196,11 @@ func (b *tab) accessible(name string) {
 		Impact string   `json:"impact"`
 		Where  []string `json:"where"`
 	}
-	b.do(chromedp.Evaluate(axe+"\n;0", nil), chromedp.Evaluate(`axe.run({iframes: false}).then(r => r.violations.map(v => ({id: v.id, impact: v.impact, where: v.nodes.slice(0, 3).map(n => n.html + " " + n.failureSummary)})))`,
-		&found, func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }))
+	b.do(chromedp.Evaluate(axe+"\n;0", nil),
+		chromedp.Evaluate(`axe.run({iframes: false}).then(r => r.violations.map(v => ({
+			id: v.id, impact: v.impact,
+			where: v.nodes.slice(0, 3).map(n => n.html + " " + n.failureSummary)})))`,
+			&found, await))
 	for _, v := range found {
 		if v.Impact == "serious" || v.Impact == "critical" {
 			b.t.Errorf("%s: %s fault %s: %s", name, v.Impact, v.ID, strings.Join(v.Where, "\n"))
@@ -192,23 +208,24 @@ func (b *tab) accessible(name string) {
 	}
 }
 
-func TestInABrowser(t *testing.T) {
+func TestConsoleInABrowser(t *testing.T) {
 	w := start(t, Config{Token: token}, inTrouble...)
 	w.trouble()
 	for i := range 40 {
-		w.publish(events.TypeTenantCreated, fmt.Sprintf(`{"tenant_id":"org-%02d","name":"Company %d"}`, i, i))
+		w.Publish(events.TypeTenantCreated, fmt.Sprintf(`{"tenant_id":"org-%02d","name":"Company %d"}`, i, i))
 	}
 	now := time.Now().UTC()
 	var usage simulator.Usage
 	for m := range 5 {
 		month := time.Date(now.Year(), now.Month()-time.Month(m), 1, 0, 0, 0, 0, time.UTC).Format("2006-01")
-		usage.Rows = append(usage.Rows, simulator.UsageRow{TenantID: "org-07", Period: month, Credits: fmt.Sprint(90 - 12*m), Requests: int64(700 - 50*m)})
+		usage.Rows = append(usage.Rows, simulator.UsageRow{TenantID: "org-07", Period: month,
+			Credits: fmt.Sprint(90 - 12*m), Requests: int64(700 - 50*m)})
 	}
-	w.sim.SetUsage("ws-a", usage)
-	w.publish(events.TypeUsageSync, fmt.Sprintf(`{"from_period":%q}`, usage.Rows[4].Period))
+	w.Simulator.SetUsage("ws-a", usage)
+	w.Publish(events.TypeUsageSync, fmt.Sprintf(`{"from_period":%q}`, usage.Rows[4].Period))
 	w.becomes("org-39", repo.Active)
-	w.eventually(func() error {
-		if _, n, err := w.db.Usage(t.Context(), repo.UsageFilter{}, 0, 10); err != nil || n != 5 {
+	w.Eventually(func() error {
+		if _, n, err := w.DB.Usage(t.Context(), repo.UsageFilter{}, 0, 10); err != nil || n != 5 {
 			return fmt.Errorf("%d rows of usage: %v", n, err)
 		}
 		return nil
@@ -221,10 +238,12 @@ func TestInABrowser(t *testing.T) {
 	b.open("/usage")
 	b.says("Console token")
 	b.accessible("log-in")
-	b.do(chromedp.SendKeys("#token", token+kb.Enter, chromedp.ByQuery), chromedp.WaitVisible("#months", chromedp.ByQuery))
+	b.do(chromedp.SendKeys("#token", token+kb.Enter, chromedp.ByQuery),
+		chromedp.WaitVisible("#months", chromedp.ByQuery))
 	b.open("/")
 	var skips bool
-	b.do(chromedp.KeyEvent(kb.Tab), chromedp.Evaluate(`document.activeElement.className === "skip" && document.activeElement.getBoundingClientRect().top >= 0`, &skips))
+	b.do(chromedp.KeyEvent(kb.Tab), chromedp.Evaluate(`document.activeElement.className === "skip" &&
+		document.activeElement.getBoundingClientRect().top >= 0`, &skips))
 	if !skips {
 		t.Error("the first Tab does not show the way past the navigation")
 	}
@@ -242,8 +261,9 @@ func TestInABrowser(t *testing.T) {
 	}
 
 	// Its dashboard shows in the page.
-	b.do(chromedp.Click(`form[action^="/tenant/preview"] button`, chromedp.ByQuery), chromedp.WaitVisible("iframe", chromedp.ByQuery))
-	w.eventually(func() error {
+	b.do(chromedp.Click(`form[action^="/tenant/preview"] button`, chromedp.ByQuery),
+		chromedp.WaitVisible("iframe", chromedp.ByQuery))
+	w.Eventually(func() error {
 		if _, drawn := b.pixels("iframe", color.RGBA{}); drawn < 2000 {
 			return fmt.Errorf("%d pixels of the preview are not white", drawn)
 		}
@@ -253,32 +273,34 @@ func TestInABrowser(t *testing.T) {
 
 	// What is refused meanwhile says why.
 	b.open("/tenant?id=org-05")
-	w.publish(events.TypeTenantSuspended, `{"tenant_id":"org-05"}`)
+	w.Publish(events.TypeTenantSuspended, `{"tenant_id":"org-05"}`)
 	w.becomes("org-05", repo.Suspended)
 	b.do(chromedp.Click(`form[action^="/tenant/preview"] button`, chromedp.ByQuery))
 	b.says("That could not be done: TENANT_SUSPENDED")
 
-	// The overview refreshes itself, but not under somebody who marks text.
+	// The overview refreshes itself, but not while text is selected.
 	b.open("/")
 	b.says("refused")
 	var waits, refreshed bool
-	await := func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }
 	b.do(chromedp.Evaluate(`getSelection().selectAllChildren(document.querySelector("#overview h1"))
-		new Promise(done => document.addEventListener("htmx:beforeRequest", e => done(e.defaultPrevented), {once: true}))`, &waits, await))
+		new Promise(done => document.addEventListener("htmx:beforeRequest",
+			e => done(e.defaultPrevented), {once: true}))`, &waits, await))
 	b.do(chromedp.Evaluate(`getSelection().removeAllRanges()
-		new Promise(done => document.addEventListener("htmx:afterSwap", () => done(true), {once: true}))`, &refreshed, await))
+		new Promise(done => document.addEventListener("htmx:afterSwap",
+			() => done(true), {once: true}))`, &refreshed, await))
 	if !waits || !refreshed {
 		t.Errorf("it waits while text is marked: %t, and refreshes itself: %t", waits, refreshed)
 	}
 
 	// Settle a held one with the dashboard that has its mark.
-	made := w.sim.Dashboards()
+	made := w.Simulator.Dashboards()
 	held := made[slices.IndexFunc(made, func(d simulator.Dashboard) bool { return d.TenantID == "held" })]
 	b.open("/attention")
 	b.says(held.Mark)
 	b.picture("settle-light-1280")
-	b.do(chromedp.SendKeys(`input[name="dashboard"]`, held.ID, chromedp.ByQuery), chromedp.Click(`form[action="/tenant/resolve"] button`, chromedp.ByQuery))
-	b.says("Settled: the tenant has its dashboard.")
+	b.do(chromedp.SendKeys(`input[name="dashboard"]`, held.ID, chromedp.ByQuery),
+		chromedp.Click(`form[action="/tenant/resolve"] button`, chromedp.ByQuery))
+	b.says("Resolved: the tenant has its dashboard.")
 	w.becomes("held", repo.Active)
 
 	// Replay one dead letter, and discard the other, which asks first.
@@ -288,11 +310,13 @@ func TestInABrowser(t *testing.T) {
 	b.do(chromedp.Click(`form[action="/dead/replay"] button`, chromedp.ByQuery))
 	b.says("Replayed")
 	w.becomes("refused", repo.Active)
-	b.do(chromedp.Click(`input[name="sequence"]`, chromedp.ByQuery), chromedp.Click(`button[formaction="/dead/discard"]`, chromedp.ByQuery))
+	b.do(chromedp.Click(`input[name="sequence"]`, chromedp.ByQuery),
+		chromedp.Click(`button[formaction="/dead/discard"]`, chromedp.ByQuery))
 	b.says("There are no dead letters")
 
 	// The chart is drawn in both themes, and the usage comes as a file.
-	for theme, bars := range map[string]color.RGBA{"dark": {0x3d, 0x78, 0x66, 255}, "light": {0x8f, 0xc3, 0xb2, 255}} {
+	for theme, bars := range map[string]color.RGBA{"dark": {0x3d, 0x78, 0x66, 255},
+		"light": {0x8f, 0xc3, 0xb2, 255}} {
 		b.screen(1280, theme)
 		b.open("/usage")
 		if n, _ := b.pixels("figure.chart canvas", bars); n < 2000 {
@@ -300,7 +324,7 @@ func TestInABrowser(t *testing.T) {
 		}
 	}
 	b.do(chromedp.Click(`form[action="/usage.csv"] button`, chromedp.ByQuery))
-	w.eventually(func() error {
+	w.Eventually(func() error {
 		data, err := os.ReadFile(filepath.Join(b.downloads, "usage.csv"))
 		if err == nil && strings.Count(string(data), "\norg-07,ws-a,") != 5 {
 			err = fmt.Errorf("the file is\n%s", data)
@@ -309,20 +333,24 @@ func TestInABrowser(t *testing.T) {
 	})
 
 	// Every page, in both themes, at both widths, with something in trouble again.
-	w.publish(events.TypeTenantSuspended, `{"tenant_id":"org-03"}`)
-	w.publish(events.TypeTenantCreated, `{"tenant_id":""}`)
-	w.sim.SetFaults(simulator.Fault{On: "create", Tenant: "new-held", Drop: "after", Count: 1}, simulator.Fault{On: "create", Tenant: "new-failed", Status: 422, Count: 1})
-	w.publish(events.TypeTenantCreated, `{"tenant_id":"new-held","name":"A new one"}`)
-	w.publish(events.TypeTenantCreated, `{"tenant_id":"new-failed","name":"Another"}`)
+	w.Publish(events.TypeTenantSuspended, `{"tenant_id":"org-03"}`)
+	w.Publish(events.TypeTenantCreated, `{"tenant_id":""}`)
+	w.Simulator.SetFaults(simulator.Fault{On: "create", Tenant: "new-held", Drop: "after", Count: 1},
+		simulator.Fault{On: "create", Tenant: "new-failed", Status: 422, Count: 1})
+	w.Publish(events.TypeTenantCreated, `{"tenant_id":"new-held","name":"A new one"}`)
+	w.Publish(events.TypeTenantCreated, `{"tenant_id":"new-failed","name":"Another"}`)
 	w.becomes("new-held", repo.Held)
 	w.becomes("new-failed", repo.Failed)
 	w.becomes("org-03", repo.Suspended)
 	letters := w.letters(2)
-	runs, err := w.db.Runs(t.Context(), "", 1)
-	w.must(err)
+	runs, err := w.DB.Runs(t.Context(), "", 1)
+	w.Must(err)
 	for _, p := range []struct{ name, path string }{
-		{"overview", "/"}, {"tenants", "/tenants"}, {"tenant", "/tenant?id=org-07"}, {"tenant-held", "/tenant?id=new-held"}, {"tenant-suspended", "/tenant?id=org-03"}, {"attention", "/attention"},
-		{"dead", "/dead"}, {"letter", fmt.Sprintf("/dead/%d", letters[0].Sequence)}, {"usage", "/usage"}, {"run", "/usage/run?id=" + runs[0].ID}, {"error", "/tenant?id=none"},
+		{"overview", "/"}, {"tenants", "/tenants"}, {"tenant", "/tenant?id=org-07"},
+		{"tenant-held", "/tenant?id=new-held"}, {"tenant-suspended", "/tenant?id=org-03"},
+		{"attention", "/attention"},
+		{"dead", "/dead"}, {"letter", fmt.Sprintf("/dead/%d", letters[0].Sequence)}, {"usage", "/usage"},
+		{"run", "/usage/run?id=" + runs[0].ID}, {"error", "/tenant?id=none"},
 	} {
 		for _, theme := range []string{"light", "dark"} {
 			b.screen(1280, theme)
@@ -345,15 +373,18 @@ func TestInABrowser(t *testing.T) {
 	b.open("/usage")
 	b.do(chromedp.WaitVisible("#months", chromedp.ByQuery))
 	b.open("/tenants")
-	b.do(chromedp.SendKeys("#q", "new-failed"+kb.Enter, chromedp.ByQuery), chromedp.WaitVisible("#results > .note", chromedp.ByQuery))
+	b.do(chromedp.SendKeys("#q", "new-failed"+kb.Enter, chromedp.ByQuery),
+		chromedp.WaitVisible("#results > .note", chromedp.ByQuery))
 	b.open("/tenant?id=new-failed")
-	b.do(chromedp.Click(`form[action="/tenant/recreate"] button`, chromedp.ByQuery), chromedp.WaitVisible(".done", chromedp.ByQuery))
+	b.do(chromedp.Click(`form[action="/tenant/recreate"] button`, chromedp.ByQuery),
+		chromedp.WaitVisible(".done", chromedp.ByQuery))
 	w.becomes("new-failed", repo.Active)
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, text := range b.wrong {
-		if !strings.Contains(text, "404 (Not Found)") && !strings.Contains(text, "403 (Forbidden)") { // of the pages that are to be errors
+		// of the pages that are to be errors
+		if !strings.Contains(text, "404 (Not Found)") && !strings.Contains(text, "403 (Forbidden)") {
 			t.Errorf("the browser complained: %s", text)
 		}
 	}

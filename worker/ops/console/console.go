@@ -1,19 +1,28 @@
-// Package console is the worker's page for people: operators and support look at it, and settle what is open.
+// Package console serves the worker's pages for people: operators and support see what needs attention
+// and act on it.
 //
 // What it promises:
 //
-//   - Reading works without JavaScript. Scripts only refresh what is shown and draw charts. Everything is in the binary.
-//   - With a token people log in. Without one it is open to this computer alone (see [Console.local]) and changes nothing,
-//     unless Config.Dev says so.
-//   - Nothing that changes anything can be caused by another site's page, and no text that a stranger chose is ever more
-//     than text: html/template writes it, and the policy lets no inline script or style run.
+//   - Reading works without JavaScript. Scripts only refresh what is shown and draw charts. All
+//     files are in the binary.
+//   - With a token people log in. Without one the console answers this computer alone (see local)
+//     and is read-only, unless Config.Dev says otherwise.
+//   - No page of another site can cause an action, and text that a stranger chose stays text:
+//     html/template escapes it, and the policy allows no inline script or style.
 //   - Every action, and every log-in, is a line in the log with who and what.
 //
-// One page is one file here, and one in pages/. This one has what they share.
+// It is an http.Handler for the root of a host:
+//
+//	mux.Handle("/", console.New(ctx, console.Config{Token: token}, w, log))
+//
+// Each page has a file here and one in pages/. This file has what they share: routes, access,
+// rendering and errors. An action is a POST that ends in a redirect; a handler returns a refusal for
+// errors that the visitor is to see, and any other error for the log.
 package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -33,7 +42,7 @@ import (
 	"papermap-worker/worker"
 )
 
-// Config says who may do what.
+// Config is who may do what.
 type Config struct {
 	Token string // to log in with; empty: this computer only
 	Dev   bool   // without a token one may act too
@@ -56,34 +65,35 @@ type Console struct {
 }
 
 // New makes the console. It counts rates until ctx ends.
-func New(ctx context.Context, c Config, w *worker.Worker, log *slog.Logger) *Console {
-	k := &Console{
-		w: w, db: w.Database(), bus: w.Bus(), log: log, cfg: c, mux: http.NewServeMux(), now: time.Now,
+func New(ctx context.Context, cfg Config, w *worker.Worker, log *slog.Logger) *Console {
+	c := &Console{
+		w: w, db: w.Database(), bus: w.Bus(), log: log, cfg: cfg, mux: http.NewServeMux(), now: time.Now,
 		origins: http.NewCrossOriginProtection(), sessions: newSessions(), rates: &rates{},
 	}
 	frames := "'none'"
 	if u, err := url.Parse(w.EmbedURL()); err == nil && u.Host != "" {
 		frames = u.Scheme + "://" + u.Host
 	}
-	k.policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src " + frames +
-		"; frame-ancestors 'none'; form-action 'self'; base-uri 'none'"
+	c.policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
+		"connect-src 'self'; frame-src " + frames + "; frame-ancestors 'none'; form-action 'self'; " +
+		"base-uri 'none'"
 	for _, r := range routes {
-		k.mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) { k.serve(r, rw, req) })
+		c.mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) { c.serve(r, rw, req) })
 	}
-	go k.rates.run(ctx, w.Counts)
-	return k
+	go c.rates.run(ctx, w.Counts)
+	return c
 }
 
-// access is what a route asks of who comes.
+// access is what a route requires of its visitor.
 type access int
 
 const (
-	open access = iota // whoever may reach the console at all
+	open access = iota // for everybody who may reach the console
 	read               // logged in, where there is a token
 	act                // not where it is read-only
 )
 
-// route is a way in. POST changes something, GET does not.
+// route is a page or an action. GET changes nothing.
 type route struct {
 	pattern string
 	access  access
@@ -112,20 +122,20 @@ var routes = []route{
 	{"POST /tenant/resolve", act, (*Console).resolve},
 	{"POST /tenant/recreate", act, (*Console).recreate},
 	{"POST /tenant/preview", act, (*Console).preview},
-	{"POST /attempt/settle", act, (*Console).settleAttempt},
+	{"POST /attempt/resolve", act, (*Console).resolveAttempt},
 	{"POST /dead/replay", act, (*Console).replay},
 	{"POST /dead/discard", act, (*Console).discard},
 	{"POST /usage/sync", act, (*Console).syncUsage},
 }
 
-// visit is a request, and whose.
+// visit is a request and its visitor's rights.
 type visit struct {
 	*http.Request
 	session string // fingerprint of who logged in; empty: not logged in
 	mayAct  bool
 }
 
-// who is the visitor's name in the log.
+// who identifies the visitor in the log.
 func (v *visit) who() string {
 	if v.session != "" {
 		return "session " + v.session
@@ -133,7 +143,7 @@ func (v *visit) who() string {
 	return "this computer"
 }
 
-// refusal is an answer that is an error, for people.
+// refusal is an error that the visitor sees.
 type refusal struct {
 	status int
 	text   string
@@ -145,25 +155,27 @@ func refuse(status int, format string, args ...any) error {
 	return &refusal{status, fmt.Sprintf(format, args...)}
 }
 
-func (k *Console) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+func (c *Console) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	h := rw.Header()
-	h.Set("Content-Security-Policy", k.policy)
+	h.Set("Content-Security-Policy", c.policy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	if k.cfg.Token == "" {
+	if c.cfg.Token == "" {
 		if why := local(r); why != "" {
-			http.Error(rw, "The console has no log-in (CONSOLE_TOKEN is not set), so it is for this computer only: "+why+".", http.StatusForbidden)
+			http.Error(rw, "The console has no log-in (CONSOLE_TOKEN is not set), "+
+				"so it is for this computer only: "+why+".", http.StatusForbidden)
 			return
 		}
 	}
-	k.mux.ServeHTTP(rw, r)
+	c.mux.ServeHTTP(rw, r)
 }
 
-// local says why a request is not surely of a person at this computer; nothing when it is. The name of the host keeps out
-// pages of other sites whose name was made to point here; a header of a proxy means that others are behind it.
+// local says why a request is not surely of a person at this computer; nothing when it is. The name
+// of the host keeps out pages of other sites whose name was made to point here; a header of a proxy
+// means that others are behind it.
 func local(r *http.Request) string {
 	host := r.Host
 	if name, _, err := net.SplitHostPort(host); err == nil {
@@ -176,50 +188,55 @@ func local(r *http.Request) string {
 		return "the request comes from another one"
 	}
 	for name := range r.Header {
-		if name == "Forwarded" || name == "Via" || name == "X-Real-Ip" || strings.HasPrefix(name, "X-Forwarded-") {
+		if name == "Forwarded" || name == "Via" || name == "X-Real-Ip" ||
+			strings.HasPrefix(name, "X-Forwarded-") {
 			return "the request comes through a proxy (header " + name + ")"
 		}
 	}
 	return ""
 }
 
-// serve lets the request through to its page, if it may.
-func (k *Console) serve(r route, rw http.ResponseWriter, req *http.Request) {
-	v := &visit{Request: req, mayAct: k.cfg.Dev && k.cfg.Token == ""}
-	if k.cfg.Token != "" {
-		v.session = k.sessions.find(req, k.now())
+// serve calls the route's handler if the visitor has access.
+func (c *Console) serve(r route, rw http.ResponseWriter, req *http.Request) {
+	v := &visit{Request: req, mayAct: c.cfg.Dev && c.cfg.Token == ""}
+	if c.cfg.Token != "" {
+		v.session = c.sessions.find(req, c.now())
 		v.mayAct = v.session != ""
 		if r.access != open && v.session == "" {
-			k.toLogin(rw, v)
+			c.toLogin(rw, v)
 			return
 		}
 	}
-	err := k.origins.Check(req)
+	err := c.origins.Check(req)
 	switch {
 	case err != nil:
 		err = refuse(http.StatusForbidden, "The request comes from another site's page, so it was refused.")
 	case r.access == act && !v.mayAct:
-		err = refuse(http.StatusForbidden, "The console is read-only here: set CONSOLE_TOKEN and log in to act.")
+		err = refuse(http.StatusForbidden,
+			"The console is read-only here: set CONSOLE_TOKEN and log in to act.")
 	default:
 		req.Body = http.MaxBytesReader(rw, req.Body, 1<<20)
-		err = r.handle(k, rw, v)
+		err = r.handle(c, rw, v)
 	}
 	if err != nil {
-		k.fail(rw, v, err)
+		c.fail(rw, v, err)
 	}
 }
 
-// fail shows an error. What is no mistake of the visitor's is told to the log alone.
-func (k *Console) fail(rw http.ResponseWriter, v *visit, err error) {
+// fail shows an error. Details of what is not the visitor's mistake go to the log alone.
+func (c *Console) fail(rw http.ResponseWriter, v *visit, err error) {
 	var known *refusal
 	if v.Context().Err() != nil {
-		return // nobody is there any more
+		return // the visitor has gone
 	}
 	if !errors.As(err, &known) {
-		k.log.Error("a console request failed", "method", v.Method, "path", v.URL.Path, "error", err)
-		known = &refusal{http.StatusServiceUnavailable, "The worker cannot answer now: its log says why. Try again in a moment."}
+		c.log.Error("a console request failed", "method", v.Method, "path", v.URL.Path, "error", err)
+		known = &refusal{
+			http.StatusServiceUnavailable,
+			"The worker cannot answer now: its log says why. Try again in a moment.",
+		}
 	}
-	_ = k.render(rw, v, known.status, "error", http.StatusText(known.status), known.text)
+	_ = c.render(rw, v, known.status, "error", http.StatusText(known.status), known.text)
 }
 
 // page is what each template gets.
@@ -236,10 +253,10 @@ type page struct {
 }
 
 // render writes a page: pages/NAME.html in the frame of pages/frame.html.
-func (k *Console) render(rw http.ResponseWriter, v *visit, status int, name, title string, data any) error {
+func (c *Console) render(rw http.ResponseWriter, v *visit, status int, name, title string, data any) error {
 	p := page{
-		Title: title, Section: name, Theme: themeOf(v.Request), Here: here(v), Now: k.now(), LoggedIn: v.session != "",
-		MayAct: v.mayAct, Done: done[v.URL.Query().Get("done")], Data: data,
+		Title: title, Section: name, Theme: themeOf(v.Request), Here: here(v), Now: c.now(),
+		LoggedIn: v.session != "", MayAct: v.mayAct, Done: done[v.URL.Query().Get("done")], Data: data,
 	}
 	var out bytes.Buffer
 	if err := pages[name].ExecuteTemplate(&out, "frame.html", p); err != nil {
@@ -247,12 +264,12 @@ func (k *Console) render(rw http.ResponseWriter, v *visit, status int, name, tit
 	}
 	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
 	rw.WriteHeader(status)
-	_, _ = rw.Write(out.Bytes()) // a visitor who has gone needs no page
+	_, _ = rw.Write(out.Bytes()) // an error means that the visitor has gone
 	return nil
 }
 
-// here is where the visitor is, to come back to. The overview takes no query: what somebody put there, a token perhaps, must
-// not be written into pages and addresses.
+// here is where the visitor is, to come back to. The overview takes no query: what somebody put
+// there, a token perhaps, must not be written into pages and addresses.
 func here(v *visit) string {
 	if v.Method != http.MethodGet || v.URL.Path == "/" {
 		return "/"
@@ -260,9 +277,9 @@ func here(v *visit) string {
 	return v.URL.RequestURI()
 }
 
-// show renders a page that was found.
-func (k *Console) show(rw http.ResponseWriter, v *visit, name, title string, data any) error {
-	return k.render(rw, v, http.StatusOK, name, title, data)
+// show renders a page with status 200.
+func (c *Console) show(rw http.ResponseWriter, v *visit, name, title string, data any) error {
+	return c.render(rw, v, http.StatusOK, name, title, data)
 }
 
 //go:embed assets pages
@@ -276,34 +293,35 @@ var pages = func() map[string]*template.Template {
 		panic(err)
 	}
 	for _, name := range names {
-		all[strings.TrimSuffix(path.Base(name), ".html")] = template.Must(template.New("").Funcs(functions).ParseFS(files, "pages/frame.html", name))
+		t := template.Must(template.New("").Funcs(functions).ParseFS(files, "pages/frame.html", name))
+		all[strings.TrimSuffix(path.Base(name), ".html")] = t
 	}
 	return all
 }()
 
-func (k *Console) asset(rw http.ResponseWriter, v *visit) error {
+var contentTypes = map[string]string{
+	".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+}
+
+func (c *Console) asset(rw http.ResponseWriter, v *visit) error {
 	file := v.PathValue("file")
 	data, err := files.ReadFile("assets/" + file)
 	if err != nil {
 		return refuse(http.StatusNotFound, "There is no such file.")
 	}
-	kind := map[string]string{".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}[path.Ext(file)]
-	if kind == "" {
-		kind = "text/plain; charset=utf-8"
-	}
-	rw.Header().Set("Content-Type", kind)
+	rw.Header().Set("Content-Type", cmp.Or(contentTypes[path.Ext(file)], "text/plain; charset=utf-8"))
 	rw.Header().Set("Cache-Control", "private, max-age=300")
 	_, _ = rw.Write(data)
 	return nil
 }
 
-// theme keeps the choice in a cookie, so that it needs no script.
-func (k *Console) theme(rw http.ResponseWriter, v *visit) error {
+// theme stores the choice in a cookie, so that it needs no script.
+func (c *Console) theme(rw http.ResponseWriter, v *visit) error {
 	choice := v.FormValue("theme")
 	if choice != "light" && choice != "dark" {
 		choice = "auto"
 	}
-	http.SetCookie(rw, &http.Cookie{Name: themeCookie, Value: choice, Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: k.secure(v.Request)})
+	c.setCookie(rw, v.Request, themeCookie, choice, 365*24*3600)
 	http.Redirect(rw, v.Request, inside(v.FormValue("back")), http.StatusSeeOther)
 	return nil
 }
@@ -317,9 +335,10 @@ func themeOf(r *http.Request) string {
 	return "auto"
 }
 
-// inside is a path of this console, whatever was asked for.
+// inside returns target if it is a path of this console, else the root.
 func inside(target string) string {
-	if _, err := url.Parse(target); err != nil || !strings.HasPrefix(target, "/") || strings.HasPrefix(target, "//") || strings.ContainsAny(target, "\\\r\n\t") {
+	if _, err := url.Parse(target); err != nil || !strings.HasPrefix(target, "/") ||
+		strings.HasPrefix(target, "//") || strings.ContainsAny(target, "\\\r\n\t") {
 		return "/"
 	}
 	return target

@@ -1,13 +1,16 @@
 package console
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"papermap-worker/events"
 )
@@ -20,25 +23,26 @@ type letters struct {
 	First              bool
 }
 
-func (k *Console) deadLetters(rw http.ResponseWriter, v *visit) error {
+func (c *Console) deadLetters(rw http.ResponseWriter, v *visit) error {
 	q := v.URL.Query()
 	l := letters{Code: q.Get("code"), Type: q.Get("type"), Tenant: q.Get("tenant")}
 	from, _ := strconv.ParseUint(q.Get("from"), 10, 64) // nonsense is the beginning
 	l.First = from == 0
-	if err := k.bus.Connected(); err != nil {
+	if err := c.bus.Connected(); err != nil {
 		return refuse(http.StatusServiceUnavailable, "The dead letters are in NATS: %v.", err)
 	}
 	ctx, cancel := context.WithTimeout(v.Context(), 5*natsTime)
 	defer cancel()
 	var err error
-	l.List, err = k.bus.DeadLetters(ctx, events.DeadFilter{From: from, Code: l.Code, Type: l.Type, TenantID: l.Tenant}, perPage+1)
+	filter := events.DeadFilter{From: from, Code: l.Code, Type: l.Type, TenantID: l.Tenant}
+	l.List, err = c.bus.DeadLetters(ctx, filter, perPage+1)
 	if err != nil {
 		return err
 	}
 	if len(l.List) > perPage {
 		l.Next, l.List = l.List[perPage].Sequence, l.List[:perPage]
 	}
-	return k.show(rw, v, "dead", "Dead letters", l)
+	return c.show(rw, v, "dead", "Dead letters", l)
 }
 
 // letter is a dead letter as a page shows it.
@@ -50,14 +54,15 @@ type letter struct {
 	Replay  bool // it can be replayed
 }
 
-func (k *Console) deadLetter(rw http.ResponseWriter, v *visit) error {
+func (c *Console) deadLetter(rw http.ResponseWriter, v *visit) error {
 	sequence, err := strconv.ParseUint(v.PathValue("sequence"), 10, 64)
 	if err != nil {
 		return refuse(http.StatusNotFound, "That is no dead letter’s number.")
 	}
-	d, err := k.bus.DeadLetter(v.Context(), sequence)
+	d, err := c.bus.DeadLetter(v.Context(), sequence)
 	if errors.Is(err, events.ErrNoDeadLetter) {
-		return refuse(http.StatusNotFound, "There is no dead letter %d: it was replayed or discarded.", sequence)
+		return refuse(http.StatusNotFound, "There is no dead letter %d: it was replayed or discarded.",
+			sequence)
 	}
 	if err != nil {
 		return err
@@ -69,16 +74,15 @@ func (k *Console) deadLetter(rw http.ResponseWriter, v *visit) error {
 		}
 	}
 	slices.SortFunc(l.Headers, func(a, b [2]string) int { return strings.Compare(a[0], b[0]) })
-	return k.show(rw, v, "letter", "Dead letter "+strconv.FormatUint(sequence, 10), l)
+	return c.show(rw, v, "letter", "Dead letter "+strconv.FormatUint(sequence, 10), l)
 }
 
-// readable lays JSON out; what is none stays as it is.
+// readable indents JSON; any other text stays as it is.
 func readable(data []byte) string {
-	var value json.RawMessage
-	if json.Unmarshal(data, &value) == nil {
-		if pretty, err := json.MarshalIndent(value, "", "  "); err == nil {
-			return string(pretty)
-		}
+	value := jsontext.Value(bytes.Clone(data))
+	lax := json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if value.Indent(lax, jsontext.WithIndent("  ")) == nil {
+		data = value
 	}
 	return strings.ToValidUTF8(string(data), "�")
 }
@@ -87,11 +91,14 @@ func readable(data []byte) string {
 func advice(d events.DeadLetter) string {
 	switch {
 	case d.Truncated != "":
-		return "It was too large to be kept whole and cannot be replayed. Publish the event again from its source, then discard this."
+		return "It was too large to be kept whole and cannot be replayed. " +
+			"Publish the event again from its source, then discard this."
 	case d.SideEffect == "done" || d.SideEffect == "maybe":
-		return "Papermap may have made a dashboard for it: look under Attention. Then put right what the error names, and replay."
+		return "Papermap may have made a dashboard for it: look under Attention. " +
+			"Then put right what the error names, and replay."
 	case strings.HasPrefix(d.Code, "INVALID_"):
-		return "The event itself is wrong, and a replay would end here again. Let its publisher send a right one, then discard this."
+		return "The event itself is wrong, and a replay would end here again. " +
+			"Let its publisher send a right one, then discard this."
 	}
 	return "Put right what the error names, then replay."
 }

@@ -14,8 +14,9 @@ import (
 
 // functions are what templates write with.
 var functions = template.FuncMap{
-	"ago": ago, "count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits, "rate": perSecond, "iso": iso,
-	"name": shortName, "plural": plural, "query": query, "duration": duration, "stamp": stamp, "month": monthName,
+	"ago": ago, "count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits,
+	"rate": perSecond, "iso": iso, "name": shortName, "plural": plural, "query": query,
+	"duration": duration, "stamp": stamp, "month": monthName,
 }
 
 // ago says how long ago something was, as people do.
@@ -123,6 +124,7 @@ func query(pairs ...string) template.URL {
 
 // meaning of each status, in a few words.
 var meaning = map[repo.Status]string{
-	repo.Pending: "waits for its dashboard", repo.Creating: "is being created", repo.Active: "has its dashboard", repo.Held: "waits for you",
-	repo.Failed: "was given up", repo.Suspended: "gets no tokens", repo.Deleted: "is gone",
+	repo.Pending: "waits for its dashboard", repo.Creating: "is being created",
+	repo.Active: "has its dashboard", repo.Held: "waits for you", repo.Failed: "was given up",
+	repo.Suspended: "gets no tokens", repo.Deleted: "is gone",
 }

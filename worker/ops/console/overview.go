@@ -2,9 +2,8 @@ package console
 
 import (
 	"context"
-	"fmt"
 	"net/http"
-	"slices"
+	"strings"
 	"time"
 
 	"papermap-worker/events"
@@ -12,7 +11,7 @@ import (
 	"papermap-worker/worker"
 )
 
-// overview is what an operator looks at first: what needs somebody, then how it goes.
+// overview is what an operator looks at first: what needs attention, then how the worker does.
 type overview struct {
 	State    worker.State
 	Needs    []need
@@ -28,7 +27,7 @@ type overview struct {
 	Run      *repo.Run // the newest
 }
 
-// need is something that somebody has to look at.
+// need is something that an operator has to look at.
 type need struct {
 	Level      string // bad or warn
 	Count      int
@@ -39,7 +38,8 @@ type need struct {
 // without is a tenant without a dashboard, and why.
 type without struct {
 	repo.Mapping
-	Why, Next string
+	Why, Next string // Next: what to do first
+	Attempts  []repo.Attempt
 }
 
 type statusCount struct {
@@ -49,20 +49,19 @@ type statusCount struct {
 }
 
 const (
-	listed      = 12               // tenants without a dashboard on the overview, of each status
-	pendingLong = 30 * time.Second // then somebody may ask where the dashboard is
-	outboxLong  = 30 * time.Second
-	natsTime    = 2 * time.Second
+	listed     = 12 // tenants without a dashboard on the overview, of each status
+	outboxLong = 30 * time.Second
+	natsTime   = 2 * time.Second
 )
 
-func (k *Console) overview(rw http.ResponseWriter, v *visit) error {
+func (c *Console) overview(rw http.ResponseWriter, v *visit) error {
 	ctx := v.Context()
-	s, err := k.db.Stats(ctx)
+	s, err := c.db.Stats(ctx)
 	if err != nil {
 		return err
 	}
-	o := overview{State: k.w.State(ctx), Rates: k.rates.list(), Unsent: s.Unsent, Oldest: s.UnsentAge}
-	dead := k.backlog(ctx, &o)
+	o := overview{State: c.w.State(), Rates: c.rates.list(), Unsent: s.Unsent, Oldest: s.UnsentAge}
+	dead := c.backlog(ctx, &o)
 	for _, status := range repo.Statuses() {
 		o.Statuses = append(o.Statuses, statusCount{status, s.Tenants[status], meaning[status]})
 		o.Tenants += s.Tenants[status]
@@ -71,14 +70,14 @@ func (k *Console) overview(rw http.ResponseWriter, v *visit) error {
 		if s.Tenants[status] == 0 {
 			continue
 		}
-		list, err := k.withoutDashboard(ctx, status, "", listed)
+		list, err := c.withoutDashboard(ctx, status, listed)
 		if err != nil {
 			return err
 		}
 		o.Missing += s.Tenants[status]
 		o.Without = append(o.Without, list...)
 	}
-	runs, err := k.db.Runs(ctx, "", 20)
+	runs, err := c.db.Runs(ctx, "", 20)
 	if err != nil {
 		return err
 	}
@@ -86,16 +85,16 @@ func (k *Console) overview(rw http.ResponseWriter, v *visit) error {
 		o.Run = &runs[0]
 	}
 	o.needs(s, dead, runs)
-	return k.show(rw, v, "overview", "Overview", o)
+	return c.show(rw, v, "overview", "Overview", o)
 }
 
-// backlog reads what waits in NATS. That NATS is not there must not keep the page from saying so.
-func (k *Console) backlog(ctx context.Context, o *overview) (dead int) {
+// backlog reads what waits in NATS. The page is shown without it, too.
+func (c *Console) backlog(ctx context.Context, o *overview) (dead int) {
 	ctx, cancel := context.WithTimeout(ctx, natsTime)
 	defer cancel()
-	err := k.bus.Connected()
+	err := c.bus.Connected()
 	if err == nil {
-		o.Backlog, dead, err = k.bus.Backlog(ctx)
+		o.Backlog, dead, err = c.bus.Backlog(ctx)
 	}
 	if err != nil {
 		o.NoNATS = err.Error()
@@ -103,75 +102,67 @@ func (k *Console) backlog(ctx context.Context, o *overview) (dead int) {
 	return dead
 }
 
-// needs says what somebody has to look at, the worst first.
+// needs lists what an operator has to look at, the worst first.
 func (o *overview) needs(s repo.Stats, dead int, runs []repo.Run) {
 	add := func(level string, n int, what, why, link, text string) {
 		if n > 0 {
 			o.Needs = append(o.Needs, need{level, n, what, why, link, text})
 		}
 	}
-	add("bad", s.Tenants[repo.Held], "held tenants", "It is not known whether Papermap made their dashboards. Look for the marks there, then settle.", "/attention", "Settle them")
-	add("bad", s.Tenants[repo.Failed], "failed tenants", "Papermap refused, or it failed too often. Their events are dead letters.", "/tenants?status=failed", "See why")
-	add("bad", dead, "dead letters", "Events that cannot be handled as they are. Replay or discard them.", "/dead", "Look at them")
-	add("warn", max(0, s.Uncertain-s.Tenants[repo.Held]), "possible orphans", "Creates that may have left a dashboard behind at Papermap, the oldest from "+duration(s.UncertainAge)+" ago.", "/attention#attempts", "Look for them")
+	add("bad", s.Tenants[repo.Held], "held tenants",
+		"It is not known whether Papermap made their dashboards. Look for the marks there.",
+		"/attention", "Resolve them")
+	add("bad", s.Tenants[repo.Failed], "failed tenants",
+		"Papermap refused, or it failed too often. Their events are dead letters.",
+		"/tenants?status=failed", "See why")
+	add("bad", dead, "dead letters", "Events that cannot be handled as they are. Replay or discard them.",
+		"/dead", "Look at them")
+	add("warn", max(0, s.PossibleOrphans-s.Tenants[repo.Held]), "possible orphans",
+		"Creates that may have left a dashboard behind at Papermap, the oldest from "+
+			duration(s.PossibleOrphanAge)+" ago.", "/attention#attempts", "Look for them")
 	if s.Unsent > 0 && s.UnsentAge > outboxLong {
-		add("warn", s.Unsent, "events out that wait", "They could not be published for "+duration(s.UnsentAge)+". NATS may be away.", "#flow", "See the flow")
+		add("warn", s.Unsent, "events out that wait",
+			"They could not be published for "+duration(s.UnsentAge)+". NATS may be away.",
+			"#flow", "See the flow")
 	}
 	seen := map[string]bool{}
 	for _, r := range runs { // the newest of each workspace counts
-		if r.Status == repo.Skipped || seen[r.WorkspaceID] {
+		if r.Status == repo.RunSkipped || seen[r.WorkspaceID] {
 			continue
 		}
 		seen[r.WorkspaceID] = true
-		if r.Status == repo.RunFailed || r.Status == repo.Incomplete {
-			add("warn", 1, "usage run "+string(r.Status), "Workspace "+r.WorkspaceID+": "+r.Error, "/usage", "See the runs")
+		if r.Status == repo.RunFailed || r.Status == repo.RunIncomplete {
+			add("warn", 1, "usage run "+string(r.Status), "Workspace "+r.WorkspaceID+": "+r.Error,
+				"/usage", "See the runs")
 		}
 		if r.Status == repo.RunDone && r.Rejected > 0 {
-			add("warn", int(r.Rejected), "rejected usage rows", "The last run of workspace "+r.WorkspaceID+" could not use them.", "/usage/run?id="+r.ID, "See them")
+			add("warn", int(r.Rejected), "rejected usage rows",
+				"The last run of workspace "+r.WorkspaceID+" could not use them.",
+				"/usage/run?id="+r.ID, "See them")
 		}
 	}
 }
 
-// withoutDashboard lists tenants of a status that have no dashboard, and says of each why.
-func (k *Console) withoutDashboard(ctx context.Context, status repo.Status, after string, limit int) ([]without, error) {
-	mappings, err := k.db.Search(ctx, repo.Search{Status: status}, repo.Part{After: after, Limit: limit})
+// withoutDashboard lists tenants of a status that have no dashboard, and explains each.
+func (c *Console) withoutDashboard(ctx context.Context, status repo.Status, limit int) ([]without, error) {
+	mappings, err := c.db.Search(ctx, repo.Search{Status: status}, repo.Cursor{Limit: limit})
 	if err != nil {
 		return nil, err
 	}
 	var list []without
 	for _, m := range mappings {
-		attempts, err := k.db.Attempts(ctx, m.TenantID)
+		attempts, err := c.db.Attempts(ctx, m.TenantID)
 		if err != nil {
 			return nil, err
 		}
-		why, next := reason(m, attempts)
-		list = append(list, without{m, why, next})
+		f := worker.Facts{Mapping: m, Known: true, Attempts: attempts, Pause: c.w.Pause(m.WorkspaceID)}
+		summary, advice := worker.Explain(f, c.now())
+		_, why, _ := strings.Cut(summary, ": ") // the heading says that it has no dashboard
+		t := without{Mapping: m, Why: why, Attempts: attempts}
+		if len(advice) > 0 {
+			t.Next = advice[0]
+		}
+		list = append(list, t)
 	}
 	return list, nil
-}
-
-// reason says why a tenant has no dashboard, and what to do.
-func reason(m repo.Mapping, attempts []repo.Attempt) (why, next string) {
-	last := ""
-	for _, a := range slices.Backward(attempts) {
-		if a.Generation == m.Generation && a.Error != "" {
-			last = a.Error
-			break
-		}
-	}
-	switch m.Stage {
-	case repo.Held:
-		return "It is not known whether Papermap made it: " + last, "Look for the mark, then settle"
-	case repo.Failed:
-		return m.FailedError, "Correct it, then try again"
-	case repo.Creating:
-		return "It is being created now.", "Nothing"
-	}
-	if last != "" {
-		return fmt.Sprintf("The last try failed: %s", last), "Nothing: it is tried again"
-	}
-	if m.CreatedEvent == 0 {
-		return "No tenant.created has come for it yet.", "Publish tenant.created"
-	}
-	return "Its event is waiting for its turn.", "Nothing, unless it stays so"
 }

@@ -12,7 +12,7 @@ import (
 
 const (
 	sampleEvery = 2 * time.Second
-	mostSamples = 91 // three minutes
+	maxSamples  = 91 // three minutes
 )
 
 // rates keeps what the worker counted in the last minutes.
@@ -28,7 +28,7 @@ func (r *rates) run(ctx context.Context, count func() worker.Counts) {
 	for {
 		r.mu.Lock()
 		r.samples = append(r.samples, count())
-		if len(r.samples) > mostSamples {
+		if len(r.samples) > maxSamples {
 			r.samples = r.samples[1:]
 		}
 		r.mu.Unlock()

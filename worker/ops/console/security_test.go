@@ -14,7 +14,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// paths are all ways in but for those that are open to everybody, as they stand in routes.
+// paths are all ways in but for those that are open, as they stand in routes.
 func paths(of access) (list [][2]string) {
 	for _, r := range routes {
 		if r.access == of {
@@ -27,7 +27,8 @@ func paths(of access) (list [][2]string) {
 }
 
 // everything are fields that any action would act on.
-var everything = url.Values{"tenant": {"good"}, "dashboard": {"d-1"}, "sequence": {"1"}, "attempt": {"x"}, "reason": {"r"}}
+var everything = url.Values{"tenant": {"good"}, "dashboard": {"d-1"}, "sequence": {"1"}, "attempt": {"x"},
+	"reason": {"r"}}
 
 // unchanged checks that no action was done.
 func (w *world) unchanged() {
@@ -36,316 +37,242 @@ func (w *world) unchanged() {
 		w.t.Error("the tenant was suspended")
 	}
 	w.letters(2)
-	if strings.Contains(w.logs.String(), `"console action"`) {
+	if strings.Contains(w.Logs.String(), `"console action"`) {
 		w.t.Error("the log tells of an action")
 	}
 }
 
-func TestNobodySeesOrActsWithoutLoggingIn(t *testing.T) {
-	w := start(t, Config{Token: token, Dev: true}, inTrouble...) // Dev opens nothing where there is a token
-	w.trouble()
-	for _, p := range append(paths(read), paths(act)...) {
-		for name, with := range map[string]func(*http.Request){
-			"no cookie": func(*http.Request) {},
-			"a made-up one": func(r *http.Request) {
-				r.AddCookie(&http.Cookie{Name: sessionCookie, Value: strings.Repeat("A", 43)})
-			},
-			"the token as cookie": func(r *http.Request) { r.AddCookie(&http.Cookie{Name: sessionCookie, Value: token}) },
-			"an empty one":        func(r *http.Request) { r.AddCookie(&http.Cookie{Name: sessionCookie}) },
-		} {
-			r := w.ask(p[0], p[1], everything, with)
-			if r.status != http.StatusSeeOther || !strings.HasPrefix(r.header.Get("Location"), "/login") || strings.Contains(r.body, "good") {
-				t.Errorf("%s %s with %s: %d %q", p[0], p[1], name, r.status, r.header.Get("Location"))
-			}
-		}
-	}
-	if r := w.ask("GET", "/tenants", nil, func(r *http.Request) { r.Header.Set("HX-Request", "true") }); r.header.Get("HX-Redirect") != "/login?back=%2Ftenants" || r.body != "" {
-		t.Errorf("to htmx: %v %q", r.header, r.body)
-	}
-	w.unchanged()
-}
-
-func TestOtherSitesPagesCannotAct(t *testing.T) {
-	for name, c := range map[string]Config{"with a token": {Token: token}, "for development": {Dev: true}} {
-		t.Run(name, func(t *testing.T) {
-			w := start(t, c, inTrouble...)
-			w.trouble()
-			if c.Token != "" {
-				w.login()
-			}
-			for _, p := range append(paths(act), [2]string{"POST", "/logout"}, [2]string{"POST", "/theme"}, [2]string{"POST", "/login"}) {
-				for _, header := range [][2]string{
-					{"Origin", "https://evil.example"}, {"Origin", "null"}, {"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"},
-				} {
-					if r := w.ask(p[0], p[1], everything, func(r *http.Request) { r.Header.Set(header[0], header[1]) }); r.status != http.StatusForbidden {
-						t.Errorf("%s %s with %v: %d", p[0], p[1], header, r.status)
-					}
+func TestPagesAndActionsNeedALogin(t *testing.T) {
+	// Dev opens nothing where there is a token.
+	virtual(t, Config{Token: token, Dev: true}, inTrouble, func(t *testing.T, w *world) {
+		w.trouble()
+		for _, p := range append(paths(read), paths(act)...) {
+			for name, with := range map[string]func(*http.Request){
+				"no cookie": func(*http.Request) {},
+				"a made-up one": func(r *http.Request) {
+					r.AddCookie(&http.Cookie{Name: sessionCookie, Value: strings.Repeat("A", 43)})
+				},
+				"the token as cookie": header("Cookie", sessionCookie+"="+token),
+				"an empty one":        header("Cookie", sessionCookie+"="),
+			} {
+				r := w.ask(p[0], p[1], everything, with)
+				if r.status != http.StatusSeeOther ||
+					!strings.HasPrefix(r.header.Get("Location"), "/login") ||
+					strings.Contains(r.body, "good") {
+					t.Errorf("%s %s with %s: %d %q", p[0], p[1], name, r.status, r.header.Get("Location"))
 				}
 			}
-			w.unchanged()
-			w.get("/") // nor were we logged out
+		}
+		if r := w.ask("GET", "/tenants", nil,
+			header("HX-Request", "true")); r.header.Get("HX-Redirect") != "/login?back=%2Ftenants" ||
+			r.body != "" {
+			t.Errorf("to htmx: %v %q", r.header, r.body)
+		}
+		w.unchanged()
+	})
+}
+
+func TestCrossSiteRequestsAreRefused(t *testing.T) {
+	for name, c := range map[string]Config{"with a token": {Token: token}, "for development": {Dev: true}} {
+		t.Run(name, func(t *testing.T) {
+			virtual(t, c, inTrouble, func(t *testing.T, w *world) {
+				w.trouble()
+				if c.Token != "" {
+					w.login()
+				}
+				for _, p := range append(paths(act), [2]string{"POST", "/logout"},
+					[2]string{"POST", "/theme"}, [2]string{"POST", "/login"}) {
+					for _, h := range [][2]string{
+						{"Origin", "https://evil.example"}, {"Origin", "null"},
+						{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"},
+					} {
+						if r := w.ask(p[0], p[1], everything,
+							header(h[0], h[1])); r.status != http.StatusForbidden {
+							t.Errorf("%s %s with %v: %d", p[0], p[1], h, r.status)
+						}
+					}
+				}
+				w.unchanged()
+				w.get("/") // nor were we logged out
+			})
 		})
 	}
 }
 
-func TestWithoutATokenItIsForThisComputerAlone(t *testing.T) {
-	w := start(t, Config{Dev: true}, inTrouble...)
-	w.trouble()
-	port := w.base[strings.LastIndex(w.base, ":"):]
-	all := slices.Concat(paths(open), paths(read), paths(act))
-	for name, with := range map[string]func(*http.Request){
-		"a foreign name that points here": func(r *http.Request) { r.Host = "evil.example" + port },
-		"a name that looks like ours":     func(r *http.Request) { r.Host = "localhost.evil.example" },
-		"the machine's address":           func(r *http.Request) { r.Host = "192.168.1.7" + port },
-		"all addresses":                   func(r *http.Request) { r.Host = "0.0.0.0" + port },
-		"Forwarded":                       func(r *http.Request) { r.Header.Set("Forwarded", "for=127.0.0.1") },
-		"X-Forwarded-For":                 func(r *http.Request) { r.Header.Set("X-Forwarded-For", "127.0.0.1") },
-		"X-Forwarded-Host":                func(r *http.Request) { r.Header.Set("X-Forwarded-Host", "localhost") },
-		"Via":                             func(r *http.Request) { r.Header.Set("Via", "1.1 proxy") },
-	} {
-		for _, p := range all {
-			if r := w.ask(p[0], p[1], everything, with); r.status != http.StatusForbidden || strings.Contains(r.body, "<html") {
-				t.Errorf("%s %s with %s: %d", p[0], p[1], name, r.status)
+func TestWithoutATokenOnlyLocalRequestsAreServed(t *testing.T) {
+	virtual(t, Config{Dev: true}, inTrouble, func(t *testing.T, w *world) {
+		w.trouble()
+		port := w.base[strings.LastIndex(w.base, ":"):]
+		all := slices.Concat(paths(open), paths(read), paths(act))
+		for name, with := range map[string]func(*http.Request){
+			"a foreign name that points here": host("evil.example" + port),
+			"a name that looks like ours":     host("localhost.evil.example"),
+			"the machine's address":           host("192.168.1.7" + port),
+			"all addresses":                   host("0.0.0.0" + port),
+			"Forwarded":                       header("Forwarded", "for=127.0.0.1"),
+			"X-Forwarded-For":                 header("X-Forwarded-For", "127.0.0.1"),
+			"X-Forwarded-Host":                header("X-Forwarded-Host", "localhost"),
+			"Via":                             header("Via", "1.1 proxy"),
+		} {
+			for _, p := range all {
+				if r := w.ask(p[0], p[1], everything, with); r.status != http.StatusForbidden ||
+					strings.Contains(r.body, "<html") {
+					t.Errorf("%s %s with %s: %d", p[0], p[1], name, r.status)
+				}
 			}
 		}
-	}
-	w.unchanged()
-	for _, host := range []string{"localhost", "localhost" + port, "127.0.0.1", "[::1]" + port, "[::1]"} {
-		if r := w.ask("GET", "/", nil, func(r *http.Request) { r.Host = host }); r.status != http.StatusOK {
-			t.Errorf("host %s: %d", host, r.status)
-		}
-	}
-	far, _ := http.NewRequest("GET", "/", nil)
-	far.Host, far.RemoteAddr = "localhost", "10.0.0.7:4711"
-	if local(far) == "" {
-		t.Error("a request from another computer counts as local")
-	}
-}
-
-func TestWithoutATokenAndDevNothingCanBeDone(t *testing.T) {
-	w := start(t, Config{}, inTrouble...)
-	w.trouble()
-	for _, p := range paths(act) {
-		if r := w.ask(p[0], p[1], everything); r.status != http.StatusForbidden || !strings.Contains(r.body, "read-only") {
-			t.Errorf("%s %s: %d", p[0], p[1], r.status)
-		}
-	}
-	for _, path := range []string{"/", "/tenant?id=good", "/tenant?id=held", "/attention", "/dead", "/dead/1", "/usage"} {
-		page := w.get(path).body
-		for _, p := range paths(act) {
-			if strings.Contains(page, `action="`+p[1]+`"`) && p[1] != "/dead/replay" || strings.Contains(page, "<button class=\"primary\">Replay") {
-				t.Errorf("%s offers %s", path, p[1])
+		w.unchanged()
+		for _, name := range []string{"localhost", "localhost" + port, "127.0.0.1", "[::1]" + port, "[::1]"} {
+			if r := w.ask("GET", "/", nil, host(name)); r.status != http.StatusOK {
+				t.Errorf("host %s: %d", name, r.status)
 			}
 		}
-	}
-	w.unchanged()
-}
-
-func TestStrangersTextStaysText(t *testing.T) {
-	const script, address = `<script>alert(1)</script>`, `javascript:alert(1)`
-	w := start(t, Config{Dev: true}, simulator.Fault{On: "create", Tenant: "odd'\"<b>", Status: 422, Body: `{"success":false,"message":"<img src=x onerror=alert(1)>","status_code":422}`})
-	w.publish(events.TypeTenantCreated, `{"tenant_id":"`+script+`","name":"`+script+`"}`)
-	w.publish(events.TypeTenantCreated, `{"tenant_id":"`+address+`","title":"`+address+`","name":"n"}`)
-	w.publish(events.TypeTenantCreated, `{"tenant_id":"odd'\"<b>","name":"\" onmouseover=\"alert(1)"}`)
-	w.publish(events.TypeTenantCreated, `{"tenant_id":"</pre>`+script+`"`)
-	w.becomes(script, repo.Active)
-	w.becomes(address, repo.Active)
-	w.becomes(`odd'"<b>`, repo.Failed)
-	for _, d := range w.letters(2) {
-		w.get(fmt.Sprintf("/dead/%d", d.Sequence))
-	}
-	list := []string{"/", "/tenants", "/tenants?q=" + url.QueryEscape(script), "/attention", "/dead", "/dead/1", "/dead/2", "/dead?code=" + url.QueryEscape(script), "/usage"}
-	for _, id := range []string{script, address, `odd'"<b>`, "<script>alert(2)</script>"} {
-		list = append(list, "/tenant?id="+url.QueryEscape(id))
-	}
-	for _, path := range list {
-		body := w.ask("GET", path, nil).body
-		for _, forbidden := range []string{"<script>", `href="javascript:`, `src="javascript:`, "<img src=x", `" onmouseover="`, "odd'\"<b>"} {
-			if strings.Contains(body, forbidden) {
-				t.Errorf("%s has %s in it", path, forbidden)
-			}
+		far, _ := http.NewRequest("GET", "/", nil)
+		far.Host, far.RemoteAddr = "localhost", "10.0.0.7:4711"
+		if local(far) == "" {
+			t.Error("a request from another computer counts as local")
 		}
-	}
-	if page := w.get("/tenant?id=" + url.QueryEscape(address)).body; !strings.Contains(text(page), address) {
-		t.Error("the title is not shown as text")
-	}
-}
-
-func TestDownloadHoldsNoFormula(t *testing.T) {
-	w := start(t, Config{Dev: true})
-	month := time.Now().UTC().Format("2006-01")
-	var u simulator.Usage
-	for _, id := range []string{"=1+1", "+1", "-1", "@SUM(A1)", `=HYPERLINK("https://evil.example","x")`, "plain"} {
-		u.Rows = append(u.Rows, simulator.UsageRow{TenantID: id, Period: month, Credits: "1.5", Requests: 2})
-	}
-	w.sim.SetUsage("ws-a", u)
-	w.publish(events.TypeUsageSync, "{}")
-	w.eventually(func() error {
-		if n := strings.Count(w.get("/usage.csv").body, "\n"); n != len(u.Rows)+1 {
-			return fmt.Errorf("%d lines", n)
-		}
-		return nil
 	})
-	csv := w.get("/usage.csv")
-	for _, line := range strings.Split(strings.TrimSpace(csv.body), "\n")[1:] {
-		if first := strings.TrimLeft(line, `"`); strings.ContainsAny(first[:1], "=+-@") {
-			t.Errorf("a spreadsheet would run %s", line)
-		}
-	}
-	if csv.header.Get("Content-Type") != "text/csv; charset=utf-8" || csv.header.Get("X-Content-Type-Options") != "nosniff" {
-		t.Errorf("%v", csv.header)
-	}
 }
 
-func TestLogInsAreLimited(t *testing.T) {
-	w := start(t, Config{Token: token})
-	now := time.Now()
-	w.console.now = func() time.Time { return now }
-	for i := range loginBurst {
-		if r := w.ask("POST", "/login", url.Values{"token": {"wrong_token_0123456789"}}); r.status != http.StatusUnauthorized || cookie(r, sessionCookie) != nil {
-			t.Fatalf("try %d: %d", i, r.status)
-		}
-	}
-	if r := w.ask("POST", "/login", url.Values{"token": {token}}); r.status != http.StatusTooManyRequests || r.header.Get("Retry-After") == "" || cookie(r, sessionCookie) != nil {
-		t.Errorf("the next, which is right: %d", r.status)
-	}
-	now = now.Add(2 * loginEvery)
-	w.login()
-	if got := w.logs.String(); !strings.Contains(got, "console log-in failed") || !strings.Contains(got, "too many tries") || !strings.Contains(got, `"console log-in"`) || strings.Contains(got, "wrong_token") {
-		t.Errorf("the log does not tell of it, or too much:\n%s", got)
-	}
-}
-
-func TestSessionIsNewAtEachLogInEndsAndCannotBeGiven(t *testing.T) {
-	w := start(t, Config{Token: token})
-	now := time.Now()
-	w.console.now = func() time.Time { return now }
-	given := &http.Cookie{Name: sessionCookie, Value: "chosen-by-an-attacker"}
-	w.session = given
-	mine := w.login()
-	if mine.Value == given.Value || len(mine.Value) < 40 || !mine.HttpOnly || mine.SameSite != http.SameSiteStrictMode || mine.Path != "/" || mine.Domain != "" || mine.Secure {
-		t.Errorf("cookie %+v", mine)
-	}
-	w.get("/")
-	w.session = given
-	if r := w.ask("GET", "/", nil); r.status != http.StatusSeeOther {
-		t.Errorf("the given session: %d", r.status)
-	}
-	w.session = mine
-	next := w.login() // with the old cookie
-	if next.Value == mine.Value {
-		t.Error("the session is the same after a second log-in")
-	}
-	w.session = mine
-	if r := w.ask("GET", "/", nil); r.status != http.StatusSeeOther {
-		t.Errorf("the old session after a new log-in: %d", r.status)
-	}
-	w.session = next
-	w.get("/")
-	now = now.Add(sessionLife)
-	if r := w.ask("GET", "/", nil); r.status != http.StatusSeeOther {
-		t.Errorf("a session that is over: %d", r.status)
-	}
-	w.login()
-	if r := w.ask("POST", "/logout", nil); r.status != http.StatusSeeOther || cookie(r, sessionCookie).MaxAge >= 0 {
-		t.Errorf("log-out: %d", r.status)
-	}
-	if r := w.ask("GET", "/", nil); r.status != http.StatusSeeOther {
-		t.Errorf("after the log-out: %d", r.status)
-	}
-	w.session = nil
-	r := w.ask("POST", "/login", url.Values{"token": {token}}, func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "https") })
-	if !cookie(r, sessionCookie).Secure {
-		t.Error("the cookie is not Secure behind TLS")
-	}
-	if got := w.ask("POST", "/login", url.Values{"token": {token}, "back": {"//evil.example"}}).header.Get("Location"); got != "/" {
-		t.Errorf("a log-in leads to %q", got)
-	}
-}
-
-func TestSessionsAndAddressesAreBounded(t *testing.T) {
-	s, now := newSessions(), time.Now()
-	none, _ := http.NewRequest("GET", "/", nil)
-	id, _ := s.begin(none, now)
-	for i := range mostSessions {
-		s.begin(none, now.Add(time.Duration(i+1)*time.Second))
-	}
-	first, _ := http.NewRequest("GET", "/", nil)
-	first.AddCookie(&http.Cookie{Name: sessionCookie, Value: id})
-	if len(s.until) != mostSessions || s.find(first, now) != "" {
-		t.Errorf("%d sessions, the oldest %q", len(s.until), s.find(first, now))
-	}
-	for i := range 2 * mostLoginAddr {
-		s.mayTry(fmt.Sprint(i), now)
-	}
-	if len(s.addrs) > mostLoginAddr {
-		t.Errorf("%d addresses", len(s.addrs))
-	}
-	if s.mayTry("another", now) {
-		t.Error("many addresses together are not limited")
-	}
-}
-
-func TestEveryAnswerHasTheHeadersThatProtectIt(t *testing.T) {
-	w := start(t, Config{Token: token})
-	check := func(name string, r reply) {
-		t.Helper()
-		policy := r.header.Get("Content-Security-Policy")
-		for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'", "form-action 'self'", "base-uri 'none'"} {
-			if !slices.Contains(strings.Split(policy, "; "), want) {
-				t.Errorf("%s: policy %q has no %s", name, policy, want)
+func TestWithoutATokenAndDevTheConsoleIsReadOnly(t *testing.T) {
+	virtual(t, Config{}, inTrouble, func(t *testing.T, w *world) {
+		w.trouble()
+		for _, p := range paths(act) {
+			if r := w.ask(p[0], p[1], everything); r.status != http.StatusForbidden ||
+				!strings.Contains(r.body, "read-only") {
+				t.Errorf("%s %s: %d", p[0], p[1], r.status)
 			}
 		}
-		if strings.Contains(policy, "unsafe") || r.header.Get("X-Content-Type-Options") != "nosniff" || r.header.Get("Referrer-Policy") != "no-referrer" ||
-			!strings.Contains(r.header.Get("Cache-Control")+name, "no-store") && !strings.Contains(name, "/assets/") {
-			t.Errorf("%s: %v", name, r.header)
+		for _, path := range []string{"/", "/tenant?id=good", "/tenant?id=held", "/attention", "/dead",
+			"/dead/1", "/usage"} {
+			page := w.get(path).body
+			for _, p := range paths(act) {
+				if strings.Contains(page, `action="`+p[1]+`"`) && p[1] != "/dead/replay" ||
+					strings.Contains(page, "<button class=\"primary\">Replay") {
+					t.Errorf("%s offers %s", path, p[1])
+				}
+			}
 		}
-	}
-	for _, path := range []string{"/", "/login", "/nothing", "/assets/htmx.min.js", "/assets/console.css", "/assets/none", "/assets/..%2fpages%2flogin.html"} {
-		check(path, w.ask("GET", path, nil))
-	}
-	w.login()
-	for _, path := range []string{"/", "/tenants", "/usage", "/tenant?id=none", "/usage.csv"} {
-		check(path, w.ask("GET", path, nil))
-	}
-	check("a refusal", w.ask("POST", "/tenant/suspend", everything, func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") }))
+		w.unchanged()
+	})
 }
 
-func TestEveryActionIsInTheLogWithWhoAndWhat(t *testing.T) {
-	w := start(t, Config{Token: token}, inTrouble...)
-	w.trouble()
-	w.login()
-	w.act("/tenant/suspend", url.Values{"tenant": {"good"}, "reason": {"unpaid since May"}})
-	w.act("/tenant/resume", url.Values{"tenant": {"good"}})
-	w.act("/tenant/recreate", url.Values{"tenant": {"held"}})
-	w.becomes("held", repo.Active)
-	w.ask("POST", "/tenant/resolve", url.Values{"tenant": {"held"}, "dashboard": {"d-1"}}) // fails
-	w.ask("POST", "/tenant/preview", url.Values{"tenant": {"good"}})
-	w.act("/dead/discard", url.Values{"sequence": {"2"}})
-	w.act("/dead/replay", url.Values{"sequence": {"1"}})
-	w.act("/usage/sync", nil)
-	var lines []string
-	for line := range strings.Lines(w.logs.String()) {
-		if strings.Contains(line, "console action") {
-			lines = append(lines, line)
+func TestForeignTextIsEscaped(t *testing.T) {
+	const script, address = `<script>alert(1)</script>`, `javascript:alert(1)`
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		w.Simulator.SetFaults(simulator.Fault{
+			On: "create", Tenant: "odd'\"<b>", Status: 422,
+			Body: `{"success":false,"message":"<img src=x onerror=alert(1)>","status_code":422}`,
+		})
+		w.Publish(events.TypeTenantCreated, `{"tenant_id":"`+script+`","name":"`+script+`"}`)
+		w.Publish(events.TypeTenantCreated, `{"tenant_id":"`+address+`","title":"`+address+`","name":"n"}`)
+		w.Publish(events.TypeTenantCreated, `{"tenant_id":"odd'\"<b>","name":"\" onmouseover=\"alert(1)"}`)
+		w.Publish(events.TypeTenantCreated, `{"tenant_id":"</pre>`+script+`"`)
+		w.becomes(script, repo.Active)
+		w.becomes(address, repo.Active)
+		w.becomes(`odd'"<b>`, repo.Failed)
+		for _, d := range w.letters(2) {
+			w.get(fmt.Sprintf("/dead/%d", d.Sequence))
 		}
-	}
-	if len(lines) != 8 {
-		t.Errorf("%d lines, want 8:\n%s", len(lines), strings.Join(lines, ""))
-	}
-	all := strings.Join(lines, "")
-	for _, want := range []string{
-		`"action":"tenant.suspended"`, `"tenant_id":"good","reason":"unpaid since May"`, `"action":"tenant.resumed"`, `"action":"recreate"`, `"action":"resolve"`, `"action":"preview"`,
-		`"action":"discard"`, `"sequence":2`, `"action":"replay"`, `"action":"sync usage"`, `a console action failed`,
-	} {
-		if !strings.Contains(all, want) {
-			t.Errorf("no %s in\n%s", want, all)
+		list := []string{"/", "/tenants", "/tenants?q=" + url.QueryEscape(script), "/attention", "/dead",
+			"/dead/1", "/dead/2", "/dead?code=" + url.QueryEscape(script), "/usage"}
+		for _, id := range []string{script, address, `odd'"<b>`, "<script>alert(2)</script>"} {
+			list = append(list, "/tenant?id="+url.QueryEscape(id))
 		}
-	}
-	who := fmt.Sprintf(`"who":"session %s"`, w.console.sessions.find(&http.Request{Header: http.Header{"Cookie": {w.session.String()}}}, time.Now()))
-	for _, line := range lines {
-		if !strings.Contains(line, who) || !strings.Contains(line, `"remote":"127.0.0.1:`) {
-			t.Errorf("no %s in %s", who, line)
+		for _, path := range list {
+			body := w.ask("GET", path, nil).body
+			for _, forbidden := range []string{"<script>", `href="javascript:`, `src="javascript:`,
+				"<img src=x", `" onmouseover="`, "odd'\"<b>"} {
+				if strings.Contains(body, forbidden) {
+					t.Errorf("%s has %s in it", path, forbidden)
+				}
+			}
 		}
-	}
+		if page := w.get("/tenant?id=" + url.QueryEscape(address)).body; !strings.Contains(text(page),
+			address) {
+			t.Error("the title is not shown as text")
+		}
+	})
+}
+
+func TestResponsesHaveSecurityHeaders(t *testing.T) {
+	virtual(t, Config{Token: token}, nil, func(t *testing.T, w *world) {
+		check := func(name string, r reply) {
+			t.Helper()
+			policy := r.header.Get("Content-Security-Policy")
+			for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'",
+				"frame-ancestors 'none'", "form-action 'self'", "base-uri 'none'"} {
+				if !slices.Contains(strings.Split(policy, "; "), want) {
+					t.Errorf("%s: policy %q has no %s", name, policy, want)
+				}
+			}
+			if strings.Contains(policy, "unsafe") || r.header.Get("X-Content-Type-Options") != "nosniff" ||
+				r.header.Get("Referrer-Policy") != "no-referrer" ||
+				!strings.Contains(r.header.Get("Cache-Control")+name, "no-store") &&
+					!strings.Contains(name, "/assets/") {
+				t.Errorf("%s: %v", name, r.header)
+			}
+		}
+		for _, path := range []string{"/", "/login", "/nothing", "/assets/htmx.min.js", "/assets/console.css",
+			"/assets/none", "/assets/..%2fpages%2flogin.html"} {
+			check(path, w.ask("GET", path, nil))
+		}
+		w.login()
+		for _, path := range []string{"/", "/tenants", "/usage", "/tenant?id=none", "/usage.csv"} {
+			check(path, w.ask("GET", path, nil))
+		}
+		check("a refusal", w.ask("POST", "/tenant/suspend", everything,
+			header("Origin", "https://evil.example")))
+	})
+}
+
+func TestActionsAreLogged(t *testing.T) {
+	virtual(t, Config{Token: token}, inTrouble, func(t *testing.T, w *world) {
+		w.trouble()
+		w.login()
+		w.act("/tenant/suspend", url.Values{"tenant": {"good"}, "reason": {"unpaid since May"}})
+		w.act("/tenant/resume", url.Values{"tenant": {"good"}})
+		w.act("/tenant/recreate", url.Values{"tenant": {"held"}})
+		w.becomes("held", repo.Active)
+		w.ask("POST", "/tenant/resolve", url.Values{"tenant": {"held"}, "dashboard": {"d-1"}}) // fails
+		w.ask("POST", "/tenant/preview", url.Values{"tenant": {"good"}})
+		w.act("/dead/discard", url.Values{"sequence": {"2"}})
+		w.act("/dead/replay", url.Values{"sequence": {"1"}})
+		w.act("/usage/sync", nil)
+		var lines []string
+		for line := range strings.Lines(w.Logs.String()) {
+			if strings.Contains(line, "console action") {
+				lines = append(lines, line)
+			}
+		}
+		if len(lines) != 8 {
+			t.Errorf("%d lines, want 8:\n%s", len(lines), strings.Join(lines, ""))
+		}
+		all := strings.Join(lines, "")
+		for _, want := range []string{
+			`"action":"tenant.suspended"`, `"tenant_id":"good","reason":"unpaid since May"`,
+			`"action":"tenant.resumed"`, `"action":"recreate"`, `"action":"resolve"`,
+			`"action":"preview"`,
+			`"action":"discard"`, `"sequence":2`, `"action":"replay"`, `"action":"sync usage"`,
+			`a console action failed`,
+		} {
+			if !strings.Contains(all, want) {
+				t.Errorf("no %s in\n%s", want, all)
+			}
+		}
+		who := fmt.Sprintf(`"who":"session %s"`,
+			w.console.sessions.find(&http.Request{Header: http.Header{"Cookie": {w.session.String()}}},
+				time.Now()))
+		for _, line := range lines {
+			if !strings.Contains(line, who) || !strings.Contains(line, `"remote":"127.0.0.1:`) {
+				t.Errorf("no %s in %s", who, line)
+			}
+		}
+	})
+}
+
+// host sets the host of a request that is asked.
+func host(name string) func(*http.Request) {
+	return func(r *http.Request) { r.Host = name }
 }

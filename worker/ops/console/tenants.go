@@ -3,6 +3,7 @@ package console
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -12,22 +13,28 @@ import (
 
 // tenants is a page of the list of tenants.
 type tenants struct {
-	Query, Status string
-	By            string // id or name: what the query was found to begin
-	List          []repo.Mapping
-	Statuses      []repo.Status
-	First         bool   // this is the first page
-	Previous      string // tenant id before which the page before ends; empty: there is none
-	Next          string
+	Query, Status  string
+	By             string // id or name: what the query was found to begin
+	List           []repo.Mapping
+	Statuses       []repo.Status
+	Previous, Next string // addresses of those pages; empty: there is none
 }
 
-const perPage = 50
+const (
+	perPage  = 50
+	maxTrail = 50 // pages that the links back remember; before them they lead to the first page
+)
 
-// tenants looks for tenants. A query is how a tenant id begins, or else how a name begins.
-func (k *Console) tenants(rw http.ResponseWriter, v *visit) error {
+// tenants searches for tenants. A query is the beginning of a tenant id, or else of a name. A page
+// begins after a tenant id; the address has a trail of those where the pages before it begin.
+func (c *Console) tenants(rw http.ResponseWriter, v *visit) error {
 	q := v.URL.Query()
-	t := tenants{Query: strings.TrimSpace(q.Get("q")), Status: q.Get("status"), By: q.Get("by"), Statuses: repo.Statuses()}
-	for _, text := range []string{t.Query, q.Get("after"), q.Get("before")} {
+	t := tenants{
+		Query: strings.TrimSpace(q.Get("q")), Status: q.Get("status"), By: q.Get("by"),
+		Statuses: repo.Statuses(),
+	}
+	after, trail := q.Get("after"), q["trail"]
+	for _, text := range append([]string{t.Query, after}, trail...) {
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) || len(text) > 1024 {
 			return refuse(http.StatusBadRequest, "That is no text to search for.")
 		}
@@ -38,35 +45,37 @@ func (k *Console) tenants(rw http.ResponseWriter, v *visit) error {
 	if t.By != "name" && t.By != "id" {
 		t.By = ""
 	}
-	part := repo.Part{After: q.Get("after"), Before: q.Get("before"), Limit: perPage + 1} // one more tells whether there is another page
-	if part.After != "" {
-		part.Before = ""
-	}
-	err := t.find(v.Context(), k.db, part)
-	if err != nil {
+	// One row more than is shown tells whether there is another page.
+	if err := t.find(v.Context(), c.db, repo.Cursor{After: after, Limit: perPage + 1}); err != nil {
 		return err
 	}
-	more := len(t.List) > perPage
-	back := part.Before != ""
-	if more && back {
-		t.List = t.List[1:]
-	} else if more {
+	if len(t.List) > perPage {
 		t.List = t.List[:perPage]
+		next := append(slices.Clone(trail), after)
+		t.Next = t.link(t.List[perPage-1].TenantID, next[max(0, len(next)-maxTrail):])
 	}
-	if n := len(t.List); n > 0 {
-		if more || back {
-			t.Next = t.List[n-1].TenantID
-		}
-		if part.After != "" || back && more {
-			t.Previous = t.List[0].TenantID
-		}
+	switch n := len(trail); {
+	case n > 0:
+		t.Previous = t.link(trail[n-1], trail[:n-1])
+	case after != "":
+		t.Previous = t.link("", nil)
 	}
-	t.First = t.Previous == ""
-	return k.show(rw, v, "tenants", "Tenants", t)
+	return c.show(rw, v, "tenants", "Tenants", t)
 }
 
-// find tries ids, and names when no id begins so.
-func (t *tenants) find(ctx context.Context, db *repo.DB, part repo.Part) (err error) {
+// link is the address of another page of the same search.
+func (t *tenants) link(after string, trail []string) string {
+	q := url.Values{"trail": trail}
+	for name, value := range map[string]string{"q": t.Query, "status": t.Status, "by": t.By, "after": after} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	return "/tenants?" + q.Encode()
+}
+
+// find searches by id, and by name if no id begins with the query.
+func (t *tenants) find(ctx context.Context, db *repo.DB, part repo.Cursor) (err error) {
 	s := repo.Search{Status: repo.Status(t.Status)}
 	if t.Query != "" && t.By != "name" {
 		byID := s

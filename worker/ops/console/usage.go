@@ -16,12 +16,12 @@ import (
 
 // usageView is usage over all tenants.
 type usageView struct {
-	Months   []repo.Month
+	Months   []repo.MonthlyUsage
 	Read     time.Time // when the sums were
 	Period   string    // of the most
 	Top      []topRow
 	Runs     []repo.Run
-	Working  bool // a run is at work
+	Working  bool // a run is in flight
 	From, To string
 }
 
@@ -34,22 +34,24 @@ type topRow struct {
 type sums struct {
 	mu     sync.Mutex
 	read   time.Time
-	months []repo.Month
+	months []repo.MonthlyUsage
 	top    map[string][]repo.Usage // by month
 }
 
 const (
 	sumsLive = time.Minute
-	mostTop  = 10
-	mostRuns = 20
+	maxTop   = 10
+	maxRuns  = 20
 )
 
 // of returns the months and the most usage of one of them: of the newest when period is empty.
-func (s *sums) of(ctx context.Context, db *repo.DB, period string, now time.Time) (months []repo.Month, top []repo.Usage, read time.Time, err error) {
+func (s *sums) of(
+	ctx context.Context, db *repo.DB, period string, now time.Time,
+) (months []repo.MonthlyUsage, top []repo.Usage, read time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.months == nil || now.Sub(s.read) > sumsLive {
-		list, err := db.Months(ctx)
+		list, err := db.UsageByMonth(ctx)
 		if err != nil {
 			return nil, nil, now, err
 		}
@@ -63,7 +65,7 @@ func (s *sums) of(ctx context.Context, db *repo.DB, period string, now time.Time
 		period = s.months[len(s.months)-1].Period
 	}
 	if _, known := s.top[period]; !known {
-		list, err := db.Top(ctx, period, mostTop)
+		list, err := db.TopUsage(ctx, period, maxTop)
 		if err != nil {
 			return nil, nil, now, err
 		}
@@ -79,29 +81,29 @@ func (s *sums) forget() {
 	s.months = nil
 }
 
-func (k *Console) usage(rw http.ResponseWriter, v *visit) error {
+func (c *Console) usage(rw http.ResponseWriter, v *visit) error {
 	ctx := v.Context()
 	u := usageView{Period: v.URL.Query().Get("month")}
 	if u.Period != "" && events.ValidatePeriod(u.Period) != nil {
 		return refuse(http.StatusBadRequest, "A month is written YYYY-MM.")
 	}
-	runs, err := k.db.Runs(ctx, "", mostRuns)
+	runs, err := c.db.Runs(ctx, "", maxRuns)
 	if err != nil {
 		return err
 	}
 	u.Runs = runs
 	for _, r := range runs {
-		u.Working = u.Working || r.Status == repo.Running
-		if r.FinishedAt.After(k.sums.readAt()) {
-			k.sums.forget()
+		u.Working = u.Working || r.Status == repo.RunRunning
+		if r.FinishedAt.After(c.sums.readAt()) {
+			c.sums.forget()
 		}
 	}
 	var top []repo.Usage
-	if u.Months, top, u.Read, err = k.sums.of(ctx, k.db, u.Period, k.now()); err != nil {
+	if u.Months, top, u.Read, err = c.sums.of(ctx, c.db, u.Period, c.now()); err != nil {
 		return err
 	}
 	for _, row := range top {
-		m, err := k.db.Mapping(ctx, row.TenantID)
+		m, err := c.db.Mapping(ctx, row.TenantID)
 		if err != nil && !errors.Is(err, repo.ErrNotFound) {
 			return err
 		}
@@ -114,7 +116,7 @@ func (k *Console) usage(rw http.ResponseWriter, v *visit) error {
 		}
 		u.From, u.To = u.Months[0].Period, u.Months[n-1].Period
 	}
-	return k.show(rw, v, "usage", "Usage", u)
+	return c.show(rw, v, "usage", "Usage", u)
 }
 
 func (s *sums) readAt() time.Time {
@@ -130,24 +132,24 @@ type runView struct {
 	Changes []repo.UsageChange
 }
 
-func (k *Console) usageRun(rw http.ResponseWriter, v *visit) error {
-	run, rejected, changes, err := k.db.RunDetails(v.Context(), v.URL.Query().Get("id"), mostOpen)
+func (c *Console) usageRun(rw http.ResponseWriter, v *visit) error {
+	run, rejected, changes, err := c.db.RunDetails(v.Context(), v.URL.Query().Get("id"), maxOpen)
 	if errors.Is(err, repo.ErrNotFound) {
 		return refuse(http.StatusNotFound, "There is no such usage run.")
 	}
 	if err != nil {
 		return err
 	}
-	return k.show(rw, v, "run", "Usage run", runView{run, rejected, changes})
+	return c.show(rw, v, "run", "Usage run", runView{run, rejected, changes})
 }
 
 // csvTime is how long a download may go on without a row being taken.
 const csvTime = time.Minute
 
-// usageCSV writes row by row, however many there are. It is for people and their spreadsheets, so an id that would be a
-// formula there has a quote before it (worker.WriteUsageCSV): programs take it off again, or ask REST, NATS or
-// `usage export --format json`, where ids are as they are.
-func (k *Console) usageCSV(rw http.ResponseWriter, v *visit) error {
+// usageCSV writes row by row, however many there are. It is for people and their spreadsheets, so
+// an id that would be a formula there has a quote before it (worker.WriteUsageCSV): programs take
+// it off again, or ask REST, NATS or `usage export --format json`, where ids are as they are.
+func (c *Console) usageCSV(rw http.ResponseWriter, v *visit) error {
 	q := v.URL.Query()
 	f := repo.UsageFilter{FromPeriod: q.Get("from"), ToPeriod: q.Get("to"), TenantID: q.Get("tenant")}
 	for _, period := range []string{f.FromPeriod, f.ToPeriod} {
@@ -164,10 +166,11 @@ func (k *Console) usageCSV(rw http.ResponseWriter, v *visit) error {
 	out := bufio.NewWriterSize(rw, 1<<16)
 	rows := 0
 	err := worker.WriteUsageCSV(out, func(each func(repo.Usage) error) error {
-		return k.db.EachUsage(v.Context(), f, func(u repo.Usage) error {
+		return c.db.EachUsage(v.Context(), f, func(u repo.Usage) error {
 			if rows%1000 == 0 {
-				if err := control.SetWriteDeadline(time.Now().Add(csvTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-					return fmt.Errorf("prolonging a download: %w", err)
+				err := control.SetWriteDeadline(time.Now().Add(csvTime))
+				if err != nil && !errors.Is(err, http.ErrNotSupported) {
+					return fmt.Errorf("extend the deadline of a download: %w", err)
 				}
 			}
 			rows++
@@ -175,7 +178,7 @@ func (k *Console) usageCSV(rw http.ResponseWriter, v *visit) error {
 		})
 	})
 	if err = errors.Join(err, out.Flush()); err != nil && v.Context().Err() == nil {
-		k.log.Error("a download of usage was cut off", "rows", rows, "error", err)
+		c.log.Error("a download of usage was cut off", "rows", rows, "error", err)
 		panic(http.ErrAbortHandler) // a whole file must not look like a part of it, nor the other way round
 	}
 	return nil

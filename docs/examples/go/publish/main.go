@@ -29,22 +29,24 @@ func main() {
 func publish(tenantID, name string) error {
 	nc, err := nats.Connect(cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL))
 	if err != nil {
-		return fmt.Errorf("connecting to NATS: %w", err)
+		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return fmt.Errorf("opening JetStream: %w", err)
+		return fmt.Errorf("open JetStream: %w", err)
 	}
 	data, err := json.Marshal(map[string]string{"tenant_id": tenantID, "name": name})
 	if err != nil {
-		return fmt.Errorf("encoding the event: %w", err)
+		return fmt.Errorf("encode the event: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	ack, err := js.Publish(ctx, "papermap.events.tenant.created", data, jetstream.WithMsgID("signup-"+tenantID))
-	if err != nil { // it may be stored or not: publishing it again under the same id is right in both cases
-		return fmt.Errorf("publishing tenant.created for %q: %w", tenantID, err)
+	// The message id makes a second publish of the same event a duplicate.
+	id := jetstream.WithMsgID("signup-" + tenantID)
+	ack, err := js.Publish(ctx, "papermap.events.tenant.created", data, id)
+	if err != nil { // it may be stored or not: publish it again under the same id
+		return fmt.Errorf("publish tenant.created for %q: %w", tenantID, err)
 	}
 	fmt.Printf("stored in %s as %d, duplicate: %t\n", ack.Stream, ack.Sequence, ack.Duplicate)
 	return nil

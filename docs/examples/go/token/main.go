@@ -1,5 +1,5 @@
-// Token asks for a tenant's embed token and prints the address for the iframe. While the answer says that trying
-// again makes sense, it does, for half a minute.
+// Token requests a tenant's embed token and prints the address for the iframe. While the answer has
+// a retry_after, it retries for half a minute.
 //
 //	token TENANT
 package main
@@ -28,22 +28,28 @@ func main() {
 func token(tenantID string, until time.Time) error {
 	nc, err := nats.Connect(cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL))
 	if err != nil {
-		return fmt.Errorf("connecting to NATS: %w", err)
+		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer nc.Close()
-	request, _ := json.Marshal(map[string]any{"tenant_id": tenantID, "ttl_seconds": 600}) // cannot fail
+	request, err := json.Marshal(map[string]any{"tenant_id": tenantID, "ttl_seconds": 600})
+	if err != nil {
+		return fmt.Errorf("encode the request: %w", err)
+	}
 	for {
 		reply, err := nc.Request("papermap.rpc.embed-token", request, 5*time.Second)
 		if err != nil { // nats.ErrNoResponders: no worker listens there
-			return fmt.Errorf("requesting a token for %q: %w", tenantID, err)
+			return fmt.Errorf("request a token for %q: %w", tenantID, err)
 		}
 		var answer struct {
-			EmbedURL      string `json:"embed_url"`
-			Code, Message string // these, of an error
-			RetryAfter    int    `json:"retry_after"`
+			EmbedURL string `json:"embed_url"`
+
+			// Of an error.
+			Code       string `json:"code"`
+			Message    string `json:"message"`
+			RetryAfter int    `json:"retry_after"` // seconds
 		}
 		if err := json.Unmarshal(reply.Data, &answer); err != nil {
-			return fmt.Errorf("reading the answer: %w", err)
+			return fmt.Errorf("decode the answer: %w", err)
 		}
 		status := reply.Header.Get("Nats-Service-Error-Code")
 		if status == "" {

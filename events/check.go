@@ -1,0 +1,190 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Finding is the result of one check of the NATS server, a stream or a consumer.
+type Finding struct {
+	Check string // what was looked at
+	Found string
+	Fix   string // what to do about it; empty when all is well
+	Fatal bool   // the worker cannot work like this
+}
+
+// String is the finding in a line.
+func (f Finding) String() string {
+	if f.Fix == "" {
+		return f.Check + ": " + f.Found
+	}
+	return f.Check + ": " + f.Found + ": " + f.Fix
+}
+
+// checkTimeout is how long a check waits for an answer: requests without permission get none.
+const checkTimeout = 2 * time.Second
+
+// Check is CheckTopology with what only an operator's doctor asks, because the worker's own user need
+// not have the rights: the account, and other streams. It changes nothing.
+func (b *Bus) Check(ctx context.Context) []Finding {
+	list := []Finding{b.checkServer()}
+	account, ok := b.checkAccount(ctx)
+	if account.Found != "" {
+		list = append(list, account)
+	}
+	if !ok {
+		return list
+	}
+	return append(append(list, b.checkStreams(ctx)...), b.checkOverlaps(ctx)...)
+}
+
+// CheckTopology looks at the server, the streams and the consumers as the worker needs them, and
+// changes nothing. Where all is well, a Finding without Fix says what is there. [Bus.EnsureStreams]
+// fails by what is fatal here.
+func (b *Bus) CheckTopology(ctx context.Context) []Finding {
+	return append([]Finding{b.checkServer()}, b.checkStreams(ctx)...)
+}
+
+// checkStreams checks the streams and their consumers.
+func (b *Bus) checkStreams(ctx context.Context) []Finding {
+	var list []Finding
+	for _, s := range b.streams() {
+		list = append(list, b.checkStream(ctx, s)...)
+	}
+	for _, name := range consumers {
+		list = append(list, b.checkConsumer(ctx, name))
+	}
+	return list
+}
+
+func (b *Bus) checkServer() Finding {
+	version := b.nc.ConnectedServerVersion()
+	if err := checkVersion(version); err != nil {
+		fix := fmt.Sprintf("upgrade it to %d.%d or newer", oldestServer[0], oldestServer[1])
+		return Finding{"NATS server", err.Error(), fix, true}
+	}
+	found := fmt.Sprintf("version %s, messages up to %d bytes", version, b.nc.MaxPayload())
+	return Finding{Check: "NATS server", Found: found}
+}
+
+// checkAccount returns false when there is no JetStream, and an empty Finding when the user may not
+// ask.
+func (b *Bus) checkAccount(ctx context.Context) (f Finding, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	account, err := b.js.AccountInfo(ctx)
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount), errors.Is(err, nats.ErrNoResponders):
+		return Finding{"JetStream", "it is not enabled for this account",
+			"start the server with JetStream (-js), or enable it for the account", true}, false
+	case err == nil:
+		f = Finding{Check: "JetStream", Found: fmt.Sprintf("%d streams in this account", account.Streams)}
+	}
+	return f, true
+}
+
+func (b *Bus) checkStream(ctx context.Context, s streamSpec) []Finding {
+	check := "stream " + s.name
+	asking, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	stream, err := b.js.Stream(asking, s.name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound) && !b.o.ManageStreams:
+		return []Finding{s.missing()}
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return []Finding{b.checkCreate(ctx, check, "STREAM.CREATE."+s.name)}
+	case err != nil:
+		return []Finding{{check, err.Error(),
+			"give the user the permissions of docs/nats; is NATS_STREAM right?", true}}
+	}
+	info := stream.CachedInfo()
+	if list := s.check(info.Config); len(list) > 0 {
+		return list
+	}
+	found := fmt.Sprintf("%d messages, %d replicas", info.State.Msgs, info.Config.Replicas)
+	return []Finding{{Check: check, Found: found}}
+}
+
+func (b *Bus) checkConsumer(ctx context.Context, name string) Finding {
+	check := "consumer " + name
+	asking, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	consumer, err := b.js.Consumer(asking, b.o.Stream, name)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
+		return b.checkCreate(ctx, check, "CONSUMER.CREATE."+b.o.Stream+"."+name)
+	case err != nil:
+		return Finding{check, err.Error(), "give the user the permissions of docs/nats", true}
+	}
+	info := consumer.CachedInfo()
+	if names := changedSettings(info.Config, b.consumerConfig(name)); len(names) > 0 {
+		return Finding{check, "its settings were changed: " + strings.Join(names, ", "),
+			"restart the worker: it restores them when it starts", false}
+	}
+	return Finding{Check: check, Found: fmt.Sprintf("%d events wait, %d are in flight or wait for a retry",
+		info.NumPending, info.NumAckPending)}
+}
+
+// checkCreate checks the permission to create what does not exist. The request's body is empty, so
+// that nothing is created.
+func (b *Bus) checkCreate(ctx context.Context, check, api string) Finding {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if _, err := b.nc.RequestWithContext(ctx, "$JS.API."+api, nil); err != nil {
+		return Finding{check, "it does not exist, and this user may not create it",
+			"give it the permissions of docs/nats, or create it", true}
+	}
+	return Finding{Check: check, Found: "it does not exist yet: serve creates it"}
+}
+
+// checkOverlaps looks for streams that take what is not for them: they would store tokens, answer
+// requests, or keep ours from being made.
+func (b *Bus) checkOverlaps(ctx context.Context) []Finding {
+	const check = "other streams"
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	var list []Finding
+	streams := b.js.ListStreams(ctx)
+	private := map[string]string{
+		b.o.Subjects.RPC("embed-token"): "requests for tokens, and answers them with its own acknowledgement",
+		b.o.Subjects.RPC("usage"):       "requests for usage, and answers them with its own acknowledgement",
+		"_INBOX.x.y":                    "answers, with the tokens in them",
+		b.o.Subjects.Changed():          "the workers' cache invalidations",
+	}
+	if b.o.InboxPrefix != "" {
+		private[b.o.InboxPrefix+".x.y"] = "answers to the worker"
+	}
+	for info := range streams.Info() {
+		name, subjects := info.Config.Name, info.Config.Subjects
+		for _, subject := range append(b.o.Subjects.all(), b.o.Subjects.Dead("x")) {
+			if name != b.o.Stream && name != b.deadStream() && coversSubject(subjects, subject) {
+				found := fmt.Sprintf("stream %s takes %s, so %s cannot", name, subject, b.o.Stream)
+				list = append(list, Finding{check, found,
+					"take the subject out of that stream, or correct NATS_STREAM or SUBJECT_PREFIX", true})
+				break
+			}
+		}
+		for subject, what := range private {
+			if coversSubject(subjects, subject) {
+				found := fmt.Sprintf("stream %s (%s) keeps %s", name, strings.Join(subjects, " "), what)
+				list = append(list, Finding{check, found, "take " + b.o.Subjects.Prefix +
+					".> and inboxes out of its subjects, or change SUBJECT_PREFIX", true})
+			}
+		}
+	}
+	switch {
+	case len(list) > 0:
+		return list
+	case streams.Err() != nil:
+		return []Finding{{check, "this user may not list streams",
+			"run doctor as the operator of docs/nats to find streams that overlap", false}}
+	}
+	return []Finding{{Check: check, Found: "none takes requests, answers or inboxes"}}
+}

@@ -1,0 +1,122 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// envelope is a CloudEvents 1.0 event in structured mode.
+type envelope struct {
+	SpecVersion     string         `json:"specversion"`
+	ID              string         `json:"id"`
+	Source          string         `json:"source"`
+	Type            string         `json:"type"`
+	Subject         string         `json:"subject,omitempty"`
+	Time            string         `json:"time"`
+	DataContentType string         `json:"datacontenttype"`
+	Data            jsontext.Value `json:"data"`
+}
+
+// Outgoing is an event to publish, of any type, in any form that [Decode] reads.
+type Outgoing struct {
+	ID     string // Nats-Msg-Id; within the duplicate window the stream drops a copy; empty: none
+	Type   string
+	Header nats.Header // more headers, or nil
+	Data   []byte
+	Cause  trace.SpanContext // the span that caused it, when that is not the publishing context's
+}
+
+// Structured returns a CloudEvent in structured mode. tenantID, its subject, may be empty; data is
+// JSON.
+func Structured(id, eventType, tenantID string, when time.Time, data []byte) (Outgoing, error) {
+	body, err := json.Marshal(envelope{
+		SpecVersion: "1.0", ID: id, Source: "papermap-worker", Type: eventType, Subject: tenantID,
+		Time: when.UTC().Format(time.RFC3339Nano), DataContentType: "application/json", Data: data,
+	})
+	if err != nil {
+		return Outgoing{}, fmt.Errorf("encode event %s: %w", id, err)
+	}
+	header := nats.Header{"content-type": {"application/cloudevents+json"}}
+	return Outgoing{ID: id, Type: eventType, Header: header, Data: body}, nil
+}
+
+// WithIdentity returns the event with the identity and the time of one that was published before.
+func (e Outgoing) WithIdentity(id string, t time.Time) Outgoing {
+	header := nats.Header{}
+	maps.Copy(header, e.Header)
+	header.Set(headerEventID, id)
+	header.Set(headerEventTime, t.UTC().Format(time.RFC3339Nano))
+	e.Header = header
+	return e
+}
+
+// Publish publishes the event and returns when the stream has stored it. duplicate means that the
+// stream has an event of this id already and dropped this one.
+func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err error) {
+	msg := b.message(e)
+	ctx, span := b.startPublish(ctx, msg, e)
+	defer span.End()
+	ack, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.o.Stream))
+	failSpan(span, err)
+	if err != nil {
+		return false, fmt.Errorf("publish %s: %w", e.Type, b.withHint(err))
+	}
+	return ack.Duplicate, nil
+}
+
+// ErrTooLarge means that an event is larger than the NATS server or the stream accepts, and so can
+// never be published.
+var ErrTooLarge = errors.New(
+	"larger than NATS accepts: raise max_payload of the server, or max_msg_size of the stream")
+
+// PublishAll publishes the events at once, in no order, and returns an error for each: nil when the
+// stream has stored it.
+func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
+	errs := make([]error, len(list))
+	acks := make([]jetstream.PubAckFuture, len(list))
+	spans := make([]trace.Span, len(list))
+	for i, e := range list {
+		msg := b.message(e)
+		_, spans[i] = b.startPublish(ctx, msg, e)
+		acks[i], errs[i] = b.js.PublishMsgAsync(msg, jetstream.WithExpectStream(b.o.Stream))
+	}
+	for i, ack := range acks {
+		if errs[i] == nil {
+			select {
+			case <-ack.Ok():
+			case err := <-ack.Err():
+				errs[i] = err
+			case <-ctx.Done():
+				errs[i] = ctx.Err()
+			}
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("publish %s: %w", list[i].Type, b.withHint(errs[i]))
+		}
+		failSpan(spans[i], errs[i])
+		spans[i].End()
+	}
+	return errs
+}
+
+// message returns the NATS message of an event. The event's own headers are copied, because tracing
+// adds to them.
+func (b *Bus) message(e Outgoing) *nats.Msg {
+	msg := &nats.Msg{Subject: b.o.Subjects.Event(e.Type), Header: nats.Header{}, Data: e.Data}
+	for name, values := range e.Header {
+		msg.Header[name] = values
+	}
+	if e.ID != "" {
+		msg.Header.Set(jetstream.MsgIDHeader, e.ID)
+	}
+	return msg
+}

@@ -1,0 +1,147 @@
+package repo
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		c := claim(t, db, "a")
+		same(t, "after a claim", unsent(t, db, 10), []string(nil))
+		finish(t, db, c)
+		first, err := db.Unsent(ctx, 10)
+		must(t, err)
+		same(t, "after the change", first, []OutboxRow{{
+			ID: first[0].ID, EventID: "created-" + c.Attempt.ID, TenantID: "a", Type: "dashboard.test",
+			Data: []byte(`{"n":1}`), CreatedAt: at(db.now()),
+		}})
+
+		// An event that cannot be written takes its change with it.
+		b := claim(t, db, "b")
+		before := mapping(t, db, "b")
+		if _, err := db.Finish(ctx, b, "d", 200, announce(first[0].EventID)); err == nil {
+			t.Fatal("two events of one id were accepted")
+		}
+		f := ambiguous
+		f.Hold = true
+		if _, err := db.Fail(ctx, b, f, announce(first[0].EventID)); err == nil {
+			t.Fatal("two events of one id were accepted")
+		}
+		same(t, "the mapping after changes that were rolled back", mapping(t, db, "b"), before)
+		same(t, "the attempt after changes that were rolled back", outcomes(t, db, "b"),
+			[]Outcome{OutcomeSent})
+		same(t, "the outbox after changes that were rolled back", len(unsent(t, db, 10)), 1)
+	})
+}
+
+func TestOutboxOmitsTenantsDeletedMeanwhile(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		for tenant, end := range map[string]func(Claim){
+			"made":   func(c Claim) { finish(t, db, c) },
+			"failed": func(c Claim) { fail(t, db, c, Failure{Result: unaccepted.Result, Permanent: true}) },
+			"held":   func(c Claim) { fail(t, db, c, Failure{Result: ambiguous.Result, Hold: true}) },
+		} {
+			c := claim(t, db, tenant)
+			change(t, db, tenant, Deleted, 11)
+			end(c)
+			same(t, "the outbox after "+tenant, unsent(t, db, 10), []string(nil))
+			same(t, "the status of "+tenant, mapping(t, db, tenant).Status, Deleted)
+		}
+		same(t, "a dashboard that was made is known", mapping(t, db, "made").DashboardID != "", true)
+	})
+}
+
+func TestUnsentKeepsATenantsOrder(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		want := map[string][]string{}
+		for range 3 { // each tenant fails, then starts a new generation
+			for _, tenant := range []string{"b", "a"} {
+				c := begin(t, db, created(tenant, 10, fmt.Sprint("m", len(want[tenant]))))
+				fail(t, db, c, Failure{Result: unaccepted.Result, Permanent: true})
+				want[tenant] = append(want[tenant], "failed-"+c.Attempt.ID)
+			}
+		}
+		list, err := db.Unsent(ctx, 100)
+		must(t, err)
+		got := map[string][]string{}
+		for _, o := range list {
+			got[o.TenantID] = append(got[o.TenantID], o.EventID)
+		}
+		same(t, "each tenant's events", got, want)
+
+		// A row is found although younger ones were sent before it.
+		must(t, db.MarkSent(ctx, []int64{list[0].ID, list[3].ID, list[5].ID}))
+		same(t, "what is left", unsent(t, db, 100),
+			[]string{list[1].EventID, list[2].EventID, list[4].EventID})
+		same(t, "what is left, two at most", unsent(t, db, 2), []string{list[1].EventID, list[2].EventID})
+		must(t, db.MarkSent(ctx, nil))
+		same(t, "after marking none", len(unsent(t, db, 100)), 3)
+	})
+}
+
+func TestPruneSentDeletesOnlyOldSentEvents(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		for _, tenant := range []string{"a", "b", "c", "d", "waits"} {
+			finish(t, db, claim(t, db, tenant))
+		}
+		list, err := db.Unsent(ctx, 10)
+		must(t, err)
+		send := func(from, to int) {
+			for _, o := range list[from:to] {
+				must(t, db.MarkSent(ctx, []int64{o.ID}))
+			}
+		}
+		send(0, 3)
+		pass(db, time.Hour)
+		send(3, 4)
+		for _, test := range []struct {
+			after time.Duration
+			limit int
+			left  int
+		}{{0, 10, 5}, {time.Millisecond, 2, 3}, {0, 2, 2}, {0, 2, 2}, {time.Hour, 10, 1}, {1000 * time.Hour,
+			10, 1}} {
+			pass(db, test.after)
+			must(t, db.PruneSent(ctx, time.Hour, test.limit))
+			var left int
+			must(t, db.read.GetContext(ctx, &left, "SELECT COUNT(*) FROM outbox"))
+			same(t, fmt.Sprintf("rows left after %+v", test), left, test.left)
+		}
+		same(t, "unsent", unsent(t, db, 10), []string{list[4].EventID})
+	})
+}
+
+func TestTenantOutboxReadsNewestOldestFirst(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		err := db.transact(ctx, func(ctx context.Context, x *tx) error {
+			for i := range 6 {
+				n := OutboxEvent{EventID: fmt.Sprint("event-", i), Type: "dashboard.created",
+					Data: []byte(`{}`)}
+				if err := x.enqueue(ctx, fmt.Sprint("tenant-", i%2), n); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		must(t, err)
+		first, err := db.Unsent(ctx, 2)
+		must(t, err)
+		must(t, db.MarkSent(ctx, []int64{first[1].ID}))
+		for limit, want := range map[int][]string{10: {"event-1 sent", "event-3", "event-5"},
+			2: {"event-3", "event-5"}} {
+			list, err := db.TenantOutbox(ctx, "tenant-1", limit)
+			var got []string
+			for _, e := range list {
+				if got = append(got, e.EventID); !e.SentAt.IsZero() {
+					got[len(got)-1] += " sent"
+				}
+			}
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("at most %d: %v, %v, want %v", limit, got, err, want)
+			}
+		}
+	})
+}

@@ -1,0 +1,51 @@
+package cli
+
+import (
+	"fmt"
+
+	"papermap-worker/repo"
+)
+
+// migrateCmd changes the database before a new version is started, where DATABASE_MIGRATE is false;
+// else serve does so itself.
+type migrateCmd struct {
+	Up     migrateUpCmd     `cmd:"" default:"1" help:"Apply the missing migrations."`
+	Status migrateStatusCmd `cmd:"" help:"List the migrations."`
+}
+
+// migrateUpCmd creates a database that does not exist yet.
+type migrateUpCmd struct{}
+
+func (migrateUpCmd) Run(a *app) error {
+	db, err := a.openDatabase(repo.CheckAddress)
+	if err != nil {
+		return err
+	}
+	applied, err := db.Migrate(a.ctx)
+	for _, name := range applied {
+		fmt.Fprintln(a.stdout, "applied", name)
+	}
+	if err == nil && len(applied) == 0 {
+		fmt.Fprintln(a.stdout, "the database is up to date")
+	}
+	return err
+}
+
+// migrateStatusCmd lists this program's migrations, oldest first, and which were applied.
+type migrateStatusCmd struct{ jsonFlag }
+
+func (c migrateStatusCmd) Run(a *app) error {
+	db, err := a.openDatabase(repo.CheckAddress)
+	if err != nil {
+		return err
+	}
+	list, err := db.Migrations(a.ctx)
+	if err != nil {
+		return err
+	}
+	rows := table{{"VERSION", "NAME", "APPLIED"}}
+	for _, m := range list {
+		rows.add(m.Version, m.Name, map[bool]string{true: "yes", false: "no"}[m.Applied])
+	}
+	return c.print(a.stdout, list, rows)
+}

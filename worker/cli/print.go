@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"papermap-worker/repo"
+)
+
+// table is rows of cells for people; the first row may be a heading.
+type table [][]string
+
+// add adds a row of cells, which are formatted as by fmt.Print.
+func (t *table) add(cells ...any) {
+	row := make([]string, len(cells))
+	for i, cell := range cells {
+		row[i] = fmt.Sprint(cell)
+	}
+	*t = append(*t, row)
+}
+
+// print aligns the cells in columns. What is not printable in them is replaced.
+func (t table) print(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range t {
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			cells[i] = printable(cell)
+		}
+		fmt.Fprintln(tw, strings.Join(cells, "\t"))
+	}
+	if err := tw.Flush(); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// jsonFlag is the flag of commands that print for people or for programs.
+type jsonFlag struct {
+	JSON bool `help:"Print JSON."`
+}
+
+// print prints value as JSON if that was asked for, else rows.
+func (f jsonFlag) print(w io.Writer, value any, rows table) error {
+	if f.JSON {
+		return printJSON(w, value)
+	}
+	return rows.print(w)
+}
+
+// printList is print for rows with a heading. It prints the text none instead when there are no
+// others.
+func (f jsonFlag) printList(w io.Writer, value any, rows table, none string) error {
+	if f.JSON || len(rows) > 1 {
+		return f.print(w, value, rows)
+	}
+	_, err := fmt.Fprintln(w, none)
+	return err
+}
+
+// printable replaces what could move the cursor or break the table; others choose the names that
+// are printed.
+func printable(cell string) string {
+	if cell == "" {
+		return "-"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, cell)
+}
+
+// printableLines replaces what could move the cursor, and indents JSON.
+func printableLines(text string) string {
+	if value := jsontext.Value(text); value.Indent(jsontext.WithIndent("  ")) == nil {
+		text = string(value)
+	}
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimSuffix(printable(line+" "), " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// printJSON prints indented JSON with a line break at its end. An empty list is [], not null.
+func printJSON(w io.Writer, v any) error {
+	err := json.MarshalWrite(w, v, jsontext.WithIndent("  "), json.FormatNilSliceAsNull(false))
+	if err != nil {
+		return fmt.Errorf("print JSON: %w", err)
+	}
+	_, err = fmt.Fprintln(w)
+	return err
+}
+
+// unixTime writes seconds since the epoch for people.
+func unixTime(seconds int64) string { return time.Unix(seconds, 0).UTC().Format(time.RFC3339) }
+
+// shortTime writes a time in UTC to the second; empty for none.
+func shortTime(t repo.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.DateTime)
+}
+
+// bar draws a share, 0 to 1, in 24 cells, rounded to an eighth of one.
+func bar(share float64) string {
+	const width = 24
+	eighths := int(share*width*8 + 0.5)
+	text := strings.Repeat("█", eighths/8)
+	if rest := eighths % 8; rest > 0 {
+		text += string([]rune("▏▎▍▌▋▊▉")[rest-1])
+	}
+	return fmt.Sprintf("%-*s", width, text)
+}

@@ -1,0 +1,122 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// replayCmd is the second half of restoring a backup; docs/operations.md has the first.
+type replayCmd struct {
+	Since        timeOrAgo `required:"" help:"Time before the backup: RFC 3339, or a time ago such as 2h."`
+	DryRun       bool      `help:"Count, and change nothing."`
+	natsSettings `group:"NATS"`
+}
+
+// Run brings a database that was restored from an older backup up to the stream. First it records
+// the dashboards of the stream's events, so that they are not created a second time; then it
+// publishes the tenants' events again. State follows from the events' own times, so a second
+// replay, or one of events that are in the backup, changes nothing.
+func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
+	since := c.Since.Time
+
+	state, err := scanState(a.ctx, bus, since)
+	if err != nil {
+		return err
+	}
+	unknown, err := state.restore(a.ctx, db, c.DryRun)
+	if err != nil {
+		return err
+	}
+	if c.DryRun {
+		fmt.Fprintf(a.stdout, "%d dashboards would be recorded and %d events published again\n",
+			unknown, state.events)
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "recorded %d dashboards that the database did not know\n", unknown)
+	published := 0
+	err = bus.ScanSince(a.ctx, since, func(p events.StoredEvent) error {
+		if p.Dashboard != nil {
+			return nil
+		}
+		if err := bus.Republish(a.ctx, p); err != nil {
+			return fmt.Errorf("publish again, after %d of %d events: %w", published, state.events, err)
+		}
+		published++
+		return nil
+	})
+	if err == nil {
+		fmt.Fprintf(a.stdout, "published %d events again\n", published)
+	}
+	return err
+}
+
+// streamState is what the events of the stream say about tenants.
+type streamState struct {
+	events     int                       // that a worker consumes
+	dashboards map[string]repo.Dashboard // the newest, by tenant
+	changes    map[string][]repo.Change  // of access, by tenant, in the stream's order
+}
+
+// scanState reads the stream from a time on. Dashboards are those that workers announced in it, so
+// they are known also where the database is older.
+func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamState, error) {
+	s := &streamState{dashboards: map[string]repo.Dashboard{}, changes: map[string][]repo.Change{}}
+	created := map[string]time.Time{} // the newest tenant.created so far, by tenant
+	return s, bus.ScanSince(ctx, since, func(e events.StoredEvent) error {
+		if d := e.Dashboard; d != nil {
+			s.dashboards[d.TenantID] = repo.Dashboard{
+				TenantID: d.TenantID, WorkspaceID: d.WorkspaceID, ID: d.DashboardID, Title: d.Title,
+				CreatedEvent: created[d.TenantID],
+			}
+			return nil
+		}
+		switch data := e.Data.(type) {
+		case events.TenantCreated:
+			if e.Time.After(created[data.TenantID]) {
+				created[data.TenantID] = e.Time
+			}
+		case events.TenantChange:
+			to, _ := worker.AccessStatus(e.Type)
+			s.changes[data.TenantID] = append(s.changes[data.TenantID],
+				repo.Change{TenantID: data.TenantID, To: to, EventTime: e.Time})
+		}
+		s.events++
+		return nil
+	})
+}
+
+// restore records the dashboards that the database does not know, and returns how many; with dryRun
+// it only counts.
+func (s *streamState) restore(ctx context.Context, db *repo.DB, dryRun bool) (unknown int, err error) {
+	for tenantID, d := range s.dashboards {
+		m, err := db.Mapping(ctx, tenantID)
+		if err != nil && !errors.Is(err, repo.ErrNotFound) {
+			return unknown, err
+		}
+		if m.DashboardID == d.ID {
+			continue
+		}
+		unknown++
+		if dryRun {
+			continue
+		}
+		// Changes come first, or a tenant that was suspended since would get tokens until its event
+		// is back.
+		for _, c := range s.changes[tenantID] {
+			c.WorkspaceID = d.WorkspaceID
+			if _, err := db.Change(ctx, c); err != nil {
+				return unknown, err
+			}
+		}
+		if err := db.Adopt(ctx, d); err != nil {
+			return unknown, err
+		}
+	}
+	return unknown, nil
+}

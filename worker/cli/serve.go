@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"papermap-worker/events"
+	"papermap-worker/papermap"
+	"papermap-worker/worker"
+	"papermap-worker/worker/ops"
+)
+
+// serveCmd is the worker itself, and the one command with all settings. It waits for a database and
+// a NATS server that cannot be reached yet, and drains at SIGINT or SIGTERM: events in flight get
+// SHUTDOWN_GRACE to finish.
+type serveCmd struct {
+	papermapSettings `group:"Papermap"`
+	workSettings     `group:"Worker"`
+	natsSettings     `group:"NATS"`
+	databaseSettings `group:"Database"`
+}
+
+// serveConfig is the configuration of serve, checked.
+type serveConfig struct {
+	worker   worker.Config
+	bus      events.Options
+	database string
+	migrate  bool
+	http     ops.Config
+	tracing  bool
+}
+
+func (c *serveCmd) Run(a *app) error {
+	cfg, err := c.config(a.parser())
+	if err != nil {
+		return err
+	}
+	cfg.worker.Version = a.version
+	c.warn(a.log, cfg)
+	return serve(a.ctx, cfg, a.log)
+}
+
+// config checks the settings.
+func (c *serveCmd) config(p *parser) (serveConfig, error) {
+	cfg := serveConfig{
+		worker: c.papermapSettings.parse(p), bus: c.natsSettings.parse(p), database: p.databaseURL(),
+		migrate: p.boolean("DATABASE_MIGRATE", c.Migrate), http: c.workSettings.http(p), tracing: p.tracing(),
+	}
+	cfg.bus.Wait = true
+	c.workSettings.parse(p, cfg.bus.Subjects.Prefix, &cfg.worker)
+	return cfg, p.err()
+}
+
+// warn logs settings that are allowed, but unsafe.
+func (c *serveCmd) warn(log *slog.Logger, cfg serveConfig) {
+	if allowed, _ := strconv.ParseBool(c.AllowHTTP); allowed {
+		log.Warn("PAPERMAP_ALLOW_HTTP is set: signatures are sent in the clear; use it for tests only")
+	}
+	if cfg.worker.TokenAudit > 0 && !log.Enabled(context.Background(), slog.LevelInfo) {
+		log.Warn("LOG_LEVEL hides the log lines on minted tokens: set it to info, or EMBED_TOKEN_AUDIT to 0")
+	}
+	if n := len(cfg.http.Console.Token); n > 0 && n < 16 {
+		log.Warn("CONSOLE_TOKEN is shorter than 16 bytes and could be guessed: use `openssl rand -hex 16`")
+	}
+	if n := len(cfg.http.JWT.Secret); n > 0 && n < 32 {
+		log.Warn("HTTP_JWT_SECRET is shorter than HS256's 32 bytes (RFC 7518) and could be guessed")
+	}
+	secrets := map[papermap.Secret]string{}
+	for _, ws := range cfg.worker.Workspaces {
+		if other, ok := secrets[ws.Key.Secret]; ok {
+			log.Warn("two workspaces have the same secret: a signature for one could fit the other",
+				"workspace_id", ws.ID, "other_workspace_id", other)
+		}
+		secrets[ws.Key.Secret] = ws.ID
+		if ambiguousID(ws.ID) {
+			log.Warn("the workspace id ends in a digit: Papermap signs id and time without a separator, "+
+				"so a signature could fit another id", "workspace_id", ws.ID)
+		}
+	}
+}
+
+// ambiguousID says whether the id could run into the time that is signed behind it. All UUIDs have
+// one length.
+func ambiguousID(id string) bool {
+	last := id[len(id)-1]
+	isUUID := len(id) == 36 && uuid.Validate(id) == nil
+	return last >= '0' && last <= '9' && !isUUID
+}
+
+// serve wires the worker together and runs it until ctx ends.
+func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
+	tracer, log, stopTracing, err := startTracing(cfg.tracing, cfg.worker.Version, log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	cfg.bus.Tracer, cfg.http.Tracer = tracer, tracer
+	db, err := waitForDatabase(ctx, cfg.database, cfg.migrate, log)
+	if ctx.Err() != nil && err != nil {
+		log.Info("stopped before it had started")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := db.Close(); err != nil {
+			log.Warn("cannot close the database cleanly", "error", err)
+		}
+	}()
+	bus, err := events.Connect(cfg.bus, log)
+	if err != nil {
+		return err
+	}
+	defer closeWithin(5*time.Second, bus.Close)
+	w := worker.New(cfg.worker, db, bus, log)
+	if cfg.http.Addr != "" || cfg.http.MetricsAddr != "" {
+		server, err := ops.Start(cfg.http, w, log)
+		if err != nil {
+			return err
+		}
+		defer closeWithin(2*time.Second, server.Close)
+		log.Info("serving HTTP", "address", server.Addr())
+	}
+	log.Info("started", "version", cfg.worker.Version, "workspaces", len(cfg.worker.Workspaces))
+	err = w.Run(ctx)
+	log.Info("stopped")
+	return err
+}

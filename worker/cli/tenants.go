@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+)
+
+// tenantsCmd is about the mappings of tenants to dashboards, as the database has them.
+type tenantsCmd struct {
+	List    tenantsListCmd    `cmd:"" help:"List tenants."`
+	Show    tenantsShowCmd    `cmd:"" help:"Explain why a tenant has a dashboard or not, and what to do."`
+	Resolve tenantsResolveCmd `cmd:"" help:"Adopt or recreate the dashboard of a held tenant."`
+}
+
+// tenantsListCmd lists mappings in the order of tenant ids, a page at a time.
+type tenantsListCmd struct {
+	Status status `help:"pending, creating, active, held, failed, suspended or deleted."`
+	After  string `help:"Tenant id to start after."`
+	Limit  limit  `default:"1000" help:"Maximum number."`
+	jsonFlag
+}
+
+func (c *tenantsListCmd) Run(a *app, db *repo.DB) error {
+	list, err := db.Mappings(a.ctx, repo.Status(c.Status), c.After, int(c.Limit))
+	if err != nil {
+		return err
+	}
+	rows := table{{"TENANT", "STATUS", "DASHBOARD", "WORKSPACE", "TITLE", "UPDATED", "ERROR"}}
+	for _, m := range list {
+		updated := shortTime(m.UpdatedAt)
+		rows.add(m.TenantID, m.Status, m.DashboardID, m.WorkspaceID, m.Title, updated, m.FailedError)
+	}
+	if len(list) == int(c.Limit) && !c.JSON {
+		defer fmt.Fprintf(a.stdout, "\nThere may be more: --after %q\n", list[len(list)-1].TenantID)
+	}
+	return c.print(a.stdout, list, rows)
+}
+
+// tenantsShowCmd answers why a tenant has no dashboard: in its first line, with what to do in the
+// next, then with all that happened to the tenant.
+type tenantsShowCmd struct {
+	TenantID     string `arg:"" name:"tenant" help:"Tenant id."`
+	JSON         bool   `help:"Print JSON."`
+	natsSettings `group:"NATS"`
+}
+
+// Run prints a tenant's report. Without NATS it lacks the events and dead letters, and says so.
+func (c *tenantsShowCmd) Run(a *app, db *repo.DB) error {
+	bus, unreachable := c.connect(a)
+	if wrong := (*usageError)(nil); errors.As(unreachable, &wrong) {
+		return unreachable
+	}
+	facts, err := worker.LoadFacts(a.ctx, db, bus, c.TenantID)
+	if unreachable != nil {
+		missing := fmt.Sprintf("the stream's events and the dead letters: %v", unreachable)
+		facts.LeftOut = append(facts.LeftOut, missing)
+	}
+	switch {
+	case errors.Is(err, repo.ErrNotFound) && len(facts.LeftOut) > 0:
+		missing := strings.Join(facts.LeftOut, "; ")
+		return fmt.Errorf("%w What was left out: %s", unknownTenant(c.TenantID), missing)
+	case errors.Is(err, repo.ErrNotFound):
+		return unknownTenant(c.TenantID)
+	case err != nil:
+		return err
+	case c.JSON:
+		return printJSON(a.stdout, facts.Report(time.Now()))
+	}
+	return printReport(a.stdout, facts.Report(time.Now()))
+}
+
+// printReport prints a report for people; all texts in it may come from others.
+func printReport(w io.Writer, s worker.TenantReport) error {
+	fmt.Fprintln(w, printable(s.Summary))
+	for _, line := range s.Next {
+		fmt.Fprintln(w, "→", printable(line))
+	}
+	fmt.Fprintln(w)
+	if s.Known {
+		rows := table{
+			{"tenant", s.TenantID}, {"status", string(s.Status)}, {"workspace", s.WorkspaceID},
+			{"dashboard", s.DashboardID}, {"title", s.Title}, {"generation", fmt.Sprint(s.Generation)},
+			{"created", shortTime(s.CreatedAt)}, {"updated", shortTime(s.UpdatedAt)},
+		}
+		if s.FailedError != "" {
+			rows.add("last error", s.FailedError)
+		}
+		if err := rows.print(w); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
+	}
+	rows := table{{"TIME", "KIND", "WHAT", "ID", "DETAIL"}}
+	for _, m := range s.History {
+		rows.add(m.Time.UTC().Format("2006-01-02 15:04:05.000"), m.Kind, m.What, m.ID, m.Detail)
+	}
+	if err := rows.print(w); err != nil {
+		return err
+	}
+	for _, line := range s.LeftOut {
+		fmt.Fprintf(w, "\nLeft out: %s\n", printable(line))
+	}
+	return nil
+}
+
+// tenantsResolveCmd decides about a tenant that is held, because whether Papermap made its
+// dashboard is unknown (PAPERMAP_ON_AMBIGUOUS=hold). The running worker takes it from there.
+type tenantsResolveCmd struct {
+	TenantID    string `arg:"" name:"tenant" help:"Tenant id."`
+	DashboardID string `help:"Papermap's dashboard with the attempt's mark in its description."`
+	Recreate    bool   `help:"Create another: Papermap has no such dashboard, or it was deleted."`
+}
+
+func (c *tenantsResolveCmd) Validate() error {
+	if (c.DashboardID != "") == c.Recreate {
+		return errors.New("use one of --dashboard-id ID and --recreate: " +
+			"look for the marks of `papermap-worker attempts list` in Papermap first")
+	}
+	return nil
+}
+
+func (c *tenantsResolveCmd) Run(a *app, db *repo.DB) error {
+	var m repo.Mapping
+	var err error
+	result := "; the running worker creates another dashboard"
+	if c.Recreate {
+		m, err = worker.Recreate(a.ctx, db, c.TenantID)
+	} else {
+		m, err = worker.Resolve(a.ctx, db, c.TenantID, c.DashboardID)
+		result = " with dashboard " + printable(m.DashboardID)
+	}
+	switch {
+	case errors.Is(err, worker.ErrDashboardID):
+		return usageErrorf("--dashboard-id: invalid dashboard id %q", printable(c.DashboardID))
+	case errors.Is(err, repo.ErrNotFound):
+		return unknownTenant(c.TenantID)
+	case err == nil:
+		_, err = fmt.Fprintf(a.stdout, "tenant %s is %s%s\n", printable(m.TenantID), m.Status, result)
+	}
+	return err
+}
+
+// unknownTenant is the error for a tenant without a row in the database.
+func unknownTenant(id string) error {
+	return fmt.Errorf("tenant %q is unknown: was tenant.created published for it?", id)
+}

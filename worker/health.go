@@ -1,0 +1,195 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"papermap-worker/events"
+	"papermap-worker/papermap"
+	"papermap-worker/repo"
+)
+
+// Finding is the result of one check of NATS, the database or Papermap. Readiness and doctor judge
+// by the same checks: what doctor calls fatal about NATS or the database keeps `/readyz` at 503, in
+// the same words.
+type Finding = events.Finding
+
+// CheckDatabase checks that the tables are this program's and can be read. migrate says that serve
+// would migrate them. It returns nothing when all is well.
+func CheckDatabase(ctx context.Context, db *repo.DB, migrate bool) []Finding {
+	const check = "database"
+	switch err := db.CheckSchema(ctx); {
+	case errors.Is(err, repo.ErrSchemaBehind) && migrate:
+		return []Finding{{Check: check, Found: "it is behind this program: serve migrates it"}}
+	case errors.Is(err, repo.ErrSchemaBehind):
+		fix := "run `papermap-worker migrate`, or set DATABASE_MIGRATE=true"
+		return []Finding{{Check: check, Found: err.Error(), Fix: fix, Fatal: true}}
+	case errors.Is(err, repo.ErrSchemaNewer):
+		return []Finding{{Check: check, Found: err.Error(), Fix: "run the newer program", Fatal: true}}
+	case err != nil:
+		fix := "can the user read and write the tables?"
+		return []Finding{{Check: check, Found: err.Error(), Fix: fix, Fatal: true}}
+	}
+	return checkReadable(ctx, db)
+}
+
+func checkReadable(ctx context.Context, db *repo.DB) []Finding {
+	if err := db.Ping(ctx); err != nil {
+		fix := "is the database up, and can the user read the tables?"
+		return []Finding{{Check: "database", Found: err.Error(), Fix: fix, Fatal: true}}
+	}
+	return nil
+}
+
+// CheckPapermap reads one row of usage with the workspace's API key. That checks the address, the
+// credentials and the clock, and changes nothing. check names the finding.
+func CheckPapermap(ctx context.Context, check string, client *papermap.Client) []Finding {
+	err := client.Probe(ctx)
+	list := []Finding{{Check: check, Found: "it answers, and accepts the key"}}
+	var api *papermap.Error
+	if errors.As(err, &api) && api.Deferred {
+		list[0] = Finding{Check: check, Found: err.Error(), Fix: "try again later; the worker waits, too"}
+	} else if err != nil {
+		t := troubleOf(err)
+		list[0] = Finding{Check: check, Found: fmt.Sprintf("%s: %v", t.found, err), Fix: t.fix, Fatal: true}
+	}
+	if skew, known := client.ClockSkew(); known {
+		list = append(list, checkSkew(skew))
+	}
+	return list
+}
+
+// checkSkew judges how far the host's clock is from Papermap's.
+func checkSkew(skew time.Duration) Finding {
+	found := fmt.Sprintf("the host's clock is %v off Papermap's", skew.Abs().Round(time.Second))
+	switch {
+	case skew.Abs() > MaxClockSkew:
+		fix := "set it; no tokens are minted until then"
+		return Finding{Check: "clock", Found: found, Fix: fix, Fatal: true}
+	case skew.Abs() > WarnClockSkew:
+		fix := fmt.Sprintf("set it; beyond %v no tokens are minted", MaxClockSkew)
+		return Finding{Check: "clock", Found: found, Fix: fix}
+	}
+	return Finding{Check: "clock", Found: "it agrees with Papermap's"}
+}
+
+// trouble is what keeps the worker from using Papermap's API. The breaker pauses because of it, and
+// doctor reports it.
+type trouble struct{ kind, found, fix string }
+
+// troubleOf returns what a failed call to the API shows.
+func troubleOf(err error) trouble {
+	var api *papermap.Error
+	errors.As(err, &api)
+	switch {
+	case api != nil && api.Class == papermap.Credentials:
+		return trouble{PauseCredentials, "Papermap refuses the credentials",
+			"check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID"}
+	case api != nil && api.Class == papermap.Configuration:
+		return trouble{PauseConfiguration, "Papermap's API is not at PAPERMAP_API_URL",
+			"correct the address; or check the workspace id"}
+	}
+	return trouble{PauseFailing, "calls to Papermap keep failing",
+		"can this host reach the address? The worker waits, and tokens still work"}
+}
+
+const (
+	healthEvery   = 10 * time.Second // between checks of NATS and the database
+	healthTimeout = 5 * time.Second  // of one check
+)
+
+// health checks NATS and the database in the background, every 10 s and at once when the connection
+// or the consumers come or go, so that a request for readiness does no work of its own.
+type health struct {
+	bus       *events.Bus
+	db        *repo.DB
+	consuming func() bool
+	last      atomic.Pointer[[]Finding] // nil before the first check
+}
+
+// run checks until ctx ends.
+func (h *health) run(ctx context.Context) {
+	var checked time.Time
+	var before, now [2]bool
+	for {
+		now = [2]bool{h.bus.Connected() == nil, h.consuming()}
+		if now != before || time.Since(checked) >= healthEvery {
+			h.check(ctx)
+			before, checked = now, time.Now()
+		}
+		if !events.Sleep(ctx, time.Second) {
+			return
+		}
+	}
+}
+
+func (h *health) check(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	list := checkReadable(ctx, h.db)
+	if h.bus.Connected() == nil {
+		list = append(list, h.bus.CheckTopology(ctx)...)
+	}
+	h.last.Store(&list)
+}
+
+// fatal returns what the last check found that the worker cannot work with.
+func (h *health) fatal() (reasons []string) {
+	last := h.last.Load()
+	if last == nil {
+		return []string{"the first check of NATS and the database has not ended"}
+	}
+	for _, f := range *last {
+		if f.Fatal {
+			reasons = append(reasons, f.String())
+		}
+	}
+	return reasons
+}
+
+// State is whether the worker can work, for people and probes.
+type State struct {
+	Ready     bool     `json:"ready"`
+	Consuming string   `json:"consuming"`         // yes, paused (because of Papermap) or no
+	Reasons   []string `json:"reasons,omitempty"` // what is wrong, or why it is paused
+}
+
+// State returns the result of the last checks and runs none itself. A pause because of Papermap
+// leaves the worker ready: it still mints tokens and handles suspensions.
+func (w *Worker) State() State {
+	s := State{Ready: true, Consuming: "yes"}
+	notReady := func(reason string) {
+		s.Ready, s.Consuming = false, "no"
+		s.Reasons = append(s.Reasons, reason)
+	}
+	if w.draining.Load() {
+		notReady("the worker is draining")
+	}
+	if err := w.bus.Connected(); err != nil {
+		notReady(err.Error())
+	} else if !w.main.Healthy() || !w.access.Healthy() {
+		notReady("the consumers are not running; the log says why")
+	}
+	for _, reason := range w.health.fatal() {
+		notReady(reason)
+	}
+	for _, ws := range w.workspaces.list {
+		pause, ok := ws.breaker.current()
+		if !ok {
+			continue
+		}
+		if s.Ready {
+			s.Consuming = "paused"
+		}
+		s.Reasons = append(s.Reasons, fmt.Sprintf("workspace %s is paused: %s", ws.ID, pause.Reason))
+	}
+	for _, ws := range w.workspaces.list {
+		if skew, known := ws.api.ClockSkew(); known && skew.Abs() > WarnClockSkew {
+			s.Reasons = append(s.Reasons, fmt.Sprintf("workspace %s: %s", ws.ID, checkSkew(skew)))
+		}
+	}
+	return s
+}
