@@ -47,46 +47,21 @@ type Result struct {
 	Error       string // empty when there was none
 }
 
-const selectAttempt = `SELECT id, workspace_id, tenant_id, generation, mark, outcome,
-	started_at, finished_at, settled_at, COALESCE(dashboard_id, '') AS dashboard_id,
-	COALESCE(http_status, 0) AS http_status, COALESCE(error, '') AS error FROM provision_attempts`
-
 // possibleOrphans selects the attempts that may have made a dashboard which no mapping has. Its
 // parameter is the time before which an attempt that is still "sent" has lost its lease.
 const possibleOrphans = ` WHERE outcome NOT IN ('created', 'refused') AND settled_at IS NULL
 	AND (outcome <> 'sent' OR started_at < ?)`
 
 func (t *tx) attempt(ctx context.Context, id string) (a Attempt, err error) {
-	err = t.get(ctx, &a, selectAttempt+" WHERE id = ?", id)
+	err = t.get(ctx, &a, attemptTable.selects+" WHERE id = ?", id)
 	return a, err
 }
 
-// recordOutcome records how an attempt ended, whatever was recorded before.
-func (t *tx) recordOutcome(ctx context.Context, id string, r Result) error {
-	return t.exec(ctx, `UPDATE provision_attempts SET outcome = ?, dashboard_id = NULLIF(?, ''),
-		http_status = NULLIF(?, 0), error = NULLIF(?, ''), finished_at = ? WHERE id = ?`,
-		r.Outcome, r.DashboardID, r.HTTPStatus, r.Error, t.now, id)
-}
-
-// recordStaleOutcome records how the attempt of a holder that lost its claim ended, unless a person
-// has found that it made the mapping's dashboard.
-func (t *tx) recordStaleOutcome(ctx context.Context, id string, r Result) error {
-	a, err := t.attempt(ctx, id)
-	if err != nil || a.Outcome == OutcomeCreated {
-		return err
-	}
-	return t.recordOutcome(ctx, id, r)
-}
-
-// recordAbandonedOutcome records how the attempt ended that an earlier holder abandoned, unless
-// that holder has recorded an outcome meanwhile: then the returned failure follows from that one.
-func (t *tx) recordAbandonedOutcome(ctx context.Context, id string, f Failure) (Failure, error) {
-	a, err := t.attempt(ctx, id)
-	if err != nil {
-		return f, err
-	}
+// abandoned returns how an attempt failed that an earlier holder abandoned, which is f unless that
+// holder has recorded an outcome meanwhile.
+func (f Failure) abandoned(a *Attempt) Failure {
 	if a.Outcome == OutcomeSent {
-		return f, t.recordOutcome(ctx, id, f.Result)
+		return f
 	}
 	f.Result = Result{a.Outcome, a.DashboardID, a.HTTPStatus, a.Error}
 	switch a.Outcome {
@@ -95,7 +70,7 @@ func (t *tx) recordAbandonedOutcome(ctx context.Context, id string, f Failure) (
 	case OutcomeOrphaned:
 		f.Result.Error = fmt.Sprintf("the worker that had stopped made dashboard %q after all", a.DashboardID)
 	}
-	return f, nil
+	return f
 }
 
 // PossibleOrphan is a create request whose dashboard may exist without being a mapping's, with the
@@ -116,7 +91,7 @@ func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 	}
 	return list[PossibleOrphan](ctx, db.read, "list possible orphans",
 		`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
-		FROM (`+selectAttempt+possibleOrphans+`) a
+		FROM (`+attemptTable.selects+possibleOrphans+`) a
 		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`,
 		at(now.Add(-Lease)))
 }
@@ -124,5 +99,5 @@ func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 // Attempts lists a tenant's attempts, oldest first.
 func (db *DB) Attempts(ctx context.Context, tenantID string) ([]Attempt, error) {
 	return list[Attempt](ctx, db.read, fmt.Sprintf("list attempts of tenant %q", tenantID),
-		selectAttempt+" WHERE tenant_id = ? ORDER BY started_at, id", tenantID)
+		attemptTable.selects+" WHERE tenant_id = ? ORDER BY started_at, id", tenantID)
 }

@@ -25,11 +25,14 @@ type DB struct {
 	read     pool
 	write    *sqlx.DB                            // the same as read on PostgreSQL
 	pools    map[string]*sqlx.DB                 // all of them, by what metrics call them
-	transact func(context.Context, txFunc) error // runs one write and commits it
-	group    *group                              // SQLite's group commit; nil on PostgreSQL
-	path     string                              // of SQLite's file; empty on PostgreSQL
-	lock     *os.File                            // held by the one worker of an SQLite file while it runs
-	now      func() time.Time                    // the clock that leases go by; nil for PostgreSQL's own
+	transact func(context.Context, txFunc) error // runs one write that is no decision and commits it
+	batches  *batches                            // of decisions; nil until the database is open
+	settings func(alone bool) []statement        // what a session begins with
+	session  func(context.Context, func(*session) error) error
+	sets     *sqlx.DB         // of sessions; nil on SQLite
+	path     string           // of SQLite's file; empty on PostgreSQL
+	lock     *os.File         // held by the one worker of an SQLite file while it runs
+	now      func() time.Time // the clock that leases go by; nil for PostgreSQL's own
 
 	lastBegin atomic.Int64 // when Begin was last called, in Unix nanoseconds
 }
@@ -106,8 +109,8 @@ func (db *DB) Ping(ctx context.Context) error {
 
 // Close finishes the writes that have begun and closes the database.
 func (db *DB) Close() error {
-	if db.group != nil {
-		db.group.close()
+	if db.batches != nil {
+		db.batches.close()
 	}
 	var errs []error
 	for _, p := range db.pools {
@@ -126,6 +129,16 @@ func (db *DB) update(ctx context.Context, do txFunc, format string, args ...any)
 	ctx, span := startSpan(ctx, "transaction") // with the wait for its turn, and the commit
 	defer func() { endSpan(span, err) }()
 	if err := db.transact(ctx, do); err != nil {
+		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
+	}
+	return nil
+}
+
+// decide is update for a decision about one tenant, which shares its transaction with others.
+func (db *DB) decide(ctx context.Context, j *job, format string, args ...any) (err error) {
+	ctx, span := startSpan(ctx, "transaction")
+	defer func() { endSpan(span, err) }()
+	if err := db.batches.do(ctx, j); err != nil {
 		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
 	}
 	return nil
@@ -195,8 +208,8 @@ type tx struct {
 // Every query of this package has question marks for parameters, whichever the database, and names
 // the columns that it reads. It goes through pool or tx, which trace it.
 
-// connection is the connection of a transaction: an SQLite connection of the group commit, or a
-// PostgreSQL transaction.
+// connection is the connection of a transaction: SQLite's connection that writes, or a PostgreSQL
+// transaction.
 type connection interface {
 	Rebind(query string) string
 	GetContext(ctx context.Context, dest any, query string, args ...any) error

@@ -2,8 +2,12 @@ package repo
 
 import (
 	"errors"
+	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
@@ -17,7 +21,17 @@ type dialect struct {
 	version string // the query for its version
 	system  string // OpenTelemetry's db.system.name: https://opentelemetry.io/docs/specs/semconv/database/
 
-	forUpdate string // ends a SELECT whose rows the transaction will change; empty where a writer is alone
+	// set makes a table v of the rows; inOrder ends a SELECT from it in their order. inSet says that a
+	// column is in a list.
+	set     func(columns []column, rows [][]any) (from string, args []any)
+	inOrder string
+	inSet   string
+	list    func([]string) any // the argument of inSet
+
+	lockSet   string // ends a SELECT of rows to be changed: leaves out those that are locked
+	forUpdate string // the same, but waits for those
+	clock     string // reads started; empty: the process's clock counts
+
 	collate   string // the collation by code points, which is SQLite's default
 	unlimited string // lifts the time-out of a transaction's statements; empty where there is none
 
@@ -32,6 +46,7 @@ type dialect struct {
 
 var sqliteDialect = dialect{
 	goose: goose.DialectSQLite3, engine: "SQLite", version: "SELECT sqlite_version()", system: "sqlite",
+	set: setOfJSON, inSet: " IN (SELECT value FROM json_each(?))", list: listOfJSON,
 	pages: 8, pagesWhileBusy: 1,
 	usage: usageByValues,
 	isUnique: func(err error) bool {
@@ -42,7 +57,12 @@ var sqliteDialect = dialect{
 
 var postgresDialect = dialect{
 	goose: goose.DialectPostgres, engine: "PostgreSQL", version: "SHOW server_version", system: "postgresql",
-	forUpdate: " FOR UPDATE", collate: ` COLLATE "C"`, unlimited: "SET LOCAL statement_timeout = 0",
+	set: setOfArrays, list: func(l []string) any { return arrayOf(l) }, inSet: " = ANY(?::text[])",
+	lockSet: " ORDER BY tenant_id FOR UPDATE SKIP LOCKED", forUpdate: " FOR UPDATE",
+	inOrder: " ORDER BY v.n_in_set",
+	clock: `SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id,
+		ARRAY(SELECT tenant_id FROM tenant_dashboards WHERE tenant_id = ANY(?::text[])) AS known`,
+	collate: ` COLLATE "C"`, unlimited: "SET LOCAL statement_timeout = 0",
 	pages: 32, pagesWhileBusy: 32,
 	usage:    usageByArrays,
 	isUnique: func(err error) bool { return hasCode(err, uniqueViolation) },
@@ -64,4 +84,84 @@ const (
 func hasCode(err error, codes ...string) bool {
 	var server *pgconn.PgError
 	return errors.As(err, &server) && slices.Contains(codes, server.Code)
+}
+
+// setOfArrays passes a set to PostgreSQL as one array for each column.
+func setOfArrays(columns []column, rows [][]any) (string, []any) {
+	var from, args = "unnest(", make([]any, len(columns))
+	for i, c := range columns {
+		if i > 0 {
+			from += ", "
+		}
+		from += "?::" + c.kind + "[]"
+		values := make([]any, len(rows))
+		for r, row := range rows {
+			values[r] = row[i]
+		}
+		args[i] = arrayOf(values)
+	}
+	return from + ") WITH ORDINALITY AS v (" + names(columns, "") + ", n_in_set)", args
+}
+
+// arrayOf is the text of a PostgreSQL array:
+// https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+func arrayOf[T any](values []T) string {
+	text := []byte{'{'}
+	for i, v := range values {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		switch v := any(v).(type) {
+		case nil:
+			text = append(text, "NULL"...)
+		case int64:
+			text = strconv.AppendInt(text, v, 10)
+		case string:
+			text = append(text, '"')
+			for i := range len(v) {
+				if v[i] == '"' || v[i] == '\\' {
+					text = append(text, '\\')
+				}
+				text = append(text, v[i])
+			}
+			text = append(text, '"')
+		}
+	}
+	return string(append(text, '}'))
+}
+
+// setOfJSON passes a set to SQLite as an array of arrays, one for each row.
+func setOfJSON(columns []column, rows [][]any) (string, []any) {
+	var from strings.Builder
+	for i, c := range columns {
+		fmt.Fprintf(&from, ", value ->> %d AS %s", i, c.name)
+	}
+	text := []byte{'['}
+	for r, row := range rows {
+		if r > 0 {
+			text = append(text, ',')
+		}
+		text = appendJSON(text, row)
+	}
+	return "(SELECT " + from.String()[2:] + " FROM json_each(?)) AS v", []any{string(append(text, ']'))}
+}
+
+func listOfJSON(values []string) any { return string(appendJSON(nil, values)) }
+
+func appendJSON[T any](text []byte, values []T) []byte {
+	text = append(text, '[')
+	for i, v := range values {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		switch v := any(v).(type) {
+		case nil:
+			text = append(text, "null"...)
+		case int64:
+			text = strconv.AppendInt(text, v, 10)
+		case string:
+			text, _ = jsontext.AppendQuote(text, v) // the error is that it replaced what is no UTF-8
+		}
+	}
+	return append(text, ']')
 }

@@ -47,10 +47,25 @@
 //
 // Every method does the same on both; what differs is in dialect.go, sqlite.go and postgres.go.
 //
-// SQLite has one writer. Writes that wait at the same time share one transaction, and so one fsync,
-// by a group commit (groupcommit.go); reads have a pool of their own. On PostgreSQL each write is a
-// transaction of its own, because groups that lock the rows of many tenants would deadlock between
-// replicas.
+// # Sets
+//
+// Writes about tenants (Begin, Finish, Fail, Change, Resolve, Recreate and Adopt) that wait at the
+// same time share one transaction, a batch (batch.go):
+//
+//	lock    one SELECT of all their mappings, FOR UPDATE, in the order of tenant ids
+//	clock   read once the rows are locked: a lease never counts from before a wait
+//	decide  by pure functions, job by job (decide.go); each sees what was decided before it
+//	read    what decisions have asked for, with one SELECT for each kind, and decide again
+//	write   at most one INSERT and one UPDATE for each table (sets.go), and COMMIT
+//
+// So a batch of 64 tenants takes as many statements as one. On SQLite, which has one writer, there
+// is one batch at a time, and other writes are part of it, each within a savepoint; reads have a pool
+// of their own. On PostgreSQL there are some at once, and one more for suspensions and what people
+// do; other writes are a transaction each.
+//
+// Batches of several replicas cannot deadlock: rows that are locked are skipped, and each of those
+// jobs waits for its row in a transaction of its own; what a batch inserts is in the order of keys.
+// A row that appears meanwhile is no error: the batch begins again, and reads it.
 //
 // Times are kept in UTC to the millisecond. Leases go by one clock: the process's on SQLite, which
 // has one worker, the server's on PostgreSQL. Times of events are Unix nanoseconds, because two

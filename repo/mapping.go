@@ -3,8 +3,6 @@ package repo
 import (
 	"context"
 	"fmt"
-	"reflect"
-	"strings"
 	"time"
 )
 
@@ -193,117 +191,25 @@ func eventTime(t time.Time) int64 { return max(1, t.UnixNano()) }
 
 // Change records the event. It reports whether the mapping's status changed.
 func (db *DB) Change(ctx context.Context, c Change) (changed bool, err error) {
-	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lockOrMake(ctx, c.TenantID, c.WorkspaceID)
-		if err != nil {
-			return err
-		}
-		before := m.Status
-		m.applyChange(c)
-		changed = m.Status != before
-		return t.save(ctx, m)
+	err = db.decide(ctx, &job{
+		tenantID: c.TenantID, workspaceID: c.WorkspaceID, urgent: true,
+		decide: func(d *decision) error {
+			changed = d.change(c)
+			return nil
+		},
 	}, "record that tenant %q is %s", c.TenantID, c.To)
 	return changed && err == nil, err
 }
 
-// mappingRow is a mapping within a transaction that may change it.
-type mappingRow struct {
-	Mapping
-	stored *Mapping // as it was read; nil for a tenant that is unknown
-}
-
-// lockOrMake reads the tenant's row for a change. For a tenant that is unknown it is the row that
-// save will make; on PostgreSQL it is made at once, because only a row that is there can be locked.
-//
-// A transaction locks one tenant's row at most, and locks it first, so that transactions cannot
-// deadlock.
-func (t *tx) lockOrMake(ctx context.Context, tenantID, workspaceID string) (*mappingRow, error) {
-	r, err := t.lock(ctx, tenantID)
-	if err != ErrNotFound {
-		return r, err
-	}
-	r = &mappingRow{Mapping: Mapping{
-		TenantID: tenantID, WorkspaceID: workspaceID,
-		Status: Pending, Stage: none, Generation: 1, CreatedAt: t.now,
-	}}
-	if t.db.dialect.forUpdate == "" { // a single writer: no other transaction makes the row meanwhile
-		return r, nil
-	}
-	if err := t.insert(ctx, &r.Mapping, " ON CONFLICT DO NOTHING"); err != nil {
-		return nil, err
-	}
-	return t.lock(ctx, tenantID)
-}
-
-// lock reads the row of a known tenant for a change; ErrNotFound when it is not known.
-func (t *tx) lock(ctx context.Context, tenantID string) (*mappingRow, error) {
-	var m Mapping
-	err := t.get(ctx, &m, selectMapping+" WHERE tenant_id = ?"+t.db.dialect.forUpdate, tenantID)
-	return &mappingRow{Mapping: m, stored: &m}, err
-}
-
-// save writes the columns that have changed: each that is written costs a change of the indexes
-// that it is in.
-func (t *tx) save(ctx context.Context, r *mappingRow) error {
-	switch {
-	case r.stored == nil:
-		return t.insert(ctx, &r.Mapping, "")
-	case r.Mapping == *r.stored:
-		return nil
-	}
-	r.UpdatedAt = t.now
-	var set []string
-	var args []any
-	before := r.stored.values()
-	for i, v := range r.values() {
-		if v != before[i] {
-			set, args = append(set, mappingColumns[i]+" = "+mappingValues[i]), append(args, v)
-		}
-	}
-	query := "UPDATE tenant_dashboards SET " + strings.Join(set, ", ") + " WHERE tenant_id = ?"
-	return t.exec(ctx, query, append(args, r.TenantID)...)
-}
-
-func (t *tx) insert(ctx context.Context, m *Mapping, onConflict string) error {
-	m.UpdatedAt = t.now
-	return t.exec(ctx, insertMapping+onConflict, m.values()...)
-}
-
-// The columns of tenant_dashboards in the order of Mapping's fields, their placeholders, and the
-// statements made of them. A dashboard id that is not known is NULL in the table, where ids are
-// unique.
-var (
-	mappingColumns, mappingValues []string
-
-	selectMapping, insertMapping = func() (string, string) {
-		var read []string
-		for _, f := range reflect.VisibleFields(reflect.TypeFor[Mapping]()) {
-			column, value, expression := f.Tag.Get("db"), "?", f.Tag.Get("db")
-			if column == "dashboard_id" {
-				value, expression = "NULLIF(?, '')", "COALESCE(dashboard_id, '') AS dashboard_id"
-			}
-			mappingColumns, mappingValues = append(mappingColumns, column), append(mappingValues, value)
-			read = append(read, expression)
-		}
-		return "SELECT " + strings.Join(read, ", ") + " FROM tenant_dashboards",
-			"INSERT INTO tenant_dashboards (" + strings.Join(mappingColumns, ", ") +
-				") VALUES (" + strings.Join(mappingValues, ", ") + ")"
-	}()
-)
-
-// values are the fields in the order of mappingColumns.
-func (m *Mapping) values() []any {
-	fields := reflect.ValueOf(m).Elem()
-	list := make([]any, len(mappingColumns))
-	for i := range list {
-		list[i] = fields.Field(i).Interface()
-	}
-	return list
+func (d *decision) change(c Change) (changed bool) {
+	d.applyChange(c)
+	d.save()
+	return d.Status != d.before.Status
 }
 
 // Mapping reads a tenant's mapping; ErrNotFound when the tenant is unknown.
 func (db *DB) Mapping(ctx context.Context, tenantID string) (m Mapping, err error) {
-	if err := db.read.get(ctx, &m, selectMapping+" WHERE tenant_id = ?", tenantID); err != nil {
+	if err := db.read.get(ctx, &m, mappingTable.selects+" WHERE tenant_id = ?", tenantID); err != nil {
 		return m, fmt.Errorf("read the mapping of tenant %q: %w", tenantID, err)
 	}
 	return m, nil

@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -53,13 +52,8 @@ func TestMappingSavesEachColumnAlone(t *testing.T) {
 				continue
 			}
 			for _, zero := range []bool{false, true} {
-				var want Mapping
-				err := db.transact(ctx, func(ctx context.Context, x *tx) error {
-					m, err := x.lock(ctx, "a")
-					if err != nil {
-						return err
-					}
-					switch v := reflect.ValueOf(&m.Mapping).Elem().Field(i).Addr().Interface().(type) {
+				want := decideOn(t, db, "a", func(d *decision) {
+					switch v := reflect.ValueOf(&d.Mapping).Elem().Field(i).Addr().Interface().(type) {
 					case *Status:
 						*v = map[bool]Status{false: Held, true: Failed}[zero]
 					case *string:
@@ -71,13 +65,7 @@ func TestMappingSavesEachColumnAlone(t *testing.T) {
 					case *Time:
 						*v = map[bool]Time{false: at(db.now().Add(time.Hour))}[zero]
 					}
-					err = x.save(ctx, m)
-					want = m.Mapping
-					return err
 				})
-				if err != nil {
-					t.Fatal(field.Name, err)
-				}
 				same(t, field.Name, mapping(t, db, "a"), want)
 			}
 		}

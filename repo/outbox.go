@@ -33,8 +33,8 @@ type OutboxEvent struct {
 
 // Announce makes the event for a mapping as it is being committed. The mapping's Stage says which
 // event: Active (dashboard.created), Failed (dashboard.failed), Held (dashboard.held), or Pending
-// (its own tenant.created, to be published again). It is called within the transaction, and once
-// more if that has to be repeated, so it must be quick and must not use the database. If it fails,
+// (its own tenant.created, to be published again). It is called within the transaction, and more
+// than once if that has to decide again, so it must be quick and must not use the database. If it fails,
 // nothing is written.
 type Announce func(Mapping) (OutboxEvent, error)
 
@@ -52,19 +52,11 @@ type OutboxRow struct {
 	OriginalTime int64  `db:"original_time"`
 }
 
-const selectOutbox = `SELECT id, event_id, tenant_id, type, data, original_id, original_time,
-	created_at, sent_at FROM outbox`
-
-// announce adds the mapping's event to the outbox, unless the tenant was deleted meanwhile.
-func (t *tx) announce(ctx context.Context, m *Mapping, announce Announce) error {
-	if !m.Wanted() {
-		return nil
+func newOutboxRow(tenantID string, e OutboxEvent, now Time) OutboxRow {
+	return OutboxRow{
+		EventID: e.EventID, TenantID: tenantID, Type: e.Type, Data: e.Data, CreatedAt: now,
+		OriginalID: e.OriginalID, OriginalTime: e.OriginalTime,
 	}
-	e, err := announce(*m)
-	if err != nil {
-		return err
-	}
-	return t.enqueue(ctx, m.TenantID, e)
 }
 
 func (t *tx) enqueue(ctx context.Context, tenantID string, e OutboxEvent) error {
@@ -77,7 +69,7 @@ func (t *tx) enqueue(ctx context.Context, tenantID string, e OutboxEvent) error 
 // must leave, except those of some tenants. Rows are found by their state and never by the last id
 // seen: ids are given before transactions commit.
 func (db *DB) Unsent(ctx context.Context, limit int, except ...string) ([]OutboxRow, error) {
-	query, args := selectOutbox+" WHERE sent_at IS NULL", []any{}
+	query, args := outboxTable.selects+" WHERE sent_at IS NULL", []any{}
 	if len(except) > 0 {
 		others, values, err := sqlx.In(" AND tenant_id NOT IN (?)", except)
 		if err != nil {
@@ -93,7 +85,7 @@ func (db *DB) Unsent(ctx context.Context, limit int, except ...string) ([]Outbox
 // and those that were sent and are still kept.
 func (db *DB) TenantOutbox(ctx context.Context, tenantID string, limit int) ([]OutboxRow, error) {
 	rows, err := list[OutboxRow](ctx, db.read, fmt.Sprintf("read the events out of tenant %q", tenantID),
-		selectOutbox+" WHERE tenant_id = ? ORDER BY id DESC LIMIT ?", tenantID, limit)
+		outboxTable.selects+" WHERE tenant_id = ? ORDER BY id DESC LIMIT ?", tenantID, limit)
 	slices.Reverse(rows)
 	return rows, err
 }

@@ -182,7 +182,7 @@ func TestPostgresReportsACommitOfUnknownOutcome(t *testing.T) {
 		var id string
 		must(t, tx.GetContext(ctx, &id, "SELECT pg_current_xact_id()::text"))
 		started := time.Now()
-		err = db.lookUpCommit(ctx, id, io.EOF)
+		err = db.lookUpCommit(id, io.EOF)
 		if took := time.Since(started); !errors.Is(err, io.EOF) || took != commitTimeout {
 			t.Errorf("%v after %v, want an error that wraps the cause after %v", err, took, commitTimeout)
 		}
@@ -294,8 +294,9 @@ func TestPostgresPoolIsLimited(t *testing.T) {
 		must(t, err)
 		largest = max(largest, connections)
 	}
-	if largest != postgresConns {
-		t.Errorf("200 callers had up to %d connections, want %d", largest, postgresConns)
+	// Reads have all that are theirs, and batches need few.
+	if least := postgresConns - postgresBatches; largest < least || largest > postgresConns {
+		t.Errorf("200 callers had up to %d connections, want %d to %d", largest, least, postgresConns)
 	}
 }
 
@@ -405,14 +406,14 @@ func TestPostgresRestartIsSurvived(t *testing.T) {
 	for try := 1; ; try++ { // a connection from before may fail once
 		err := change()
 		if err == nil {
+			_, err = db.Mapping(t.Context(), "t")
+		}
+		if err == nil {
 			break
 		}
 		if try > 2*postgresConns {
 			t.Fatalf("after a restart: %v", err)
 		}
-	}
-	if _, err := db.Mapping(t.Context(), "t"); err != nil {
-		t.Error(err)
 	}
 }
 

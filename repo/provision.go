@@ -73,83 +73,88 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 	started := time.Now()
 	db.lastBegin.Store(started.UnixNano())
 	var c Claim
-	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lockOrMake(ctx, e.TenantID, e.WorkspaceID)
-		if err != nil {
+	err = db.decide(ctx, &job{
+		tenantID: e.TenantID, workspaceID: e.WorkspaceID,
+		decide: func(d *decision) (err error) {
+			c, err = d.begin(e, id.String(), hold)
 			return err
-		}
-		c = Claim{Message: e.Message, Until: started.Add(Lease)}
-		switch m.applyCreated(e) {
-		case noEffect:
-			c.Step = StepDone
-		case failAgain:
-			c.Step = StepRefused
-		case provision:
-			if c.Wait = t.wait(&m.Mapping); c.Wait > 0 {
-				c.Step = StepWait
-			} else if m.WorkspaceID != cmp.Or(e.AllowedWorkspace, e.WorkspaceID) {
-				c.Step = StepElsewhere
-			} else if err := t.claim(ctx, &m.Mapping, &c, id.String(), hold); err != nil {
-				return err
-			}
-		}
-		err = t.save(ctx, m)
-		c.Mapping = m.Mapping
-		return err
+		},
 	}, "begin to provision tenant %q", e.TenantID)
 	if err != nil {
 		return Claim{}, err
 	}
+	c.Until = started.Add(Lease)
+	return c, nil
+}
+
+func (d *decision) begin(e Created, attemptID string, hold bool) (Claim, error) {
+	c := Claim{Message: e.Message}
+	switch d.applyCreated(e) {
+	case noEffect:
+		c.Step = StepDone
+	case failAgain:
+		c.Step = StepRefused
+	case provision:
+		if c.Wait = d.wait(); c.Wait > 0 {
+			c.Step = StepWait
+		} else if d.WorkspaceID != cmp.Or(e.AllowedWorkspace, e.WorkspaceID) {
+			c.Step = StepElsewhere
+		} else if err := d.claim(&c, attemptID, hold); err != nil {
+			return c, err
+		}
+	}
+	d.save()
+	c.Mapping = d.Mapping
 	return c, nil
 }
 
 // wait is how long the tenant may not be claimed yet; not positive when it may. No lease and no
 // retry is further off than the longest possible: if one is, the clock was set back, and its time
 // starts anew.
-func (t *tx) wait(m *Mapping) time.Duration {
+func (d *decision) wait() time.Duration {
 	longest := maxRetry
-	if m.Stage == Creating {
+	if d.Stage == Creating {
 		longest = Lease
 	}
-	if m.ClaimableAt.Sub(t.now.Time) > longest {
-		m.ClaimableAt = at(t.now.Add(longest))
+	if d.ClaimableAt.Sub(d.now.Time) > longest {
+		d.ClaimableAt = d.after(longest)
 	}
-	return m.ClaimableAt.Sub(t.now.Time)
+	return d.ClaimableAt.Sub(d.now.Time)
 }
 
 // claim gives the tenant to the caller. An attempt that an earlier holder left without an outcome
 // is handed over with hold, else recorded as unknown.
-func (t *tx) claim(ctx context.Context, m *Mapping, c *Claim, attemptID string, hold bool) error {
-	first := m.Epoch == 1 // no worker has claimed the tenant yet, so there is no attempt
-	m.Epoch++
-	m.setStage(Creating, at(t.now.Add(Lease)))
-	if hold && !first {
-		err := t.get(ctx, &c.Attempt, selectAttempt+` WHERE tenant_id = ? AND generation = ?
-			AND outcome = 'sent' ORDER BY started_at DESC LIMIT 1`, m.TenantID, m.Generation)
-		if err == nil {
-			c.Step = StepRecordOutcome
-		}
-		if err != ErrNotFound {
-			return err
-		}
-	}
+func (d *decision) claim(c *Claim, attemptID string, hold bool) error {
+	first := d.Epoch == 1 // no worker has claimed the tenant yet, so there is no attempt
+	d.Epoch++
+	d.setStage(Creating, d.after(Lease))
 	if !first {
-		err := t.exec(ctx, `UPDATE provision_attempts SET outcome = 'unknown',
-			error = 'the worker stopped before an answer came', finished_at = ?
-			WHERE tenant_id = ? AND outcome = 'sent'`, t.now, m.TenantID)
+		abandoned, err := d.sent()
 		if err != nil {
 			return err
+		}
+		for _, a := range abandoned {
+			if hold && a.Generation == d.Generation && !a.StartedAt.Before(c.Attempt.StartedAt.Time) {
+				c.Step, c.Attempt = StepRecordOutcome, a.Attempt
+			}
+		}
+		if c.Step == StepRecordOutcome {
+			return nil
+		}
+		const why = "the worker stopped before an answer came"
+		for _, a := range abandoned {
+			if err := d.record(a, Result{Outcome: OutcomeUnknown, Error: why}); err != nil {
+				return err
+			}
 		}
 	}
 	c.Step = StepCreate
 	c.Attempt = Attempt{
-		ID: attemptID, WorkspaceID: m.WorkspaceID, TenantID: m.TenantID, Generation: m.Generation,
-		Mark: "pmw:" + attemptID, Outcome: OutcomeSent, StartedAt: t.now,
+		ID: attemptID, WorkspaceID: d.WorkspaceID, TenantID: d.TenantID, Generation: d.Generation,
+		Mark: "pmw:" + attemptID, Outcome: OutcomeSent, StartedAt: d.now,
 	}
-	return t.exec(ctx, `INSERT INTO provision_attempts
-		(id, workspace_id, tenant_id, generation, mark, outcome, started_at)
-		VALUES (?, ?, ?, ?, ?, 'sent', ?)`,
-		attemptID, m.WorkspaceID, m.TenantID, m.Generation, c.Attempt.Mark, t.now)
+	d.attempts = append(d.attempts, attemptRow{Attempt: c.Attempt})
+	return nil
 }
 
 // Finish records the dashboard that the claim's attempt made, the HTTP status of the answer that
@@ -160,58 +165,51 @@ func (db *DB) Finish(
 	ctx context.Context, c Claim, dashboardID string, httpStatus int, announce Announce,
 ) (recorded bool, err error) {
 	result := Result{Outcome: OutcomeCreated, DashboardID: dashboardID, HTTPStatus: httpStatus}
-	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lockOrMake(ctx, c.Mapping.TenantID, c.Mapping.WorkspaceID)
-		if err != nil {
+	err = db.decide(ctx, &job{
+		tenantID: c.Mapping.TenantID, workspaceID: c.Mapping.WorkspaceID,
+		decide: func(d *decision) (err error) {
+			recorded, err = d.finish(c, result, announce)
 			return err
-		}
-		if recorded = m.Stage == Active && m.DashboardID == dashboardID; recorded {
-			return nil // by a try whose answer was lost, or by a person who found it at Papermap
-		}
-		if recorded = m.Epoch == c.Mapping.Epoch; !recorded {
-			return t.recordOrphan(ctx, c.Attempt.ID, result)
-		}
-		if err := t.activate(ctx, m, dashboardID); err != nil {
-			return err
-		}
-		if err := t.recordOutcome(ctx, c.Attempt.ID, result); err != nil {
-			return err
-		}
-		return t.announce(ctx, &m.Mapping, announce)
+		},
 	}, "record dashboard %q of tenant %q", dashboardID, c.Mapping.TenantID)
 	return recorded && err == nil, err
 }
 
-// recordOrphan records that the attempt made a dashboard that is not the mapping's. A person who
-// resolved the attempt before cannot have known this dashboard, so it is listed again.
-func (t *tx) recordOrphan(ctx context.Context, attemptID string, r Result) error {
-	r.Outcome = OutcomeOrphaned
-	if err := t.recordOutcome(ctx, attemptID, r); err != nil {
-		return err
+func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, err error) {
+	if d.Stage == Active && d.DashboardID == r.DashboardID {
+		return true, nil // by a try whose answer was lost, or by a person who found it at Papermap
 	}
-	return t.exec(ctx, "UPDATE provision_attempts SET settled_at = NULL WHERE id = ?", attemptID)
+	a := d.attempt(c.Attempt)
+	if d.Epoch != c.Mapping.Epoch {
+		// It is not the mapping's. A person who resolved the attempt before cannot have known this
+		// dashboard, so it is listed again.
+		r.Outcome = OutcomeOrphaned
+		a.ResolvedAt, a.resolved = Time{}, true
+		return false, d.record(a, r)
+	}
+	if err := d.activate(r.DashboardID); err != nil {
+		return false, err
+	}
+	if err := d.record(a, r); err != nil {
+		return false, err
+	}
+	return true, d.announce(announce)
 }
 
 // activate makes the dashboard the mapping's, or returns ErrTaken.
-func (t *tx) activate(ctx context.Context, m *mappingRow, dashboardID string) error {
-	// By an attempt for another tenant; if it is another's mapping's, the table's unique key says
-	// so.
-	taken, err := t.exists(ctx,
-		"provision_attempts WHERE workspace_id = ? AND dashboard_id = ? AND tenant_id <> ?",
-		m.WorkspaceID, dashboardID, m.TenantID)
+func (d *decision) activate(dashboardID string) error {
+	mine, err := d.own(d.WorkspaceID, dashboardID)
 	if err != nil {
 		return err
 	}
-	if taken {
+	if !mine {
 		return ErrTaken
 	}
-	m.DashboardID = dashboardID
-	m.clearFailures()
-	m.setStage(Active, Time{})
-	if err = t.save(ctx, m); t.db.dialect.isUnique(err) {
-		return ErrTaken
-	}
-	return err
+	d.DashboardID = dashboardID
+	d.clearFailures()
+	d.setStage(Active, Time{})
+	d.save()
+	return nil
 }
 
 // Failure is a create call that made no dashboard that can be recorded.
@@ -238,19 +236,18 @@ type Failure struct {
 // announce is called for a tenant that ends as Failed or Held, and for one that was held meanwhile
 // and becomes Pending because nothing was made after all.
 func (db *DB) Fail(ctx context.Context, c Claim, f Failure, announce Announce) (after Mapping, err error) {
-	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lockOrMake(ctx, c.Mapping.TenantID, c.Mapping.WorkspaceID)
-		if err != nil {
+	err = db.decide(ctx, &job{
+		tenantID: c.Mapping.TenantID, workspaceID: c.Mapping.WorkspaceID,
+		decide: func(d *decision) (err error) {
+			switch {
+			case d.Epoch != c.Mapping.Epoch:
+				err = d.failStale(c, f.Result, announce)
+			case d.Stage == Creating: // else it is recorded, by a try whose answer was lost
+				err = d.fail(c, f, announce)
+			}
+			after = d.Mapping
 			return err
-		}
-		switch {
-		case m.Epoch != c.Mapping.Epoch:
-			err = t.failStale(ctx, m, c, f.Result, announce)
-		case m.Stage == Creating: // else it is recorded, by a try whose answer was lost
-			err = t.fail(ctx, m, c, f, announce)
-		}
-		after = m.Mapping
-		return err
+		},
 	}, "record a failed create of tenant %q", c.Mapping.TenantID)
 	if err != nil {
 		return Mapping{}, err
@@ -259,82 +256,103 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure, announce Announce) (
 }
 
 // fail is Fail for the current claim.
-func (t *tx) fail(ctx context.Context, m *mappingRow, c Claim, f Failure, announce Announce) (err error) {
+func (d *decision) fail(c Claim, f Failure, announce Announce) (err error) {
+	a := d.attempt(c.Attempt)
 	if c.Step == StepRecordOutcome {
-		f, err = t.recordAbandonedOutcome(ctx, c.Attempt.ID, f)
-	} else {
-		err = t.recordOutcome(ctx, c.Attempt.ID, f.Result)
+		if a, err = d.ofClaim(c); err != nil {
+			return err
+		}
+		f = f.abandoned(&a.Attempt)
 	}
-	if err != nil {
-		return err
+	if c.Step != StepRecordOutcome || a.Outcome == OutcomeSent {
+		if err := d.record(a, f.Result); err != nil {
+			return err
+		}
 	}
-	stage, claimable := Pending, at(t.now.Add(f.RetryAfter))
+	stage, claimable := Pending, d.after(f.RetryAfter)
 	switch {
 	case f.Permanent:
 		stage = Failed
 	case f.Hold:
 		stage = Held
 	case !f.Deferral:
-		if err := t.countFailure(ctx, &m.Mapping); err != nil {
+		if err := d.countFailure(); err != nil {
 			return err
 		}
-		if m.Failures >= f.MaxFailures {
+		if d.Failures >= f.MaxFailures {
 			stage = Failed
 		}
 	}
 	if stage == Failed {
-		m.FailedMessage = c.Message
+		d.FailedMessage = c.Message
 	}
 	if stage != Pending {
 		claimable = Time{}
 	}
-	m.FailedCode, m.FailedError = f.Code, f.Result.Error
-	m.setStage(stage, claimable)
-	if err := t.save(ctx, m); err != nil || stage == Pending {
-		return err
+	d.FailedCode, d.FailedError = f.Code, f.Result.Error
+	d.setStage(stage, claimable)
+	d.save()
+	if stage == Pending {
+		return nil
 	}
-	return t.announce(ctx, &m.Mapping, announce)
+	return d.announce(announce)
+}
+
+// ofClaim returns the claim's attempt as it is recorded: an earlier holder, or a person, may have
+// changed it since the claim.
+func (d *decision) ofClaim(c Claim) (*attemptRow, error) {
+	list, err := d.history(func(a *attemptRow) bool { return a.ID == c.Attempt.ID })
+	if err == nil && len(list) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
 }
 
 // countFailure adds a failure if another tenant's create succeeded since the last one.
-func (t *tx) countFailure(ctx context.Context, m *Mapping) error {
-	if !m.FailedAt.IsZero() {
-		succeeded, err := t.exists(ctx, `provision_attempts
-			WHERE workspace_id = ? AND outcome = 'created' AND finished_at > ? AND tenant_id <> ?`,
-			m.WorkspaceID, m.FailedAt, m.TenantID)
+func (d *decision) countFailure() error {
+	if !d.FailedAt.IsZero() {
+		succeeded, err := d.succeededSince(d.FailedAt)
 		if err != nil {
 			return err
 		}
 		if succeeded {
-			m.Failures++
+			d.Failures++
 		}
 	}
-	m.FailedAt = t.now
+	d.FailedAt = d.now
 	return nil
 }
 
 // failStale is Fail for a holder that slept through its lease. A tenant that was held for its
 // attempt goes on when the holder knows that nothing was made.
-func (t *tx) failStale(ctx context.Context, m *mappingRow, c Claim, r Result, announce Announce) error {
+func (d *decision) failStale(c Claim, r Result, announce Announce) error {
 	if c.Step == StepRecordOutcome { // the attempt was not the caller's, and others know more of it
 		return nil
 	}
-	if err := t.recordStaleOutcome(ctx, c.Attempt.ID, r); err != nil {
+	a, err := d.ofClaim(c)
+	if err != nil {
 		return err
 	}
-	heldForIt := m.Stage == Held && m.Generation == c.Mapping.Generation && m.Wanted()
+	if a.Outcome != OutcomeCreated { // else a person has found that it made the mapping's dashboard
+		if err := d.record(a, r); err != nil {
+			return err
+		}
+	}
+	heldForIt := d.Stage == Held && d.Generation == c.Mapping.Generation && d.Wanted()
 	if !heldForIt || r.Outcome != OutcomeRefused {
 		return nil
 	}
-	uncertain, err := t.exists(ctx, `provision_attempts WHERE tenant_id = ? AND generation = ?
-		AND outcome NOT IN ('created', 'refused')`, m.TenantID, m.Generation)
-	if err != nil || uncertain {
+	uncertain, err := d.history(func(a *attemptRow) bool {
+		return a.Generation == d.Generation && a.Outcome != OutcomeCreated && a.Outcome != OutcomeRefused
+	})
+	if err != nil || len(uncertain) > 0 {
 		return err
 	}
-	m.Epoch++
-	m.setStage(Pending, Time{})
-	if err := t.save(ctx, m); err != nil {
-		return err
-	}
-	return t.announce(ctx, &m.Mapping, announce)
+	d.Epoch++
+	d.setStage(Pending, Time{})
+	d.save()
+	return d.announce(announce)
 }

@@ -229,20 +229,26 @@ func same(t fataler, what string, got, want any) {
 	}
 }
 
+// decideOn changes a tenant's mapping past the rules and returns it.
+func decideOn(t fataler, db *DB, tenant string, change func(*decision)) (m Mapping) {
+	t.Helper()
+	must(t, db.decide(ctx, &job{tenantID: tenant, workspaceID: "w", decide: func(d *decision) error {
+		change(d)
+		d.save()
+		m = d.Mapping
+		return nil
+	}}, "change tenant %q", tenant))
+	return m
+}
+
 // insertTenants writes mappings past the rules: id, title and status each.
 func insertTenants(t testing.TB, db *DB, rows ...[3]string) {
 	t.Helper()
-	err := db.transact(ctx, func(ctx context.Context, x *tx) error {
-		for _, r := range rows {
-			m := Mapping{TenantID: r[0], WorkspaceID: "w", Title: r[1], Status: Status(r[2]), Stage: Pending,
-				Generation: 1, CreatedAt: x.now}
-			if err := x.insert(ctx, &m, ""); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	must(t, err)
+	for _, r := range rows {
+		decideOn(t, db, r[0], func(d *decision) {
+			d.Title, d.Status, d.Stage = r[1], Status(r[2]), Pending
+		})
+	}
 }
 
 // held brings a new tenant to where a person has to look: a create of minute 10 has an unknown

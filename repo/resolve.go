@@ -1,9 +1,11 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -18,56 +20,73 @@ var ErrNotHeld = errors.New("the tenant is not held")
 // mapping's, the attempt that made it counts as created, and announce makes its event. It returns
 // ErrNotHeld or ErrTaken when that cannot be.
 func (db *DB) Resolve(ctx context.Context, tenantID, dashboardID string, announce Announce) (Mapping, error) {
-	return db.resolveHeld(ctx, tenantID, announce, func(ctx context.Context, t *tx, m *mappingRow) error {
-		if err := t.activate(ctx, m, dashboardID); err != nil {
-			return err
-		}
-		// The attempt that is known to have made it, else the newest.
-		return t.exec(ctx, `UPDATE provision_attempts SET outcome = 'created', dashboard_id = ?,
-			settled_at = ? WHERE id = (SELECT id FROM provision_attempts
-				WHERE tenant_id = ? AND generation = ?
-				AND (outcome = 'unknown' OR outcome = 'orphaned' AND dashboard_id = ?)
-			ORDER BY outcome, started_at DESC, id DESC LIMIT 1)`,
-			dashboardID, t.now, m.TenantID, m.Generation, dashboardID)
-	})
+	return db.resolveHeld(ctx, tenantID, announce, func(d *decision) error { return d.resolve(dashboardID) })
 }
 
 // Recreate has another dashboard created for a held tenant: its tenant.created, made by announce,
 // is published again with the identity and the time that it had. The attempt that held it stays a
 // possible orphan.
 func (db *DB) Recreate(ctx context.Context, tenantID string, announce Announce) (Mapping, error) {
-	return db.resolveHeld(ctx, tenantID, announce, func(ctx context.Context, t *tx, m *mappingRow) error {
-		if !m.Wanted() {
-			return errors.New("the tenant was deleted, and needs no dashboard")
-		}
-		m.clearFailures()
-		m.setStage(Pending, Time{})
-		return t.save(ctx, m)
-	})
+	return db.resolveHeld(ctx, tenantID, announce, (*decision).recreate)
 }
 
 func (db *DB) resolveHeld(
-	ctx context.Context, tenantID string, announce Announce, do func(context.Context, *tx, *mappingRow) error,
+	ctx context.Context, tenantID string, announce Announce, do func(*decision) error,
 ) (after Mapping, err error) {
-	err = db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lock(ctx, tenantID)
-		if err != nil {
+	err = db.decide(ctx, &job{
+		tenantID: tenantID, known: true, urgent: true,
+		decide: func(d *decision) error {
+			err := d.resolveHeld(announce, do)
+			after = d.Mapping
 			return err
-		}
-		if m.Stage != Held {
-			return fmt.Errorf("%w, it is %s", ErrNotHeld, m.Status)
-		}
-		m.Epoch++ // a worker that still waits for an answer has lost the tenant
-		if err := do(ctx, t, m); err != nil {
-			return err
-		}
-		after = m.Mapping
-		return t.announce(ctx, &m.Mapping, announce)
+		},
 	}, "resolve tenant %q", tenantID)
 	if err != nil {
 		return Mapping{}, err
 	}
 	return after, nil
+}
+
+func (d *decision) resolveHeld(announce Announce, do func(*decision) error) error {
+	if d.Stage != Held {
+		return fmt.Errorf("%w, it is %s", ErrNotHeld, d.Status)
+	}
+	d.Epoch++ // a worker that still waits for an answer has lost the tenant
+	if err := do(d); err != nil {
+		return err
+	}
+	return d.announce(announce)
+}
+
+func (d *decision) resolve(dashboardID string) error {
+	if err := d.activate(dashboardID); err != nil {
+		return err
+	}
+	candidates, err := d.history(func(a *attemptRow) bool {
+		return a.Generation == d.Generation && (a.Outcome == OutcomeUnknown ||
+			a.Outcome == OutcomeOrphaned && a.DashboardID == dashboardID)
+	})
+	if err != nil || len(candidates) == 0 {
+		return err
+	}
+	// The attempt that is known to have made it, else the newest.
+	a := slices.MaxFunc(candidates, func(a, b *attemptRow) int {
+		return cmp.Or(cmp.Compare(b.Outcome, a.Outcome), a.StartedAt.Compare(b.StartedAt.Time),
+			cmp.Compare(a.ID, b.ID))
+	})
+	a.Outcome, a.DashboardID, a.ResolvedAt = OutcomeCreated, dashboardID, d.now
+	a.changed, a.resolved = true, true
+	return nil
+}
+
+func (d *decision) recreate() error {
+	if !d.Wanted() {
+		return errors.New("the tenant was deleted, and needs no dashboard")
+	}
+	d.clearFailures()
+	d.setStage(Pending, Time{})
+	d.save()
+	return nil
 }
 
 // ResolveAttempt takes an attempt off the list of PossibleOrphans, once a person has looked for its
@@ -99,30 +118,36 @@ type Dashboard struct {
 // backup, so that it is not made a second time. One that the tenant has all the same becomes a
 // possible orphan.
 func (db *DB) Adopt(ctx context.Context, d Dashboard) error {
-	return db.update(ctx, func(ctx context.Context, t *tx) error {
-		m, err := t.lockOrMake(ctx, d.TenantID, d.WorkspaceID)
-		if err != nil || m.DashboardID == d.ID {
-			return err
-		}
-		known, err := t.exists(ctx,
-			"provision_attempts WHERE tenant_id = ? AND dashboard_id = ?", d.TenantID, d.ID)
-		if err != nil || known { // the database is as new as this dashboard, or newer
-			return err
-		}
-		if m.Stage == Active {
-			m.Generation++
-		}
-		if m.Stage == Active && m.Wanted() { // else a deletion has ended the generation of its dashboard
-			err := t.exec(ctx, `UPDATE provision_attempts SET outcome = 'orphaned', settled_at = NULL
-				WHERE workspace_id = ? AND tenant_id = ? AND dashboard_id = ?`,
-				m.WorkspaceID, m.TenantID, m.DashboardID)
-			if err != nil {
-				return err
-			}
-		}
-		m.WorkspaceID, m.Title = d.WorkspaceID, d.Title
-		m.CreatedEvent = max(m.CreatedEvent, eventTime(d.CreatedEvent))
-		m.Epoch++
-		return t.activate(ctx, m, d.ID)
+	return db.decide(ctx, &job{
+		tenantID: d.TenantID, workspaceID: d.WorkspaceID, urgent: true,
+		decide: func(x *decision) error { return x.adopt(d) },
 	}, "adopt dashboard %q of tenant %q", d.ID, d.TenantID)
+}
+
+func (d *decision) adopt(found Dashboard) error {
+	if d.DashboardID == found.ID {
+		return nil
+	}
+	known, err := d.history(func(a *attemptRow) bool { return a.DashboardID == found.ID })
+	if err != nil || len(known) > 0 { // the database is as new as this dashboard, or newer
+		return err
+	}
+	if d.Stage == Active {
+		d.Generation++
+	}
+	if d.Stage == Active && d.Wanted() { // else a deletion has ended the generation of its dashboard
+		made, err := d.history(func(a *attemptRow) bool {
+			return a.WorkspaceID == d.WorkspaceID && a.DashboardID == d.DashboardID
+		})
+		if err != nil {
+			return err
+		}
+		for _, a := range made {
+			a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeOrphaned, Time{}, true, true
+		}
+	}
+	d.WorkspaceID, d.Title = found.WorkspaceID, found.Title
+	d.CreatedEvent = max(d.CreatedEvent, eventTime(found.CreatedEvent))
+	d.Epoch++
+	return d.activate(found.ID)
 }

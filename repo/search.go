@@ -54,7 +54,7 @@ func (db *DB) Search(ctx context.Context, s Search, p Cursor) ([]Mapping, error)
 // searchQuery makes a query that reads an index in its order, from where the page begins. cursor is
 // the mapping of p.After or p.Before; its title is used only when s selects by name.
 func (db *DB) searchQuery(s Search, p Cursor, cursor Mapping) (query string, args []any) {
-	query = selectMapping + " WHERE "
+	query = mappingTable.selects + " WHERE "
 	where := func(text string, values ...any) {
 		if len(args) > 0 {
 			query += " AND "

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/url"
@@ -58,9 +59,70 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 	db.pools["read"] = readers
 	readers.SetMaxOpenConns(sqliteReaders)
 	db.read = pool{DB: readers, dialect: db.dialect}
-	db.group = newGroup(db)
-	db.transact = db.group.update
+	db.settings = func(bool) []statement { return []statement{{text: "BEGIN IMMEDIATE", untraced: true}} }
+	db.session = db.sqliteSession
+	db.batches = newBatches(db, 1, 0)
+	db.transact = func(ctx context.Context, do txFunc) error { return db.batches.do(ctx, &job{do: do}) }
 	return db, nil
+}
+
+// sqliteSession runs do in a session on the connection that writes. Statements are not interrupted:
+// SQLite would roll the whole transaction back.
+//
+// It is not a sql.Tx, which starts a goroutine for each of its queries, to watch a context that does
+// not end.
+func (db *DB) sqliteSession(ctx context.Context, do func(*session) error) error {
+	conn, err := db.write.Connx(ctx)
+	if err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	defer conn.Close()
+	s := &session{db: db, on: conn}
+	s.run = func(ctx context.Context, list ...*statement) error {
+		for _, st := range list {
+			err := st.traced(ctx, db.dialect, func(ctx context.Context) error {
+				if st.into != nil {
+					return conn.SelectContext(ctx, st.into, st.text, st.args...)
+				}
+				result, err := conn.ExecContext(ctx, st.text, st.args...)
+				if err != nil {
+					return err
+				}
+				st.rows, err = result.RowsAffected()
+				return err
+			})
+			if err != nil {
+				st.failed = true
+				return statementError{err}
+			}
+		}
+		return nil
+	}
+	s.commit = func(ctx context.Context) error {
+		if _, err := conn.ExecContext(ctx, "COMMIT"); err != nil {
+			return fmt.Errorf("commit: %w", err)
+		}
+		return nil
+	}
+	err = do(s)
+	if err != nil {
+		rollback(ctx, conn)
+	}
+	return err
+}
+
+// rollback ends the transaction, unless SQLite has done so by itself, as it does when the disk is
+// full.
+func rollback(ctx context.Context, conn *sqlx.Conn) {
+	_ = conn.Raw(func(raw any) error {
+		if raw.(*sqlite3.SQLiteConn).AutoCommit() {
+			return nil
+		}
+		if _, err := raw.(*sqlite3.SQLiteConn).ExecContext(ctx, "ROLLBACK", nil); err != nil {
+			return driver.ErrBadConn // it is closed, which ends the transaction too
+		}
+		return nil
+	})
 }
 
 // pingUntilFree makes the first connection, and tries for as long as the busy time-out: when two

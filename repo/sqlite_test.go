@@ -170,7 +170,7 @@ func TestDamagedFileIsRefusedAndLeftUnchanged(t *testing.T) {
 }
 
 func TestFileIsSharedByTwoProcesses(t *testing.T) {
-	first, path := openGroup(t)
+	first, path := openBatches(t)
 	second := openFile(t, path)
 	var group sync.WaitGroup
 	var claims atomic.Int64
@@ -194,7 +194,7 @@ func TestFileIsSharedByTwoProcesses(t *testing.T) {
 }
 
 func TestConnectionsAreDurableAndReadersReadOnly(t *testing.T) {
-	db, _ := openGroup(t)
+	db, _ := openBatches(t)
 	for name, pool := range map[string]interface {
 		GetContext(context.Context, any, string, ...any) error
 	}{"read": db.read, "write": db.write} {

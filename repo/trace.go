@@ -53,6 +53,14 @@ func traced(ctx context.Context, d *dialect, query string, run func(context.Cont
 	return err
 }
 
+// traced is traced for a statement of a session.
+func (st *statement) traced(ctx context.Context, d *dialect, run func(context.Context) error) error {
+	if st.untraced {
+		return run(ctx)
+	}
+	return traced(ctx, d, st.text, run)
+}
+
 // summarize returns a statement's operation and the first table that it names.
 func summarize(query string) (operation, table string) {
 	words := strings.Fields(query)

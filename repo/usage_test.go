@@ -146,7 +146,7 @@ func TestUsageOfATenantIsFoundByItsKey(t *testing.T) {
 			record(t, db, &run, rows...)
 		}
 		explain := "EXPLAIN QUERY PLAN "
-		if db.group == nil {
+		if db.path == "" {
 			db.write.MustExec("ANALYZE tenant_usage")
 			explain = "EXPLAIN "
 		}

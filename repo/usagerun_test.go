@@ -63,7 +63,7 @@ func TestRecordPagesIsAtomic(t *testing.T) {
 		// The checkpoint itself, after the rows.
 		spoil, mend := `CREATE TRIGGER spoil BEFORE UPDATE OF next_page ON usage_runs
 			BEGIN SELECT RAISE(ABORT, 'spoiled'); END`, "DROP TRIGGER spoil"
-		if db.group == nil {
+		if db.path == "" {
 			spoil = "ALTER TABLE usage_runs ADD CONSTRAINT spoiled CHECK (next_page < 3)"
 			mend = "ALTER TABLE usage_runs DROP CONSTRAINT spoiled"
 		}

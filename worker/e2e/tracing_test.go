@@ -132,12 +132,12 @@ const wholeTrace = `publish papermap.events.tenant.created
   process papermap.events.tenant.created
     transaction
       SELECT tenant_dashboards
-      INSERT provision_attempts
       INSERT tenant_dashboards
+      INSERT provision_attempts
     POST create
     transaction
       SELECT tenant_dashboards
-      SELECT provision_attempts
+      INSERT dashboard_owners
       UPDATE tenant_dashboards
       UPDATE provision_attempts
       INSERT outbox

@@ -402,6 +402,8 @@ func (c *chaos) bury(p *process, place string) {
 		c.mu.Unlock()
 	case signal == 0 && code == 0:
 		c.count("drained")
+	case signal == syscall.SIGTERM && p.output() == "":
+		c.count("terminated before it had started")
 	case time.Now().UnixNano() < c.away.Load():
 		c.count("did not start without its database")
 		time.Sleep(100 * time.Millisecond)

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// openGroup opens a migrated SQLite file and returns its path.
-func openGroup(t *testing.T) (db *DB, path string) {
+// openBatches opens a migrated SQLite file and returns its path.
+func openBatches(t *testing.T) (db *DB, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "test.db")
 	db = openFile(t, path)
@@ -28,7 +28,7 @@ func openGroup(t *testing.T) (db *DB, path string) {
 
 // written is a job that writes a row of this name, then does what else is wanted.
 func written(name string, then func(*tx) error) *job {
-	return &job{ctx: ctx, do: func(_ context.Context, t *tx) error {
+	return &job{ctx: ctx, done: make(chan struct{}), do: func(_ context.Context, t *tx) error {
 		if err := t.exec(ctx, "INSERT INTO leases (name, holder, until) VALUES (?, 'h', ?)", name,
 			t.now); err != nil {
 			return err
@@ -54,8 +54,8 @@ func failures(group []*job) (list []string) {
 	return list
 }
 
-func TestGroupCommitRollsBackAFailedJobAlone(t *testing.T) {
-	db, _ := openGroup(t)
+func TestBatchRollsBackAFailedJobAlone(t *testing.T) {
+	db, _ := openBatches(t)
 	group := []*job{
 		written("a", ok),
 		written("b", func(*tx) error { return errors.New("no") }),
@@ -65,7 +65,7 @@ func TestGroupCommitRollsBackAFailedJobAlone(t *testing.T) {
 		written("f", func(*tx) error { var m *Mapping; m.deriveStatus(); return nil }),
 		written("g", ok),
 	}
-	must(t, db.group.commit(group))
+	db.batches.write(group, false)
 	same(t, "errors", failures(group), []string{
 		"", "no", "", "panic in a transaction: oh", "NOT NULL constraint failed: leases.holder",
 		"panic in a transaction: runtime error: invalid memory address or nil pointer dereference", "",
@@ -73,15 +73,18 @@ func TestGroupCommitRollsBackAFailedJobAlone(t *testing.T) {
 	same(t, "rows", rows(t, db), []string{"a", "c", "g"})
 }
 
-func TestGroupCommitFailsAllJobsWhenCommitFails(t *testing.T) {
-	db, _ := openGroup(t)
+func TestBatchFailsAllJobsWhenCommitFails(t *testing.T) {
+	db, _ := openBatches(t)
 	db.write.MustExec(`CREATE TABLE parent (id INTEGER PRIMARY KEY);
 		CREATE TABLE child (parent INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)`)
 	// refused at COMMIT, and not before
 	orphan := func(t *tx) error { return t.exec(ctx, "INSERT INTO child VALUES (1)") }
 	group := []*job{written("a", ok), written("b", orphan), written("c", ok)}
-	if err := db.group.commit(group); err == nil || !strings.Contains(err.Error(), "commit: FOREIGN KEY") {
-		t.Fatalf("commit gave %v", err)
+	db.batches.write(group, false)
+	for _, text := range failures(group) {
+		if !strings.Contains(text, "commit: FOREIGN KEY") {
+			t.Fatalf("commit gave %q", text)
+		}
 	}
 	same(t, "rows", rows(t, db), []string(nil))
 
@@ -94,7 +97,7 @@ func TestGroupCommitFailsAllJobsWhenCommitFails(t *testing.T) {
 }
 
 func TestOutboxIsRolledBackWithTheCommit(t *testing.T) {
-	db, _ := openGroup(t)
+	db, _ := openBatches(t)
 	c := claim(t, db, "a")
 	before := mapping(t, db, "a")
 	db.write.MustExec(`CREATE TABLE child (
@@ -110,8 +113,8 @@ func TestOutboxIsRolledBackWithTheCommit(t *testing.T) {
 	same(t, "recorded at the second try", finish(t, db, c), true)
 }
 
-func TestGroupCommitOnAFullDiskWritesOrFails(t *testing.T) {
-	db, _ := openGroup(t)
+func TestBatchOnAFullDiskWritesOrFails(t *testing.T) {
+	db, _ := openBatches(t)
 	db.write.MustExec("PRAGMA max_page_count = 200") // of 4 KiB
 	fill := func(size int) func(*tx) error {
 		return func(t *tx) error {
@@ -123,15 +126,15 @@ func TestGroupCommitOnAFullDiskWritesOrFails(t *testing.T) {
 		written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)),
 		written("d", fill(450_000)), written("e", fill(450_000)), written("f", fill(10)),
 	}
-	err := db.group.commit(group)
+	db.batches.write(group, false)
 	var want []string
 	for i, j := range group {
-		if err == nil && j.err == nil {
+		if j.err == nil {
 			want = append(want, string(rune('a'+i)))
 		}
 	}
 	same(t, "rows", rows(t, db), want)
-	if err == nil && (group[1].err == nil || group[4].err == nil) {
+	if group[1].err == nil || group[4].err == nil {
 		t.Fatalf("the disk was not full: %q", failures(group))
 	}
 
@@ -145,7 +148,7 @@ func TestGroupCommitOnAFullDiskWritesOrFails(t *testing.T) {
 	same(t, "once there is room", begin(t, db, e).Step, StepCreate)
 }
 
-func TestGroupCommitFinishesWhatACancelledCallerBegan(t *testing.T) {
+func TestBatchFinishesWhatACancelledCallerBegan(t *testing.T) {
 	db := openTest(t)
 	leaving, leave := context.WithCancel(ctx)
 	now := db.now
@@ -174,8 +177,8 @@ func TestGroupCommitFinishesWhatACancelledCallerBegan(t *testing.T) {
 	leave()
 }
 
-func TestGroupCommitSkipsACallerCancelledBeforeItsTurn(t *testing.T) {
-	db, _ := openGroup(t)
+func TestBatchSkipsACallerCancelledBeforeItsTurn(t *testing.T) {
+	db, _ := openBatches(t)
 	leaving, leave := context.WithCancel(ctx)
 	started, end := make(chan struct{}), make(chan struct{})
 	var group sync.WaitGroup
@@ -195,8 +198,8 @@ func TestGroupCommitSkipsACallerCancelledBeforeItsTurn(t *testing.T) {
 	same(t, "the tenant of the caller who left", mapping(t, db, "b"), Mapping{})
 }
 
-func TestGroupCommitKeepsEveryAcknowledgedWrite(t *testing.T) {
-	db, path := openGroup(t)
+func TestBatchKeepsEveryAcknowledgedWrite(t *testing.T) {
+	db, path := openBatches(t)
 	const writers, tenants = 64, 8
 	want := make([]map[string]string, writers)
 	var group sync.WaitGroup
@@ -236,7 +239,7 @@ func TestGroupCommitKeepsEveryAcknowledgedWrite(t *testing.T) {
 
 func TestCloseDuringWritesLeavesACommitOrAnError(t *testing.T) {
 	for round := range 5 {
-		db, path := openGroup(t)
+		db, path := openBatches(t)
 		const writers = 64
 		committed := make([][]string, writers) // what each writer was committed is written
 		var count atomic.Int64
@@ -275,7 +278,7 @@ func TestCloseDuringWritesLeavesACommitOrAnError(t *testing.T) {
 
 func TestCloseWaitsForTheWriteInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db, path := openGroup(t)
+		db, path := openBatches(t)
 		started, end := make(chan struct{}), make(chan struct{})
 		var wrote, closed error = errors.New("not yet"), errors.New("not yet")
 		go func() {

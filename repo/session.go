@@ -1,0 +1,221 @@
+package repo
+
+import (
+	"context"
+	"fmt"
+)
+
+// session is the transaction of a batch. Each of its statements is about a set of rows: there are as
+// many statements for one job as for a hundred.
+//
+// On PostgreSQL the statements that one call of run gets are sent together. They are planned each
+// time, because a plan that was made while a table was empty scans it for ever; and settings are the
+// transaction's, not the connection's, which a pooler may give to others.
+type session struct {
+	db *DB
+	on connection // SQLite's; nil on PostgreSQL
+
+	// run runs the statements one after the other until one fails.
+	run    func(context.Context, ...*statement) error
+	commit func(context.Context) error
+
+	now    Time            // of the clock that leases go by, once the rows were locked
+	id     string          // of the transaction, on PostgreSQL
+	locked map[string]bool // tenants whose rows another transaction has locked
+}
+
+// statement is a statement with question marks for its parameters.
+type statement struct {
+	text string
+	args []any
+	into any // for what it reads: a pointer to a slice of structs
+
+	untraced bool  // has no span of its own
+	expected int64 // how many rows it inserts, unless others were first; 0: it does not matter
+	taken    bool  // that a row would not be unique means that its dashboard is another tenant's
+
+	rows   int64 // that it wrote
+	failed bool
+}
+
+// started is what the transaction's clock is read with on PostgreSQL.
+type started struct {
+	Now   Time     `db:"now"`
+	ID    string   `db:"id"`
+	Known []string `db:"known"` // those of the tenants that have a row, locked or not
+}
+
+// begin begins the transaction and reads the tenants' mappings for a change. Alone means that it
+// waits for rows that are locked.
+//
+// The clock is a statement of its own after the one that locks: within one statement rows would be
+// read after times that they are compared with. So is every further read, because a statement does
+// not see what was committed while it waited for a lock.
+func (s *session) begin(ctx context.Context, tenants []string, alone bool) (*facts, error) {
+	d := s.db.dialect
+	var list []*statement
+	for _, st := range s.db.settings(alone) {
+		list = append(list, &st)
+	}
+	var rows []Mapping
+	if len(tenants) > 0 {
+		order := d.lockSet
+		if alone {
+			order = d.forUpdate
+		}
+		list = append(list, &statement{text: mappingTable.selects + " WHERE tenant_id" + d.inSet + order,
+			args: []any{d.list(tenants)}, into: &rows})
+	}
+	var clock []started
+	if d.clock != "" {
+		list = append(list, &statement{text: d.clock, args: []any{d.list(tenants)}, into: &clock})
+	}
+	if err := s.run(ctx, list...); err != nil {
+		if refused, ok := err.(statementError); ok && list[0].failed {
+			err = refused.error // no job is at fault
+		}
+		if list[0].failed {
+			err = fmt.Errorf("begin a transaction: %w", err)
+		}
+		return nil, err
+	}
+	f := newFacts()
+	for _, m := range rows {
+		f.mappings[m.TenantID] = m
+	}
+	for _, c := range clock {
+		s.now, s.id, s.locked = c.Now, c.ID, map[string]bool{}
+		for _, tenant := range c.Known {
+			if _, ours := f.mappings[tenant]; !ours {
+				s.locked[tenant] = true
+			}
+		}
+	}
+	if s.db.now != nil {
+		s.now = at(s.db.now())
+	}
+	return f, nil
+}
+
+// tx is the session for what is no decision; on SQLite alone.
+func (s *session) tx() *tx { return &tx{db: s.db, on: s.on, now: s.now} }
+
+// readFacts reads what decisions have asked for, with one statement for each kind.
+func (s *session) readFacts(ctx context.Context, f *facts, w wanted) error {
+	d := s.db.dialect
+	var list []*statement
+	var sent, all []Attempt
+	if len(w.sent) > 0 {
+		list = append(list, &statement{text: attemptsSent + d.inSet,
+			args: []any{d.list(w.sent)}, into: &sent})
+	}
+	if len(w.attempts) > 0 {
+		list = append(list, &statement{text: attemptTable.selects + " WHERE tenant_id" + d.inSet,
+			args: []any{d.list(w.attempts)}, into: &all})
+	}
+	var owned []owner
+	if len(w.owners) > 0 {
+		list = append(list, s.selectOwners(w.owners, &owned))
+	}
+	var succeeded []struct {
+		N int `db:"n"`
+	}
+	if len(w.succeeded) > 0 {
+		list = append(list, s.selectSucceeded(w.succeeded, &succeeded))
+	}
+	if err := s.run(ctx, list...); err != nil {
+		return err
+	}
+	addAttempts(f.sent, w.sent, sent)
+	addAttempts(f.attempts, w.attempts, all)
+	for _, key := range w.owners {
+		f.owners[key] = ""
+	}
+	for _, o := range owned {
+		f.owners[dashboardKey{o.WorkspaceID, o.DashboardID}] = o.TenantID
+	}
+	for _, key := range w.succeeded {
+		f.succeeded[key] = false
+	}
+	for _, row := range succeeded {
+		f.succeeded[w.succeeded[row.N]] = true
+	}
+	return nil
+}
+
+func addAttempts(known map[string][]Attempt, tenants []string, list []Attempt) {
+	for _, tenant := range tenants {
+		known[tenant] = nil
+	}
+	for _, a := range list {
+		known[a.TenantID] = append(known[a.TenantID], a)
+	}
+}
+
+// owner is a row of dashboard_owners: a dashboard that was ever recorded for a tenant is that
+// tenant's for ever.
+type owner struct {
+	WorkspaceID string `db:"workspace_id"`
+	DashboardID string `db:"dashboard_id"`
+	TenantID    string `db:"tenant_id"`
+}
+
+// selectOwners reads who owns the dashboards. CROSS JOIN keeps the order of SQLite's loops: the set
+// outside, the key inside.
+func (s *session) selectOwners(keys []dashboardKey, into *[]owner) *statement {
+	rows := make([][]any, len(keys))
+	for i, key := range keys {
+		rows[i] = []any{key.WorkspaceID, key.DashboardID}
+	}
+	from, args := s.db.dialect.set(ownerTable.columns[:2], rows)
+	return &statement{text: "SELECT o.workspace_id, o.dashboard_id, o.tenant_id FROM " + from +
+		` CROSS JOIN dashboard_owners o
+		WHERE o.workspace_id = v.workspace_id AND o.dashboard_id = v.dashboard_id`, args: args, into: into}
+}
+
+// selectSucceeded reads which of the keys have a success: their places in the list. A subquery in
+// the place of a value is run by index for each row of the set; PostgreSQL may make a scan of the
+// table of EXISTS.
+func (s *session) selectSucceeded(keys []sinceKey, into any) *statement {
+	rows := make([][]any, len(keys))
+	for i, key := range keys {
+		rows[i] = []any{int64(i), key.workspaceID, key.tenantID, key.since.Format(timeFormat)}
+	}
+	from, args := s.db.dialect.set([]column{
+		{"n", "bigint"}, {"workspace_id", "text"}, {"tenant_id", "text"}, {"since", "timestamptz"},
+	}, rows)
+	return &statement{text: `SELECT n FROM (SELECT v.n AS n, (SELECT 1 FROM provision_attempts a
+		WHERE a.workspace_id = v.workspace_id AND a.outcome = 'created' AND a.finished_at > v.since
+		AND a.tenant_id <> v.tenant_id LIMIT 1) AS found FROM ` + from + `) s WHERE found = 1`,
+		args: args, into: into}
+}
+
+// write writes what the decisions came to: at most one INSERT and one UPDATE for each table. It
+// begins with what other transactions may insert, too, in the order of the keys, so that
+// transactions which wait for each other's keys cannot deadlock; the rows that it updates are
+// locked.
+func (s *session) write(ctx context.Context, result *set) error {
+	w := writes{dialect: s.db.dialect}
+	w.addMappings(result)
+	w.addClaims(result)
+	w.addUpdates(result)
+	w.addAttempts(result)
+	w.addOutbox(result)
+	if len(w.list) == 0 {
+		return nil
+	}
+	err := s.run(ctx, w.list...)
+	for _, st := range w.list {
+		switch {
+		case st.failed && st.taken && s.db.dialect.isUnique(err):
+			// Its dashboard was recorded by a replica of a version that does not know
+			// dashboard_owners.
+			return statementError{ErrTaken}
+		case st.failed:
+			return err
+		case st.expected > 0 && st.rows != st.expected:
+			return errConflict
+		}
+	}
+	return err
+}

@@ -1,0 +1,274 @@
+package repo
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// table is a table whose rows are structs. Its SQL follows from the fields: a new one is declared
+// there and in a migration.
+type table struct {
+	name     string
+	columns  []column
+	nullable []bool // by column: NULL in the table for what is empty in Go
+	selects  string // SELECT … FROM the table
+}
+
+// column is a column of a set and its type on PostgreSQL.
+type column struct{ name, kind string }
+
+var (
+	mappingTable = newTable[Mapping]("tenant_dashboards", "dashboard_id")
+	attemptTable = newTable[Attempt]("provision_attempts", "dashboard_id", "http_status", "error")
+	outboxTable  = newTable[OutboxRow]("outbox")
+	ownerTable   = newTable[owner]("dashboard_owners")
+
+	// An expression, so that no index of outcomes looks better than the one of tenants.
+	attemptsSent = attemptTable.selects + " WHERE outcome || '' = 'sent' AND tenant_id"
+)
+
+func newTable[T any](name string, nullable ...string) table {
+	t := table{name: name}
+	var read []string
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[T]()) {
+		c := column{f.Tag.Get("db"), "text"}
+		if c.name == "" {
+			continue // a field of Time
+		}
+		empty := "''"
+		switch f.Type.Kind() {
+		case reflect.Int, reflect.Int64:
+			c.kind, empty = "bigint", "0"
+		case reflect.Struct:
+			c.kind = "timestamptz"
+		}
+		null := slices.Contains(nullable, c.name)
+		if null {
+			read = append(read, "COALESCE("+c.name+", "+empty+") AS "+c.name)
+		} else {
+			read = append(read, c.name)
+		}
+		t.columns, t.nullable = append(t.columns, c), append(t.nullable, null)
+	}
+	t.selects = "SELECT " + strings.Join(read, ", ") + " FROM " + name
+	return t
+}
+
+// rows returns those columns that keep wants, and the values of the rows in them, as the database
+// takes them. The rows are structs.
+func (t *table) rows(list []reflect.Value, keep func(i int) bool) (columns []column, rows [][]any) {
+	var places []int
+	for i, c := range t.columns {
+		if keep(i) {
+			columns, places = append(columns, c), append(places, i)
+		}
+	}
+	for _, row := range list {
+		values := make([]any, len(places))
+		for n, i := range places {
+			if f := row.Field(i); !t.nullable[i] || !f.IsZero() {
+				values[n] = value(f)
+			}
+		}
+		rows = append(rows, values)
+	}
+	return columns, rows
+}
+
+// value is a field as the database takes it: a string, an int64 or nil.
+func value(f reflect.Value) any {
+	switch f.Kind() {
+	case reflect.String:
+		return f.String()
+	case reflect.Slice:
+		return string(f.Bytes())
+	case reflect.Struct:
+		if f.IsZero() {
+			return nil
+		}
+		return f.Interface().(Time).Format(timeFormat)
+	default:
+		return f.Int()
+	}
+}
+
+func names(columns []column, prefix string) string {
+	var list []string
+	for _, c := range columns {
+		list = append(list, prefix+c.name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// writes are the statements that write a batch.
+type writes struct {
+	dialect *dialect
+	list    []*statement
+}
+
+// withoutDefault are the columns whose default is not what is empty in Go.
+var withoutDefault = []string{
+	"workspace_id", "tenant_id", "dashboard_id", "mark", "event_id", "type", "data",
+}
+
+// insert adds an INSERT of the rows, in their order. Columns that are empty in all rows, as is their
+// default, are left out.
+func (w *writes) insert(t *table, list []reflect.Value, onConflict string) *statement {
+	columns, rows := t.rows(list, func(i int) bool {
+		return slices.Contains(withoutDefault, t.columns[i].name) ||
+			slices.ContainsFunc(list, func(row reflect.Value) bool { return !row.Field(i).IsZero() })
+	})
+	from, args := w.dialect.set(columns, rows)
+	st := &statement{text: "INSERT INTO " + t.name + " (" + names(columns, "") + ") SELECT " +
+		names(columns, "v.") + " FROM " + from + " WHERE true" + w.dialect.inOrder + onConflict, args: args}
+	w.list = append(w.list, st)
+	return st
+}
+
+// insertNew is insert for rows that another transaction may insert at the same time: then this one
+// has to begin again.
+func (w *writes) insertNew(t *table, list []reflect.Value, key string) *statement {
+	st := w.insert(t, list, " ON CONFLICT ("+key+") DO NOTHING")
+	st.expected = int64(len(list))
+	return st
+}
+
+// update adds an UPDATE of the rows that the key, which is their first column, names. The others are
+// the columns that change, as changes says unless that is empty.
+func (w *writes) update(t *table, columns []column, rows [][]any, changes string) *statement {
+	if changes == "" {
+		changes = assignments(columns[1:])
+	}
+	from, args := w.dialect.set(columns, rows)
+	key := columns[0].name
+	st := &statement{text: "UPDATE " + t.name + " SET " + changes + " FROM " + from +
+		" WHERE " + t.name + "." + key + " = v." + key, args: args}
+	w.list = append(w.list, st)
+	return st
+}
+
+func assignments(columns []column) string {
+	var list []string
+	for _, c := range columns {
+		list = append(list, c.name+" = v."+c.name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// inOrder lists the tenants of the set in the order of their ids.
+func (s *set) inOrder() []*tenant {
+	return slices.SortedFunc(maps.Values(s.tenants), func(a, b *tenant) int {
+		return cmp.Compare(a.TenantID, b.TenantID)
+	})
+}
+
+// addMappings adds the rows of new tenants.
+func (w *writes) addMappings(s *set) {
+	var list []reflect.Value
+	for _, t := range s.inOrder() {
+		if t.made && !t.stored {
+			list = append(list, reflect.ValueOf(t.Mapping))
+		}
+	}
+	if len(list) > 0 {
+		w.insertNew(&mappingTable, list, "tenant_id").taken = true
+	}
+}
+
+// addClaims adds the dashboards that became a tenant's.
+func (w *writes) addClaims(s *set) {
+	keys := slices.SortedFunc(maps.Keys(s.claims), func(a, b dashboardKey) int {
+		return cmp.Or(cmp.Compare(a.WorkspaceID, b.WorkspaceID), cmp.Compare(a.DashboardID, b.DashboardID))
+	})
+	var list []reflect.Value
+	for _, key := range keys {
+		list = append(list, reflect.ValueOf(owner{key.WorkspaceID, key.DashboardID, s.claims[key]}))
+	}
+	if len(list) > 0 {
+		w.insertNew(&ownerTable, list, "workspace_id, dashboard_id")
+	}
+}
+
+// addUpdates adds the mappings that have changed, with the columns that have changed in any of them:
+// each that is written costs a change of the indexes that it is in.
+func (w *writes) addUpdates(s *set) {
+	var list, before []reflect.Value
+	for _, t := range s.inOrder() {
+		if stored := s.facts.mappings[t.TenantID]; t.stored && t.Mapping != stored {
+			list, before = append(list, reflect.ValueOf(t.Mapping)), append(before, reflect.ValueOf(stored))
+		}
+	}
+	if len(list) == 0 {
+		return
+	}
+	columns, rows := mappingTable.rows(list, func(i int) bool {
+		for n, row := range list {
+			if i == 0 || !row.Field(i).Equal(before[n].Field(i)) {
+				return true
+			}
+		}
+		return false
+	})
+	w.update(&mappingTable, columns, rows, "").taken = true
+}
+
+// resultColumns are the columns of an attempt that change: its key, its outcome and what belongs to
+// that.
+var resultColumns = []string{"id", "outcome", "dashboard_id", "http_status", "error", "finished_at"}
+
+// addAttempts adds the attempts that are new, and those that have changed. Whether a person has
+// resolved one is written only where that was decided: it may have changed since the claim.
+func (w *writes) addAttempts(s *set) {
+	var fresh, changed []reflect.Value
+	var resolved []any // whether each changed one is
+	some := false
+	for _, t := range s.inOrder() {
+		for _, a := range t.attempts {
+			switch {
+			case !a.stored:
+				fresh = append(fresh, reflect.ValueOf(a.Attempt))
+			case a.resolved:
+				some, resolved = true, append(resolved, int64(1))
+				changed = append(changed, reflect.ValueOf(a.Attempt))
+			case a.changed:
+				changed, resolved = append(changed, reflect.ValueOf(a.Attempt)), append(resolved, int64(0))
+			}
+		}
+	}
+	if len(fresh) > 0 {
+		w.insert(&attemptTable, fresh, "")
+	}
+	if len(changed) == 0 {
+		return
+	}
+	columns, rows := attemptTable.rows(changed, func(i int) bool {
+		name := attemptTable.columns[i].name
+		return slices.Contains(resultColumns, name) || some && name == "settled_at"
+	})
+	if !some {
+		w.update(&attemptTable, columns, rows, "")
+		return
+	}
+	last := len(columns) - 1 // settled_at
+	changes := assignments(columns[1:last]) +
+		", settled_at = CASE v.resolved WHEN 1 THEN v.settled_at ELSE provision_attempts.settled_at END"
+	for i := range rows {
+		rows[i] = append(rows[i], resolved[i])
+	}
+	w.update(&attemptTable, append(columns, column{"resolved", "bigint"}), rows, changes)
+}
+
+// addOutbox adds the events out, in the order of the decisions: their ids, which the database gives,
+// are the order in which they leave.
+func (w *writes) addOutbox(s *set) {
+	var list []reflect.Value
+	for _, o := range s.outbox {
+		list = append(list, reflect.ValueOf(o))
+	}
+	if len(list) > 0 {
+		w.insert(&outboxTable, list, "")
+	}
+}
