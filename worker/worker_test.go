@@ -202,3 +202,16 @@ func TestStoppedWorkerLeavesNoGoroutines(t *testing.T) {
 		}
 	})
 }
+
+// A row of events.Types without a case in Worker.handle would make each of its events a dead letter.
+func TestWorkerHandlesEachTypeOfEvent(t *testing.T) {
+	virtual(t, options{}, func(t *testing.T, w *world) {
+		for _, eventType := range events.TypesIn() {
+			w.Publish(eventType, workertest.Object("tenant_id", "t-"+eventType, "name", "x"))
+		}
+		w.Eventually(w.Handled)
+		for _, m := range w.DeadLetters() {
+			t.Errorf("%s became a dead letter: %s", m.Subject, m.Header.Get("Papermap-Error"))
+		}
+	})
+}
