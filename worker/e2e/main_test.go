@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -444,22 +442,6 @@ func openEmbedded(address string) error {
 		err = fmt.Errorf("papermap refused the token: status %d: %s", answer.StatusCode, body)
 	}
 	return err
-}
-
-// freePort is a port of the loopback interface that is free, below those that systems
-// give out by themselves, so that it stays free.
-func freePort() (int, error) {
-	for {
-		port := 20000 + rand.IntN(10000)
-		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		return port, listener.Close()
-	}
 }
 
 func tail(s string, length int) string { return s[max(0, len(s)-length):] }

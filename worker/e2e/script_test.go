@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"papermap-worker/papermap/simulator"
+	"papermap-worker/worker/workertest"
 )
 
 // TestScripts runs the scripts, which say what the program does on the command line. Beside
@@ -29,7 +30,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Values[systemKey{}] = new(*system)
 			for _, name := range []string{"PORT", "PORT2", "PORT3"} {
-				port, err := freePort()
+				port, err := workertest.FreePort()
 				if err != nil {
 					return err
 				}

@@ -263,7 +263,7 @@ func TestSecretsAppearNowhere(t *testing.T) {
 		outputs["console "+path] = text + fmt.Sprint(answer.Header)
 	}
 
-	port, err := freePort()
+	port, err := workertest.FreePort()
 	must(t, err)
 	file := filepath.Join(dir, "workspaces.json")
 	rows := fmt.Appendf(nil, `[{"workspace_id":"ws-b","api_key_id":"ak_b","secret_key":%q}]`,

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"papermap-worker/events/embedded"
+	"papermap-worker/worker/workertest"
 )
 
 func TestServeWaitsForPostgres(t *testing.T) {
@@ -25,7 +26,7 @@ func TestServeWaitsForPostgres(t *testing.T) {
 	database, err := url.Parse(postgres(t))
 	must(t, err)
 	server := database.Host
-	port, err := freePort() // not in use yet
+	port, err := workertest.FreePort() // not in use yet
 	must(t, err)
 	database.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	env := append(s.env, "DATABASE_URL="+database.String())
@@ -84,7 +85,7 @@ func relay(t *testing.T, from, to string, edit func(line string) string) string 
 func TestServeWaitsForNATS(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
-	port, err := freePort() // of a NATS server that is not there yet
+	port, err := workertest.FreePort() // of a NATS server that is not there yet
 	must(t, err)
 	nowhere := fmt.Sprintf("NATS_URL=nats://worker:%s@127.0.0.1:%d", passwordCanary, port)
 	worker := start(t, append(s.env, nowhere), "serve")

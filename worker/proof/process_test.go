@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -16,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"papermap-worker/worker/workertest"
 )
 
 // process is a running program. Its output is appended to a file.
@@ -142,7 +143,7 @@ func newServers(t testing.TB, dir string, count int) []*natsServer {
 	servers, ports := make([]*natsServer, count), make([]int, 2*count)
 	for i := range ports {
 		var err error
-		if ports[i], err = freePort(); err != nil {
+		if ports[i], err = workertest.FreePort(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -161,22 +162,6 @@ func newServers(t testing.TB, dir string, count int) []*natsServer {
 		}
 	}
 	return servers
-}
-
-// freePort returns a port of the loopback interface without a listener, below those that the system
-// hands out by itself, so that it stays free.
-func freePort() (int, error) {
-	for {
-		port := 20000 + rand.IntN(10000)
-		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		return port, listener.Close()
-	}
 }
 
 // proxy passes connections on to the simulator. It can close, refuse and delay them.
