@@ -165,7 +165,6 @@ func TestBatchFinishesWhatACancelledCallerBegan(t *testing.T) {
 			return err
 		},
 		"MarkSent":  func() error { return db.MarkSent(leaving, []int64{1}) },
-		"PruneSent": func() error { return db.PruneSent(leaving, time.Hour, 1) },
 		"TakeLease": func() error { _, err := db.TakeLease(leaving, "l", "h", time.Hour); return err },
 		"DropLease": func() error { return db.DropLease(leaving, "l", "h") },
 	} {

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -21,63 +21,71 @@ var ErrNotFound = errors.New("not found")
 
 // DB is an open database. Its methods may be called from many goroutines.
 type DB struct {
+	*core
+	read pool
+}
+
+// core is what all views of a database share.
+type core struct {
 	dialect  *dialect
-	read     pool
-	write    *sqlx.DB                            // the same as read on PostgreSQL
+	write    *sqlx.DB                            // of writes; on PostgreSQL of the work's reads, too
 	pools    map[string]*sqlx.DB                 // all of them, by what metrics call them
+	tokens   pool                                // see Tokens
+	people   pool                                // see People
 	transact func(context.Context, txFunc) error // runs one write that is no decision and commits it
 	batches  *batches                            // of decisions; nil until the database is open
 	settings func(alone bool) []statement        // what a session begins with
 	session  func(context.Context, func(*session) error) error
 	sets     *sqlx.DB         // of sessions; nil on SQLite
 	path     string           // of SQLite's file; empty on PostgreSQL
+	files    []sqliteFile     // of an SQLite database
 	lock     *os.File         // held by the one worker of an SQLite file while it runs
 	now      func() time.Time // the clock that leases go by; nil for PostgreSQL's own
 
 	lastBegin atomic.Int64 // when Begin was last called, in Unix nanoseconds
+	lastWrite atomic.Int64 // when something was last committed, in Unix nanoseconds
+	probing   atomic.Bool  // a write check is in flight
 }
 
-// Open opens the database at address, "sqlite:PATH" or "postgres://…", without migrating it. An
-// SQLite file that does not exist is created; its folder is not.
+// Connections to PostgreSQL.
+const (
+	MinConns     = 4  // of a worker: one for each of its pools
+	DefaultConns = 24 // of a worker
+	CommandConns = 2  // of a command, which does one thing after the other
+)
+
+// Open opens the database at address, "sqlite:PATH" or "postgres://…", without migrating it, with
+// the connections of a worker. An SQLite file that does not exist is created; its folder is not.
 func Open(ctx context.Context, address string) (*DB, error) {
+	return OpenLimited(ctx, address, DefaultConns)
+}
+
+// OpenLimited is Open with at most so many connections to PostgreSQL. With fewer than MinConns, all
+// views share one pool.
+func OpenLimited(ctx context.Context, address string, conns int) (*DB, error) {
 	if path, ok := sqlitePath(address); ok {
 		return openSQLite(ctx, path)
 	}
-	return openPostgres(ctx, address)
+	return openPostgres(ctx, address, conns)
 }
 
-// Exists returns an error unless there is something at address that Open would open rather than
-// create.
-func Exists(address string) error {
-	path, ok := sqlitePath(address)
-	if !ok {
-		return nil
-	}
-	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("there is no database: is DATABASE_URL right, "+
-			"and has `papermap-worker serve` or `migrate` run? %w", err)
-	}
-	return nil
-}
+// Tokens is a view of the database whose reads have connections of their own, so that token
+// requests wait for nothing else.
+func (db *DB) Tokens() *DB { return &DB{db.core, db.core.tokens} }
 
-// CheckAddress returns what is wrong with an address. The message does not quote it: it may hold a
-// password.
-func CheckAddress(address string) error {
-	if _, ok := sqlitePath(address); ok {
-		return nil
-	}
-	_, err := parsePostgres(address)
-	return err
-}
-
-func sqlitePath(address string) (string, bool) {
-	path, ok := strings.CutPrefix(address, "sqlite:")
-	return path, ok && path != "" && path != ":memory:" // each connection would have a memory of its own
-}
+// People is a view of the database whose reads have connections of their own, so that what people
+// look at takes none from the work.
+func (db *DB) People() *DB { return &DB{db.core, db.core.people} }
 
 // Migrate brings the schema up to date and returns the names of the migrations that it applied.
 func (db *DB) Migrate(ctx context.Context) ([]string, error) {
-	return schema.Migrate(ctx, db.write.DB, db.dialect.goose)
+	return db.MigrateWhenFree(ctx, func(bool) {})
+}
+
+// MigrateWhenFree is Migrate. It calls onWait with true when it begins to wait for another program
+// that migrates, and with false when that is over.
+func (db *DB) MigrateWhenFree(ctx context.Context, onWait func(bool)) ([]string, error) {
+	return schema.Migrate(ctx, db.write.DB, db.dialect.schema, onWait)
 }
 
 // Errors of [DB.CheckSchema]: the database is older, or newer, than this program.
@@ -89,22 +97,24 @@ var (
 // CheckSchema returns nil when the schema is at the program's version, else what to do: an error
 // that wraps [schema.ErrBehind] or [schema.ErrNewer].
 func (db *DB) CheckSchema(ctx context.Context) error {
-	return schema.Check(ctx, db.write.DB, db.dialect.goose)
+	ctx, cancel := db.read.limit(ctx)
+	defer cancel()
+	return schema.Check(ctx, db.read.DB.DB, db.dialect.schema)
 }
 
 // Migrations lists the migrations that the program knows and whether each was applied.
 func (db *DB) Migrations(ctx context.Context) ([]schema.Migration, error) {
-	return schema.Status(ctx, db.write.DB, db.dialect.goose)
+	ctx, cancel := db.read.limit(ctx)
+	defer cancel()
+	return schema.Status(ctx, db.read.DB.DB, db.dialect.schema)
 }
 
-// Ping returns an error when the database cannot be read.
-func (db *DB) Ping(ctx context.Context) error {
-	var one int
-	const query = "SELECT 1 FROM tenant_dashboards UNION ALL SELECT 1 LIMIT 1"
-	if err := db.read.get(ctx, &one, query); err != nil {
-		return fmt.Errorf("read the database: %w", err)
+// NoMigrations lists the migrations for the database at address, which does not exist yet.
+func NoMigrations(address string) ([]schema.Migration, error) {
+	if _, ok := sqlitePath(address); ok {
+		return schema.Status(context.Background(), nil, schema.SQLite)
 	}
-	return nil
+	return schema.Status(context.Background(), nil, schema.Postgres)
 }
 
 // Close finishes the writes that have begun and closes the database.
@@ -161,6 +171,10 @@ type pool struct {
 	*sqlx.DB
 	dialect *dialect
 	timeout time.Duration // of a statement or a transaction, with the way to the server and back; 0: none
+
+	// query reads all rows into the slice at dest, within PostgreSQL's settings for reads. It is nil
+	// on SQLite.
+	query func(ctx context.Context, p pool, dest any, query string, args []any) error
 }
 
 // get reads one row into dest; ErrNotFound when there is none. Parameters are question marks on
@@ -169,7 +183,19 @@ func (p pool) get(ctx context.Context, dest any, query string, args ...any) erro
 	ctx, cancel := p.limit(ctx)
 	defer cancel()
 	return notFound(traced(ctx, p.dialect, query, func(ctx context.Context) error {
-		return p.GetContext(ctx, dest, p.Rebind(query), args...)
+		if p.query == nil {
+			return p.GetContext(ctx, dest, query, args...)
+		}
+		value := reflect.ValueOf(dest).Elem()
+		rows := reflect.New(reflect.SliceOf(value.Type()))
+		if err := p.query(ctx, p, rows.Interface(), query, args); err != nil {
+			return err
+		}
+		if rows.Elem().Len() == 0 {
+			return sql.ErrNoRows
+		}
+		value.Set(rows.Elem().Index(0))
+		return nil
 	}))
 }
 
@@ -179,7 +205,10 @@ func list[T any](ctx context.Context, p pool, what, query string, args ...any) (
 	defer cancel()
 	var rows []T
 	err := traced(ctx, p.dialect, query, func(ctx context.Context) error {
-		return p.SelectContext(ctx, &rows, p.Rebind(query), args...)
+		if p.query == nil {
+			return p.SelectContext(ctx, &rows, query, args...)
+		}
+		return p.query(ctx, p, &rows, query, args)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)

@@ -95,8 +95,8 @@ func TestSchemaMustBeAtTheProgramsVersion(t *testing.T) {
 	if err := db.CheckSchema(ctx); !errors.Is(err, schema.ErrBehind) {
 		t.Fatalf("a new file: %v, want ErrBehind", err)
 	}
-	if err := db.Ping(ctx); err == nil {
-		t.Fatal("Ping is content with a database without tables")
+	if err := db.Check(ctx); err == nil {
+		t.Fatal("Check is content with a database without tables")
 	}
 	for try := range 2 {
 		names, err := db.Migrate(ctx)
@@ -104,7 +104,7 @@ func TestSchemaMustBeAtTheProgramsVersion(t *testing.T) {
 			t.Fatalf("migration %d applied %q: %v", try, names, err)
 		}
 	}
-	must(t, errors.Join(db.CheckSchema(ctx), db.CheckIntegrity(ctx), db.Ping(ctx)))
+	must(t, errors.Join(db.CheckSchema(ctx), db.CheckIntegrity(ctx), db.Check(ctx)))
 	list, err := db.Migrations(ctx)
 	if err != nil || len(list) == 0 {
 		t.Fatalf("migrations: %v, %v", list, err)

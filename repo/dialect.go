@@ -10,13 +10,14 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mattn/go-sqlite3"
-	"github.com/pressly/goose/v3"
+
+	"papermap-worker/schema"
 )
 
 // dialect is what the two databases do not have in common, as far as it is data. How they are
 // opened and how they commit is in sqlite.go and postgres.go.
 type dialect struct {
-	goose   goose.Dialect
+	schema  schema.Dialect
 	engine  string // the product's name, for people
 	version string // the query for its version
 	system  string // OpenTelemetry's db.system.name: https://opentelemetry.io/docs/specs/semconv/database/
@@ -45,7 +46,7 @@ type dialect struct {
 }
 
 var sqliteDialect = dialect{
-	goose: goose.DialectSQLite3, engine: "SQLite", version: "SELECT sqlite_version()", system: "sqlite",
+	schema: schema.SQLite, engine: "SQLite", version: "SELECT sqlite_version()", system: "sqlite",
 	set: setOfJSON, inSet: " IN (SELECT value FROM json_each(?))", list: listOfJSON,
 	pages: 8, pagesWhileBusy: 1,
 	usage: usageByValues,
@@ -56,7 +57,7 @@ var sqliteDialect = dialect{
 }
 
 var postgresDialect = dialect{
-	goose: goose.DialectPostgres, engine: "PostgreSQL", version: "SHOW server_version", system: "postgresql",
+	schema: schema.Postgres, engine: "PostgreSQL", version: "SHOW server_version", system: "postgresql",
 	set: setOfArrays, list: func(l []string) any { return arrayOf(l) }, inSet: " = ANY(?::text[])",
 	lockSet: " ORDER BY tenant_id FOR UPDATE SKIP LOCKED", forUpdate: " FOR UPDATE",
 	inOrder: " ORDER BY v.n_in_set",
@@ -78,6 +79,7 @@ const (
 	crashShutdown        = "57P02"
 	cannotConnectNow     = "57P03"
 	tooManyConnections   = "53300"
+	protocolViolation    = "08P01"
 )
 
 // hasCode reports whether the PostgreSQL server refused something with one of these codes.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -46,7 +45,7 @@ type OutboxRow struct {
 	Type      string `db:"type"`
 	Data      []byte `db:"data"`
 	CreatedAt Time   `db:"created_at"`
-	SentAt    Time   `db:"sent_at"` // zero while it waits; kept for TenantOutbox until PruneSent
+	SentAt    Time   `db:"sent_at"` // zero while it waits; kept for TenantOutbox until Prune
 
 	OriginalID   string `db:"original_id"`
 	OriginalTime int64  `db:"original_time"`
@@ -103,13 +102,4 @@ func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
 		}
 		return t.exec(ctx, query, args...)
 	}, "mark events as sent")
-}
-
-// PruneSent deletes events that were sent more than age ago, at most limit of them, so that the
-// transaction stays short. Call it from time to time.
-func (db *DB) PruneSent(ctx context.Context, age time.Duration, limit int) error {
-	return db.update(ctx, func(ctx context.Context, t *tx) error {
-		return t.exec(ctx, "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)",
-			at(t.now.Add(-age)), limit)
-	}, "prune the outbox")
 }

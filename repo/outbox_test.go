@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 )
 
 func TestOutboxIsWrittenWithItsChangeOrNotAtAll(t *testing.T) {
@@ -80,37 +79,6 @@ func TestUnsentKeepsATenantsOrder(t *testing.T) {
 		same(t, "what is left, two at most", unsent(t, db, 2), []string{list[1].EventID, list[2].EventID})
 		must(t, db.MarkSent(ctx, nil))
 		same(t, "after marking none", len(unsent(t, db, 100)), 3)
-	})
-}
-
-func TestPruneSentDeletesOnlyOldSentEvents(t *testing.T) {
-	onBoth(t, func(t *testing.T, db *DB) {
-		for _, tenant := range []string{"a", "b", "c", "d", "waits"} {
-			finish(t, db, claim(t, db, tenant))
-		}
-		list, err := db.Unsent(ctx, 10)
-		must(t, err)
-		send := func(from, to int) {
-			for _, o := range list[from:to] {
-				must(t, db.MarkSent(ctx, []int64{o.ID}))
-			}
-		}
-		send(0, 3)
-		pass(db, time.Hour)
-		send(3, 4)
-		for _, test := range []struct {
-			after time.Duration
-			limit int
-			left  int
-		}{{0, 10, 5}, {time.Millisecond, 2, 3}, {0, 2, 2}, {0, 2, 2}, {time.Hour, 10, 1}, {1000 * time.Hour,
-			10, 1}} {
-			pass(db, test.after)
-			must(t, db.PruneSent(ctx, time.Hour, test.limit))
-			var left int
-			must(t, db.read.GetContext(ctx, &left, "SELECT COUNT(*) FROM outbox"))
-			same(t, fmt.Sprintf("rows left after %+v", test), left, test.left)
-		}
-		same(t, "unsent", unsent(t, db, 10), []string{list[4].EventID})
 	})
 }
 

@@ -1,12 +1,17 @@
 package repo
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,10 +24,8 @@ import (
 )
 
 const (
-	postgresConns   = 32 // at most; the worker's transactions are short
-	postgresLanes   = 3  // of batches at once, and one more for what is urgent
-	postgresSingles = 8  // transactions of single jobs at once
-	postgresBatches = postgresLanes + 1 + postgresSingles
+	postgresLanes   = 3 // of batches at once, and one more for what is urgent
+	postgresSingles = 8 // transactions of single jobs at once
 
 	// batchLockTimeout is how long a batch waits for a row that another transaction inserts. Then each
 	// of its jobs waits alone, for as long as lock_timeout says.
@@ -34,91 +37,144 @@ const (
 	// postgresTimeout is when a connection without an answer is given up. The statement_timeout is
 	// over by then, so the server or the way to it is gone.
 	postgresTimeout = 20 * time.Second
+
+	postgresIdle = time.Minute // after which a connection is closed
 )
 
-// postgresSettings are sent to the server unless DATABASE_URL gives others.
-var postgresSettings = map[string]string{
-	"application_name":                    "papermap-worker",
-	"statement_timeout":                   "15s",
-	"lock_timeout":                        "5s",
-	"idle_in_transaction_session_timeout": "30s",
-}
+// A connection has no state of its own, because a pooler such as PgBouncer may give each transaction
+// another one: no prepared statement, no lock of the session, and each transaction sets its own
+// time-outs. What is sent when a connection begins are parameters that poolers know, and keep for
+// each client.
+var (
+	// connectionSettings make texts and times look the same to every program.
+	connectionSettings = map[string]string{"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC"}
 
-func openPostgres(ctx context.Context, address string) (*DB, error) {
+	// timeouts are a transaction's, unless DATABASE_URL gives others.
+	timeouts = map[string]string{
+		"statement_timeout": "15s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s",
+	}
+)
+
+func openPostgres(ctx context.Context, address string, conns int) (*DB, error) {
 	config, err := parsePostgres(address)
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range postgresSettings {
-		if _, given := config.RuntimeParams[name]; !given {
-			config.RuntimeParams[name] = value
+	limits := maps.Clone(timeouts)
+	for name := range limits {
+		if value, given := config.RuntimeParams[name]; given {
+			limits[name] = value
+			delete(config.RuntimeParams, name)
 		}
 	}
+	if _, given := config.RuntimeParams["application_name"]; !given {
+		config.RuntimeParams["application_name"] = "papermap-worker"
+	}
+	maps.Copy(config.RuntimeParams, connectionSettings)
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	if config.ValidateConnect == nil { // else target_session_attrs says what is wanted
 		config.ValidateConnect = refuseStandby
 	}
-	both := postgresPool(config, postgresConns-postgresBatches)
-	if err := both.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), both.Close())
+	db := &DB{core: &core{dialect: &postgresDialect, pools: map[string]*sqlx.DB{}}}
+	for name, n := range connectionShares(conns) {
+		db.pools[name] = postgresPool(config, n)
 	}
-	db := &DB{
-		dialect: &postgresDialect, read: pool{both, &postgresDialect, postgresTimeout},
-		write: both, pools: map[string]*sqlx.DB{"postgres": both},
+	of := func(name string) *sqlx.DB { return cmp.Or(db.pools[name], db.pools["all"]) }
+	read := settingsOf(map[string]string{
+		"statement_timeout": limits["statement_timeout"], "extra_float_digits": "1",
+	})
+	query := func(ctx context.Context, p pool, dest any, query string, args []any) error {
+		return pipelinedRead(ctx, p.DB, dest, read, statement{text: query, args: args})
 	}
-	begin := statement{text: "BEGIN", untraced: true}
-	single := localSettings(config.RuntimeParams, config.RuntimeParams["lock_timeout"])
-	batch := localSettings(config.RuntimeParams, batchLockTimeout)
+	reads := func(name string) pool { return pool{of(name), &postgresDialect, postgresTimeout, query} }
+	db.read, db.core.tokens, db.core.people = reads("work"), reads("tokens"), reads("people")
+	db.write, db.sets = of("work"), of("batches")
+	if err := db.write.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting to PostgreSQL (DATABASE_URL): %w", err), db.Close())
+	}
+	begin := statement{text: "BEGIN ISOLATION LEVEL READ COMMITTED", untraced: true}
+	single := batchSettings(limits, limits["lock_timeout"])
+	batch := batchSettings(limits, batchLockTimeout)
 	db.settings = func(alone bool) []statement {
 		if alone {
 			return []statement{begin, single}
 		}
 		return []statement{begin, batch}
 	}
-	config.RuntimeParams = maps.Clone(config.RuntimeParams)
-	for _, name := range timeouts {
-		delete(config.RuntimeParams, name)
-	}
-	config.DefaultQueryExecMode = pgx.QueryExecModeExec
-	db.sets = postgresPool(config, postgresBatches)
-	db.pools["postgres_batches"] = db.sets
 	db.session = db.postgresSession
 	db.batches = newBatches(db, postgresLanes+1, postgresSingles)
-	db.transact = db.transactPostgres
+	start := startOf(settingsOf(limits))
+	db.transact = func(ctx context.Context, do txFunc) error { return db.transactPostgres(ctx, start, do) }
 	return db, nil
 }
 
+// connectionShares divides a worker's connections among its pools.
+func connectionShares(conns int) map[string]int {
+	if conns < MinConns {
+		return map[string]int{"all": conns}
+	}
+	tokens, people := max(1, conns/8), max(1, conns/6)
+	work := max(1, (conns-tokens-people)/3)
+	batches := min(conns-tokens-people-work, postgresLanes+1+postgresSingles)
+	work = conns - tokens - people - batches
+	return map[string]int{"tokens": tokens, "people": people, "batches": batches, "work": work}
+}
+
 func postgresPool(config *pgx.ConnConfig, conns int) *sqlx.DB {
-	p := sqlx.NewDb(stdlib.OpenDB(*config), "pgx")
+	p := sqlx.NewDb(sql.OpenDB(connector{stdlib.GetConnector(*config)}), "pgx")
 	p.SetMaxOpenConns(conns)
 	p.SetMaxIdleConns(conns)
-	p.SetConnMaxIdleTime(5 * time.Minute)
+	p.SetConnMaxIdleTime(postgresIdle)
 	return p
+}
+
+// connector explains why there is no connection.
+type connector struct{ driver.Connector }
+
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	switch {
+	case hasCode(err, tooManyConnections):
+		return nil, fmt.Errorf("PostgreSQL has no connection left for this program: lower "+
+			"DATABASE_MAX_CONNS of the workers, or raise max_connections (%w)", err)
+	case err != nil && strings.Contains(err.Error(), "unsupported startup parameter"):
+		return nil, fmt.Errorf("the pooler before PostgreSQL refuses a parameter of DATABASE_URL: "+
+			"remove it, or name it in ignore_startup_parameters (%w)", err)
+	}
+	return conn, err
 }
 
 // bySetSettings are a batch's: each of its statements finds its rows by an index, whatever the server
 // believes of a table that it has not analysed yet.
 var bySetSettings = []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin"}
 
-// timeouts are the settings of postgresSettings that batches have for a transaction and not for a
-// connection.
-var timeouts = []string{"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"}
-
-// localSettings is the statement that sets a transaction's settings.
-func localSettings(params map[string]string, lockTimeout string) statement {
-	var calls []string
+// settingsOf is the statement that sets a transaction's settings.
+func settingsOf(settings map[string]string) statement {
 	st := statement{untraced: true}
-	for _, name := range timeouts {
-		value := params[name]
-		if name == "lock_timeout" {
-			value = lockTimeout
-		}
-		calls, st.args = append(calls, "set_config('"+name+"', ?, true)"), append(st.args, value)
-	}
-	for _, name := range bySetSettings {
-		calls = append(calls, "set_config('"+name+"', 'off', true)")
+	var calls []string
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		calls, st.args = append(calls, "set_config('"+name+"', ?, true)"), append(st.args, settings[name])
 	}
 	st.text = "SELECT " + strings.Join(calls, ", ")
 	return st
+}
+
+// batchSettings is the statement that sets a batch's settings.
+func batchSettings(limits map[string]string, lockTimeout string) statement {
+	settings := maps.Clone(limits)
+	settings["lock_timeout"] = lockTimeout
+	for _, name := range bySetSettings {
+		settings[name] = "off"
+	}
+	return settingsOf(settings)
+}
+
+// startOf is the statement that a transaction begins with: it sets the settings, and reads the clock
+// and the transaction's id.
+func startOf(settings statement) statement {
+	settings.text = "SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id, concat(" +
+		strings.TrimPrefix(settings.text, "SELECT ") + ") AS settings"
+	return settings
 }
 
 // Unreachable reports whether the error of an Open may go away by itself: no server answers yet, or
@@ -127,18 +183,13 @@ func Unreachable(err error) bool {
 	var network *net.OpError
 	var lookup *net.DNSError
 	return errors.As(err, &network) || errors.As(err, &lookup) ||
-		hasCode(err, cannotConnectNow, tooManyConnections)
+		errors.Is(err, context.DeadlineExceeded) ||
+		hasCode(err, cannotConnectNow, tooManyConnections) || hasCode(err, protocolViolation) &&
+		slices.ContainsFunc(poolerWaits, func(text string) bool { return strings.Contains(err.Error(), text) })
 }
 
-func parsePostgres(address string) (*pgx.ConnConfig, error) {
-	if strings.HasPrefix(address, "postgres://") || strings.HasPrefix(address, "postgresql://") {
-		if config, err := pgx.ParseConfig(address); err == nil {
-			return config, nil
-		}
-	}
-	return nil, errors.New(
-		"not an address like sqlite:papermap.db or postgres://user:password@host:5432/database")
-}
+// poolerWaits are parts of what PgBouncer says while it cannot reach PostgreSQL.
+var poolerWaits = []string{"server login", "query_wait_timeout", "connect failed", "cannot connect to server"}
 
 var errReadOnly = errors.New("the PostgreSQL server is a read-only standby: " +
 	"let DATABASE_URL name the primary (several hosts with target_session_attrs=read-write find it)")
@@ -163,9 +214,9 @@ func refuseStandby(ctx context.Context, conn *pgconn.PgConn) error {
 //
 // Transactions are READ COMMITTED. What one reads in order to change it, it reads with FOR UPDATE,
 // or it has the row of a lease locked that all writers of those rows lock first.
-func (db *DB) transactPostgres(ctx context.Context, do txFunc) error {
+func (db *DB) transactPostgres(ctx context.Context, start statement, do txFunc) error {
 	for try := 1; ; try++ {
-		err := db.tryTransaction(ctx, do)
+		err := db.tryTransaction(ctx, start, do)
 		switch {
 		case hasCode(err, readOnlyTransaction):
 			return refused(err)
@@ -179,45 +230,54 @@ func (db *DB) transactPostgres(ctx context.Context, do txFunc) error {
 
 // tryTransaction is one try. An error of COMMIT that the server did not answer with is no outcome:
 // it is looked up, so that a caller never repeats what was committed.
-func (db *DB) tryTransaction(ctx context.Context, do txFunc) error {
+func (db *DB) tryTransaction(ctx context.Context, start statement, do txFunc) error {
 	ctx, cancel := db.read.limit(ctx)
 	defer cancel()
-	sqlTx, err := db.write.BeginTxx(ctx, nil)
+	sqlTx, err := db.write.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
 	defer sqlTx.Rollback() // after a commit this does nothing
-	var start struct {
-		Now Time   `db:"now"`
-		ID  string `db:"id"`
+	var begun struct {
+		Now      Time   `db:"now"`
+		ID       string `db:"id"`
+		Settings string `db:"settings"`
 	}
-	const query = "SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id"
-	if err := sqlTx.GetContext(ctx, &start, query); err != nil {
+	if err := sqlTx.GetContext(ctx, &begun, sqlTx.Rebind(start.text), start.args...); err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
 	if db.now != nil {
-		start.Now = at(db.now())
+		begun.Now = at(db.now())
 	}
-	if err := recovered(ctx, do, &tx{db: db, on: sqlTx, now: start.Now}); err != nil {
+	if err := recovered(ctx, do, &tx{db: db, on: sqlTx, now: begun.Now}); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.Commit)
-	err = committed(sqlTx.Commit(), start.ID)
+	err = committed(sqlTx.Commit(), begun.ID)
 	failpoint.Hit(failpoint.Committed)
 	var lost *lostCommit
 	if errors.As(err, &lost) {
-		return db.lookUpCommit(lost.id, lost.error)
+		err = db.lookUpCommit(lost.id, lost.error)
 	}
+	db.wrote(err)
 	return err
 }
 
 // committed returns the error of a COMMIT as a lostCommit if the server did not answer.
 func committed(err error, id string) error {
-	var server *pgconn.PgError
-	if err == nil || errors.As(err, &server) && !hasCode(err, adminShutdown, crashShutdown) {
+	if err == nil || answered(err) {
 		return err
 	}
 	return &lostCommit{err, id}
+}
+
+// answered reports whether an error is the server's answer to a statement, rather than the end of
+// the connection, of which a pooler tells in the server's stead.
+func answered(err error) bool {
+	var server *pgconn.PgError
+	return errors.As(err, &server) && server.Severity != "FATAL" && server.Severity != "PANIC" &&
+		!strings.HasPrefix(server.Code, "08") &&
+		!hasCode(err, adminShutdown, crashShutdown, cannotConnectNow)
 }
 
 // postgresSession runs do in a session on a connection of its own.
@@ -236,7 +296,9 @@ func (db *DB) postgresSession(ctx context.Context, do func(*session) error) erro
 			if err == nil && tag.String() != "COMMIT" {
 				return errors.New("commit: rolled back")
 			}
-			return committed(err, s.id)
+			err = committed(err, s.id)
+			db.wrote(err)
+			return err
 		}
 		err := do(s)
 		if err != nil && !pg.IsClosed() {
@@ -252,11 +314,7 @@ func (db *DB) postgresSession(ctx context.Context, do func(*session) error) erro
 
 // pipeline sends the statements together and reads their results.
 func (db *DB) pipeline(ctx context.Context, pg *pgx.Conn, list []*statement) error {
-	batch := &pgx.Batch{}
-	for _, st := range list {
-		batch.Queue(sqlx.Rebind(sqlx.DOLLAR, st.text), st.args...)
-	}
-	results := pg.SendBatch(ctx, batch)
+	results := send(ctx, pg, list...)
 	defer results.Close()
 	for _, st := range list {
 		err := st.traced(ctx, db.dialect, func(context.Context) error {
@@ -279,14 +337,66 @@ func (db *DB) pipeline(ctx context.Context, pg *pgx.Conn, list []*statement) err
 	return results.Close()
 }
 
+func send(ctx context.Context, pg *pgx.Conn, list ...*statement) pgx.BatchResults {
+	batch := &pgx.Batch{}
+	for _, st := range list {
+		batch.Queue(sqlx.Rebind(sqlx.DOLLAR, st.text), st.args...)
+	}
+	return pg.SendBatch(ctx, batch)
+}
+
+// pipelinedRead runs a statement that reads behind the one with its settings. They are sent together,
+// which makes them one transaction.
+func pipelinedRead(ctx context.Context, db *sqlx.DB, dest any, settings, st statement) error {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Raw(func(raw any) error {
+		results := send(ctx, raw.(*stdlib.Conn).Conn(), &settings, &st)
+		defer results.Close()
+		if _, err := results.Exec(); err != nil {
+			return err
+		}
+		rows, err := results.Query()
+		if err == nil {
+			err = scan(rows, dest)
+		}
+		if err != nil {
+			return err
+		}
+		return results.Close()
+	})
+}
+
+// scan reads all rows into the slice at dest: of structs, by the names of the columns, or of values.
+func scan(rows pgx.Rows, dest any) error {
+	list := reflect.ValueOf(dest).Elem()
+	element := list.Type().Elem()
+	value := element.Kind() != reflect.Struct || element == reflect.TypeFor[time.Time]() ||
+		reflect.PointerTo(element).Implements(reflect.TypeFor[sql.Scanner]())
+	if !value {
+		return sqlx.StructScan(pgxRows{rows}, dest)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		row := reflect.New(element)
+		if err := rows.Scan(row.Interface()); err != nil {
+			return err
+		}
+		list.Set(reflect.Append(list, row.Elem()))
+	}
+	return rows.Err()
+}
+
 // refused returns the error of a statement as a statementError if it is the statement's fault, and
 // says what a read-only server means.
 func refused(err error) error {
-	var server *pgconn.PgError
 	switch {
 	case hasCode(err, readOnlyTransaction):
 		return fmt.Errorf("%w (%w)", errReadOnly, err)
-	case !errors.As(err, &server) || hasCode(err, adminShutdown, crashShutdown, cannotConnectNow):
+	case !answered(err):
 		return err
 	}
 	return statementError{err}

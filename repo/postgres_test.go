@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +46,8 @@ func TestPostgresRetriesSerializationFailures(t *testing.T) {
 		t.Errorf("another error: %d runs, error %v", runs, err)
 	}
 }
+
+var isCommit = regexp.MustCompile(`(?i)\bcommit\b`) // not the COMMITTED of an isolation level
 
 // commitProxy passes connections on to the server at upstream. While lose is true, the first COMMIT
 // that comes is passed on or not, as deliver says, and the client's connection is closed without
@@ -98,7 +100,7 @@ func (p *commitProxy) serve(client net.Conn) {
 		if p.silent.Load() {
 			continue
 		}
-		if p.lose.Load() && bytes.Contains(bytes.ToLower(buffer[:n]), []byte("commit")) {
+		if p.lose.Load() && isCommit.Match(buffer[:n]) {
 			p.lose.Store(false)
 			p.lost.Add(1)
 			if !p.deliver.Load() {
@@ -295,8 +297,8 @@ func TestPostgresPoolIsLimited(t *testing.T) {
 		largest = max(largest, connections)
 	}
 	// Reads have all that are theirs, and batches need few.
-	if least := postgresConns - postgresBatches; largest < least || largest > postgresConns {
-		t.Errorf("200 callers had up to %d connections, want %d to %d", largest, least, postgresConns)
+	if least := connectionShares(DefaultConns)["work"]; largest < least || largest > DefaultConns {
+		t.Errorf("200 callers had up to %d connections, want %d to %d", largest, least, DefaultConns)
 	}
 }
 
@@ -307,13 +309,22 @@ func TestPostgresStatementAndLockTimeouts(t *testing.T) {
 		t.Fatal(err)
 	}
 	limited := openPostgresTest(t, address+"&statement_timeout=400ms&lock_timeout=200ms")
+	const timeouts = `SELECT concat_ws(' ', current_setting('statement_timeout'),
+		current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'))`
 	for db, want := range map[*DB]string{plain: "15s 5s 30s", limited: "400ms 200ms 30s"} {
 		var got string
-		err := db.write.GetContext(t.Context(), &got,
-			`SELECT concat_ws(' ', current_setting('statement_timeout'),
-			current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'))`)
+		err := db.transact(t.Context(), func(ctx context.Context, tx *tx) error {
+			return tx.get(ctx, &got, timeouts)
+		})
 		if err != nil || got != want {
-			t.Errorf("timeouts %q (%v), want %q", got, err, want)
+			t.Errorf("timeouts of a transaction %q (%v), want %q", got, err, want)
+		}
+		err = db.read.get(t.Context(), &got, "SELECT current_setting('statement_timeout')")
+		if err != nil || !strings.HasPrefix(want, got+" ") {
+			t.Errorf("timeout of a read %q (%v), want the first of %q", got, err, want)
+		}
+		if err := db.write.GetContext(t.Context(), &got, timeouts); err != nil || got != "0 0 0" {
+			t.Errorf("timeouts of a connection %q (%v), want none", got, err)
 		}
 	}
 	runs := 0
@@ -411,7 +422,7 @@ func TestPostgresRestartIsSurvived(t *testing.T) {
 		if err == nil {
 			break
 		}
-		if try > 2*postgresConns {
+		if try > 2*DefaultConns {
 			t.Fatalf("after a restart: %v", err)
 		}
 	}

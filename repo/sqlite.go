@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -16,7 +15,7 @@ import (
 )
 
 const (
-	sqliteReaders     = 4
+	sqliteReaders     = 4               // of each view
 	sqliteBusyTimeout = 5 * time.Second // for another process, e.g. a command beside the worker
 
 	// Settings stand in the address because a PRAGMA by Exec would reach one connection of the pool
@@ -34,7 +33,7 @@ const (
 )
 
 func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
-	db := &DB{dialect: &sqliteDialect, path: path, now: time.Now}
+	db := &DB{core: &core{dialect: &sqliteDialect, path: path, now: time.Now}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("open the database %s: %w", path, damaged(err)), db.Close())
@@ -52,13 +51,24 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 	if err := pingUntilFree(ctx, db.write); err != nil {
 		return nil, err
 	}
-	readers, err := sqlx.Open("sqlite3", file+sqliteReader)
-	if err != nil {
+	var tables int // reading opens the write-ahead log
+	if err := db.write.GetContext(ctx, &tables, "SELECT COUNT(*) FROM sqlite_master"); err != nil {
 		return nil, err
 	}
-	db.pools["read"] = readers
-	readers.SetMaxOpenConns(sqliteReaders)
-	db.read = pool{DB: readers, dialect: db.dialect}
+	if db.files, err = openFiles(path, path+"-wal"); err != nil {
+		return nil, err
+	}
+	for name, view := range map[string]*pool{
+		"read": &db.read, "tokens": &db.core.tokens, "people": &db.core.people,
+	} {
+		readers, err := sqlx.Open("sqlite3", file+sqliteReader)
+		if err != nil {
+			return nil, err
+		}
+		readers.SetMaxOpenConns(sqliteReaders)
+		db.pools[name] = readers
+		*view = pool{DB: readers, dialect: db.dialect}
+	}
 	db.settings = func(bool) []statement { return []statement{{text: "BEGIN IMMEDIATE", untraced: true}} }
 	db.session = db.sqliteSession
 	db.batches = newBatches(db, 1, 0)
@@ -99,7 +109,12 @@ func (db *DB) sqliteSession(ctx context.Context, do func(*session) error) error 
 		return nil
 	}
 	s.commit = func(ctx context.Context) error {
-		if _, err := conn.ExecContext(ctx, "COMMIT"); err != nil {
+		if err := db.checkFiles(); err != nil {
+			return err
+		}
+		_, err := conn.ExecContext(ctx, "COMMIT")
+		db.wrote(err)
+		if err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}
 		return nil
@@ -147,29 +162,6 @@ func damaged(err error) error {
 			"the file is damaged or no database (%w): restore it from a backup, or correct DATABASE_URL", err)
 	}
 	return err
-}
-
-// Lock keeps other processes from working on the same SQLite file, until Close or the end of the
-// process, however that comes. Commands that look, or that resolve one tenant, need no lock.
-// Replicas share a PostgreSQL database, where Lock does nothing.
-//
-// Two workers on one SQLite file would be correct, as tests show, but each would wait for the
-// other's commits.
-func (db *DB) Lock() error {
-	if db.path == "" {
-		return nil
-	}
-	file, err := os.OpenFile(db.path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("lock the database: %w", err)
-	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = file.Close()
-		return fmt.Errorf("another worker has the database %s: stop it, "+
-			"or use PostgreSQL to run several (%w)", db.path, err)
-	}
-	db.lock = file
-	return nil
 }
 
 // CheckIntegrity reads the whole SQLite file and returns an error when it is damaged. PostgreSQL

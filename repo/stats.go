@@ -79,8 +79,8 @@ func (db *DB) Engine(ctx context.Context) (string, error) {
 	return db.dialect.engine + " " + version, nil
 }
 
-// Pools are the states of the connection pools: "read" and "write" on SQLite, "postgres" on
-// PostgreSQL.
+// Pools are the states of the connection pools, by what they are for: "tokens", "people", and the
+// work, which is "read" and "write" on SQLite, "batches" and "work" on PostgreSQL.
 func (db *DB) Pools() map[string]sql.DBStats {
 	stats := map[string]sql.DBStats{}
 	for name, p := range db.pools {

@@ -207,7 +207,7 @@ func TestEachUsageHasNoTimeout(t *testing.T) {
 			t.Errorf("%d of %d rows: %v", read, rows, err)
 		}
 		var timeout string
-		if err := db.read.Get(&timeout, "SHOW statement_timeout"); err != nil || timeout != "250ms" {
+		if err := db.read.get(ctx, &timeout, "SHOW statement_timeout"); err != nil || timeout != "250ms" {
 			t.Errorf("after it, other statements may take %q (%v)", timeout, err)
 		}
 	}

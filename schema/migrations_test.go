@@ -37,7 +37,7 @@ func TestMigrationsOnlyEverAdd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		statements := up(string(text))
+		statements := statements(string(text))
 		if len(statements) == 0 {
 			t.Errorf("%s: it does nothing", file)
 		}
@@ -84,7 +84,7 @@ DELETE FROM a
 -- +goose Down
 DROP TABLE a;
 `
-	statements := up(text)
+	statements := statements(text)
 	i := slices.IndexFunc(statements, func(s string) bool { return !onlyAdds(s) })
 	if len(statements) != 17 || i != 4 || slices.ContainsFunc(statements[i:], onlyAdds) {
 		t.Errorf("of %d statements the first 4 only add; number %d was refused first:\n%s", len(statements),
@@ -100,11 +100,9 @@ func onlyAdds(statement string) bool {
 	return slices.ContainsFunc(adds, func(form *regexp.Regexp) bool { return form.MatchString(statement) })
 }
 
-// up are the statements of a migration's Up part, each on one line, without comments.
-func up(text string) []string {
-	_, text, _ = strings.Cut(text, "-- +goose Up\n")
-	text, _, _ = strings.Cut(text, "-- +goose Down\n")
-	text = regexp.MustCompile(`--.*`).ReplaceAllString(text, "")
+// statements are those of a migration's Up part, each on one line, without comments.
+func statements(text string) []string {
+	text = regexp.MustCompile(`--.*`).ReplaceAllString(up(text), "")
 	var list []string
 	for statement := range strings.SplitSeq(text, ";") {
 		if words := strings.Fields(statement); len(words) > 0 {

@@ -1,13 +1,15 @@
 // Package schema holds the database's migrations and applies them, and the contract for machines: a
 // JSON Schema for each event (contract.go).
 //
-//	names, err := schema.Migrate(ctx, db, goose.DialectPostgres) // at start, or by `migrate`
-//	err = schema.Check(ctx, db, goose.DialectPostgres)           // by commands that must not migrate
+//	names, err := schema.Migrate(ctx, db, schema.Postgres, onWait) // at start, or by `migrate`
+//	err = schema.Check(ctx, db, schema.Postgres)                   // by commands that must not migrate
 //
-// There is one folder of goose migrations for each kind of database, with the same tables and the
-// same numbers. Migrations only add within a major version of the program; on SQLite, which has one
-// worker, one may replace an index. A database that is newer than the program is refused: goose by
-// itself would accept it.
+// There is one folder of migrations for each kind of database, with the same tables and the same
+// numbers, in the format of https://github.com/pressly/goose and with its table of versions. Each is
+// applied in one transaction, with its record and the lock that keeps others from migrating:
+// a connection pooler may give every transaction another connection. Migrations only add within a
+// major version of the program; on SQLite, which has one worker, one may replace an index. A database
+// that is newer than the program is refused.
 package schema
 
 import (
@@ -17,15 +19,27 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
-	"github.com/pressly/goose/v3"
+	"github.com/mattn/go-sqlite3"
 
 	"papermap-worker/worker/failpoint"
 )
 
 //go:embed sqlite/*.sql postgres/*.sql
 var migrations embed.FS
+
+// Dialect is a kind of database. It names the folder of its migrations.
+type Dialect string
+
+// The kinds of database.
+const (
+	SQLite   Dialect = "sqlite"
+	Postgres Dialect = "postgres"
+)
 
 // ErrNewer means that the database was migrated by a newer program.
 var ErrNewer = errors.New(
@@ -34,127 +48,218 @@ var ErrNewer = errors.New(
 // ErrBehind means that the database needs migrations that have not been applied.
 var ErrBehind = errors.New("the database is behind this program: run `papermap-worker migrate`")
 
+// errLocked means that another program is migrating.
+var errLocked = errors.New("another program is migrating the database")
+
+// lockWait is how long Migrate waits for another program that migrates.
+const lockWait = 5 * time.Minute
+
 // Migration is one step of the database's history.
 type Migration struct {
 	Version int64  `json:"version"`
 	Name    string `json:"name"`
 	Applied bool   `json:"applied"`
+
+	up string // its statements
 }
 
-// Migrate brings the database up to date. It returns the names of what it applied.
-func Migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]string, error) {
-	p, err := provider(db, dialect)
-	if err != nil {
-		return nil, err
-	}
-	if dialect == goose.DialectPostgres {
-		unlock, err := lock(ctx, db)
-		if err != nil {
-			return nil, err
-		}
-		defer unlock()
-	}
-	if err := check(ctx, p); err != nil && !errors.Is(err, ErrBehind) {
-		return nil, err
-	}
-	var names []string
+// queryer is a *sql.DB or a *sql.Tx.
+type queryer interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// Migrate brings the database up to date. It returns the names of what it applied. It calls onWait
+// with true when it begins to wait for another program that migrates, and with false when that is
+// over.
+func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (names []string, err error) {
 	for {
-		step, err := p.UpByOne(ctx)
-		if errors.Is(err, goose.ErrNoNextVersion) {
-			return names, nil
+		// This read takes no lock: a database that is up to date is left alone.
+		if err := Check(ctx, db, d); !errors.Is(err, ErrBehind) {
+			return names, err
 		}
+		name, err := applyWhenFree(ctx, db, d, onWait)
 		if err != nil {
 			return names, fmt.Errorf("migrate the database: %w", err)
 		}
-		names = append(names, step.Source.Path)
-		failpoint.Hit(failpoint.Migrated)
+		if name != "" {
+			names = append(names, name)
+			failpoint.Hit(failpoint.Migrated)
+		}
 	}
 }
 
-// Check returns nil when the database is at this program's version, else an error that wraps
-// [ErrNewer] or [ErrBehind].
-func Check(ctx context.Context, db *sql.DB, dialect goose.Dialect) error {
-	p, err := provider(db, dialect)
-	if err != nil {
-		return err
+// applyWhenFree is applyNext, but waits while another program migrates.
+func applyWhenFree(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (name string, err error) {
+	begun := time.Now()
+	for waited := false; ; waited = true {
+		name, err = applyNext(ctx, db, d)
+		locked := errors.Is(err, errLocked)
+		switch {
+		case !locked && waited:
+			onWait(false)
+			return name, err
+		case !locked:
+			return name, err
+		case time.Since(begun) >= lockWait:
+			return "", fmt.Errorf("%w for more than %v: if none is, end the connection that holds the lock",
+				err, lockWait)
+		case !waited:
+			onWait(true)
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return "", fmt.Errorf("wait for another program that migrates: %w", ctx.Err())
+		}
 	}
-	return check(ctx, p)
-}
-
-// Status lists the migrations that this program knows.
-func Status(ctx context.Context, db *sql.DB, dialect goose.Dialect) ([]Migration, error) {
-	p, err := provider(db, dialect)
-	if err != nil {
-		return nil, err
-	}
-	states, err := p.Status(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read the state of migrations: %w", err)
-	}
-	var list []Migration
-	for _, s := range states {
-		list = append(list, Migration{s.Source.Version, s.Source.Path, s.State == goose.StateApplied})
-	}
-	return list, nil
 }
 
 // lockID is an arbitrary number that nothing else in the database locks.
 const lockID = 0x706d772d6d6967
 
-// lock keeps other replicas that start at the same time from migrating with us. goose has such a
-// lock, but reads its own table before taking it.
-func lock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
-	conn, err := db.Conn(ctx)
+// beginMigration locks the database against other programs that migrate, until the end of the
+// transaction, and lifts the time-outs that a role may have: a migration may take long. Only its
+// wait for a table is limited, because everything else would wait behind it.
+const beginMigration = `SELECT pg_try_advisory_xact_lock($1), set_config('statement_timeout', '0', true),
+	set_config('idle_in_transaction_session_timeout', '0', true), set_config('lock_timeout', '60s', true)`
+
+// applyNext applies the next migration. It returns the empty name if there is none, or errLocked.
+func applyNext(ctx context.Context, db *sql.DB, d Dialect) (name string, err error) {
+	list, err := load(d)
 	if err != nil {
-		return nil, fmt.Errorf("connect to migrate the database: %w", err)
+		return "", err
 	}
-	for {
+	tx, err := db.BeginTx(ctx, nil) // on SQLite this waits for another that writes, for some seconds
+	if busy := (sqlite3.Error{}); errors.As(err, &busy) && busy.Code == sqlite3.ErrBusy {
+		return "", errLocked
+	}
+	if err != nil {
+		return "", err
+	}
+	defer tx.Rollback() // after a commit this does nothing
+	if d == Postgres {
 		var locked bool
-		err := conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock($1)", lockID).Scan(&locked)
+		var setting string
+		err := tx.QueryRowContext(ctx, beginMigration, int64(lockID)).Scan(&locked, &setting, &setting, &setting)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("lock the database to migrate it: %w", err), conn.Close())
+			return "", fmt.Errorf("lock the database: %w", err)
 		}
-		if locked {
-			return func() {
-				// It fails only if the connection does, which releases the lock.
-				_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", lockID)
-				_ = conn.Close()
-			}, nil
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			err := fmt.Errorf("wait for another replica that migrates the database: %w", ctx.Err())
-			return nil, errors.Join(err, conn.Close())
+		if !locked {
+			return "", errLocked
 		}
 	}
+	current, err := version(ctx, tx, d)
+	if err != nil {
+		return "", err
+	}
+	next := slices.IndexFunc(list, func(m Migration) bool { return m.Version > current })
+	if next < 0 {
+		return "", nil
+	}
+	m := list[next]
+	statements := []string{m.up, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (" +
+		strconv.FormatInt(m.Version, 10) + ", true)"}
+	if current < 0 {
+		statements = append([]string{versionTable[d]}, statements...)
+	}
+	for _, statement := range statements {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return "", fmt.Errorf("%s: %w", m.Name, err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return "", fmt.Errorf("%s: commit: %w", m.Name, err)
+	}
+	return m.Name, nil
 }
 
-func check(ctx context.Context, p *goose.Provider) error {
-	current, target, err := p.GetVersions(ctx)
+// versionTable makes goose's table of versions.
+var versionTable = map[Dialect]string{
+	SQLite: `CREATE TABLE goose_db_version (id INTEGER PRIMARY KEY AUTOINCREMENT, version_id INTEGER NOT NULL,
+		is_applied INTEGER NOT NULL, tstamp TIMESTAMP DEFAULT (datetime('now')));
+		INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, true)`,
+	Postgres: `CREATE TABLE goose_db_version (id INTEGER PRIMARY KEY GENERATED BY DEFAULT AS IDENTITY,
+		version_id BIGINT NOT NULL, is_applied BOOLEAN NOT NULL, tstamp TIMESTAMP NOT NULL DEFAULT now());
+		INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, true)`,
+}
+
+// hasVersions asks whether there is a table of versions.
+var hasVersions = map[Dialect]string{
+	SQLite:   "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'goose_db_version')",
+	Postgres: "SELECT to_regclass('goose_db_version') IS NOT NULL",
+}
+
+// version reads the database's version: 0 before the first migration, -1 where there is no table of
+// versions.
+func version(ctx context.Context, q queryer, d Dialect) (v int64, err error) {
+	var exists bool
+	err = q.QueryRowContext(ctx, hasVersions[d]).Scan(&exists)
+	if err == nil && !exists {
+		return -1, nil
+	}
+	if err == nil {
+		err = q.QueryRowContext(ctx, "SELECT COALESCE(MAX(version_id), 0) FROM goose_db_version").Scan(&v)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the database's version: %w", err)
+	}
+	return v, nil
+}
+
+// Check returns nil when the database is at this program's version, else an error that wraps
+// [ErrNewer] or [ErrBehind]. It changes nothing.
+func Check(ctx context.Context, db *sql.DB, d Dialect) error {
+	list, err := load(d)
+	if err != nil {
+		return err
+	}
+	current, err := version(ctx, db, d)
+	target := list[len(list)-1].Version
 	switch {
 	case err != nil:
-		return fmt.Errorf("read the database's version: %w", err)
+		return err
 	case current > target:
 		return fmt.Errorf("database version %d, program version %d: %w", current, target, ErrNewer)
 	case current < target:
-		return fmt.Errorf("database version %d, program version %d: %w", current, target, ErrBehind)
+		return fmt.Errorf("database version %d, program version %d: %w", max(0, current), target, ErrBehind)
 	}
 	return nil
 }
 
-func provider(db *sql.DB, dialect goose.Dialect) (*goose.Provider, error) {
-	folder := "sqlite"
-	if dialect == goose.DialectPostgres {
-		folder = "postgres"
+// Status lists the migrations that this program knows. Without a database, none is applied. It
+// changes nothing.
+func Status(ctx context.Context, db *sql.DB, d Dialect) ([]Migration, error) {
+	list, err := load(d)
+	if err != nil || db == nil {
+		return list, err
 	}
-	files, err := fs.Sub(migrations, folder)
-	if err != nil {
-		return nil, fmt.Errorf("read migrations for %s: %w", dialect, err)
+	current, err := version(ctx, db, d)
+	for i := range list {
+		list[i].Applied = list[i].Version <= current
 	}
-	p, err := goose.NewProvider(dialect, db, files)
-	if err != nil {
-		return nil, fmt.Errorf("prepare migrations for %s: %w", dialect, err)
+	return list, err
+}
+
+// load reads the migrations of a kind of database, in their order.
+func load(d Dialect) (list []Migration, err error) {
+	files, err := fs.Glob(migrations, string(d)+"/*.sql") // sorted
+	for _, file := range files {
+		name := strings.TrimPrefix(file, string(d)+"/")
+		number, _, _ := strings.Cut(name, "_")
+		version, numberErr := strconv.ParseInt(number, 10, 64)
+		text, readErr := migrations.ReadFile(file)
+		err = errors.Join(err, numberErr, readErr)
+		list = append(list, Migration{Version: version, Name: name, up: up(string(text))})
 	}
-	return p, nil
+	if err != nil || len(list) == 0 {
+		return nil, fmt.Errorf("read the migrations for %s: %w", d, err)
+	}
+	return list, nil
+}
+
+// up is the Up part of a migration.
+func up(text string) string {
+	_, text, _ = strings.Cut(text, "-- +goose Up\n")
+	text, _, _ = strings.Cut(text, "-- +goose Down\n")
+	return text
 }

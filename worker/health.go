@@ -17,8 +17,8 @@ import (
 // the same words.
 type Finding = events.Finding
 
-// CheckDatabase checks that the tables are this program's and can be read. migrate says that serve
-// would migrate them. It returns nothing when all is well.
+// CheckDatabase checks that the tables are this program's, can be read, and take writes. migrate
+// says that serve would migrate them. It returns nothing when all is well.
 func CheckDatabase(ctx context.Context, db *repo.DB, migrate bool) []Finding {
 	const check = "database"
 	switch err := db.CheckSchema(ctx); {
@@ -30,18 +30,26 @@ func CheckDatabase(ctx context.Context, db *repo.DB, migrate bool) []Finding {
 	case errors.Is(err, repo.ErrSchemaNewer):
 		return []Finding{{Check: check, Found: err.Error(), Fix: "run the newer program", Fatal: true}}
 	case err != nil:
-		fix := "can the user read and write the tables?"
-		return []Finding{{Check: check, Found: err.Error(), Fix: fix, Fatal: true}}
+		return []Finding{DatabaseFinding(err)}
 	}
-	return checkReadable(ctx, db)
+	return checkUsable(ctx, db)
 }
 
-func checkReadable(ctx context.Context, db *repo.DB) []Finding {
-	if err := db.Ping(ctx); err != nil {
-		fix := "is the database up, and can the user read the tables?"
-		return []Finding{{Check: "database", Found: err.Error(), Fix: fix, Fatal: true}}
+func checkUsable(ctx context.Context, db *repo.DB) []Finding {
+	if err := db.Check(ctx); err != nil {
+		return []Finding{DatabaseFinding(err)}
 	}
 	return nil
+}
+
+// DatabaseFinding says what to do about an error of the database.
+func DatabaseFinding(err error) Finding {
+	fix := "is the database up, is its disk full or read-only, and can the user read and write the tables?"
+	if errors.Is(err, repo.ErrFileGone) {
+		fix = "stop the worker, put the right file in its place, start it, and run " +
+			"`papermap-worker replay --since` a time before this"
+	}
+	return Finding{Check: "database", Found: err.Error(), Fix: fix, Fatal: true}
 }
 
 // CheckPapermap reads one row of usage with the workspace's API key. That checks the address, the
@@ -129,7 +137,7 @@ func (h *health) run(ctx context.Context) {
 func (h *health) check(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	list := checkReadable(ctx, h.db)
+	list := checkUsable(ctx, h.db)
 	if h.bus.Connected() == nil {
 		list = append(list, h.bus.CheckTopology(ctx)...)
 	}

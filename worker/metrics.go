@@ -315,7 +315,7 @@ func (c collector) nats(ctx context.Context, s samples) {
 }
 
 func (c collector) database(ctx context.Context, s samples) {
-	stats, err := c.w.db.Stats(ctx)
+	stats, err := c.w.Database().Stats(ctx)
 	s.up("database", err == nil)
 	if err != nil {
 		return

@@ -21,10 +21,6 @@ const (
 	relayPoll  = 500 * time.Millisecond // for events of other replicas, and those that a crash left behind
 	relayBatch = 256
 	relayStop  = 2 * time.Second // for the last pass, at a stop
-
-	keepSent   = 30 * 24 * time.Hour // sent events are part of a tenant's history
-	pruneEvery = time.Minute
-	pruneBatch = 1000
 )
 
 // relay publishes the events of the outbox, at least once and in order per tenant.
@@ -59,8 +55,6 @@ func (r *relay) wake() { signal(r.woken) }
 func (r *relay) run(ctx context.Context) {
 	poll := time.NewTicker(relayPoll)
 	defer poll.Stop()
-	prune := time.NewTicker(pruneEvery)
-	defer prune.Stop()
 	logged := ""
 	pass := func(ctx context.Context) {
 		err := r.publishAll(ctx)
@@ -78,10 +72,6 @@ func (r *relay) run(ctx context.Context) {
 			pass(ctx)
 		case <-poll.C:
 			pass(ctx)
-		case <-prune.C:
-			if err := r.db.PruneSent(ctx, keepSent, pruneBatch); err != nil {
-				r.log.Warn("cannot prune the outbox", "error", err)
-			}
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), relayStop)
 			defer cancel()

@@ -89,7 +89,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 		UserAgent: "papermap-worker/" + cfg.Version, HistoryPath: cfg.HistoryPath, Dial: cfg.Dial,
 		Observe: m.requested,
 	}, w.resumed, log)
-	w.tokens = newTokenService(w.workspaces, db, m, tokenLimits{
+	w.tokens = newTokenService(w.workspaces, db.Tokens(), m, tokenLimits{
 		ttl: cfg.TokenTTL, maxTTL: cfg.TokenMaxTTL, rate: cfg.TokenRate, burst: cfg.TokenBurst,
 	}, cfg.Clock, cfg.EmbedURL, cfg.TokenAudit)
 	changed := func(tenantID string) { // for this and the other replicas
@@ -108,7 +108,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 		wakeRelay: w.relay.wake,
 	}
 	w.scheduler = &scheduler{cfg.Schedule, w.workspaces, bus, log, now}
-	w.API = &API{w.workspaces, db, bus, w.tokens, now, func(tenantID string) {
+	w.API = &API{w.workspaces, db.People(), bus, w.tokens, now, func(tenantID string) {
 		changed(tenantID)
 		w.relay.wake()
 	}}
@@ -154,6 +154,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	supporters.Go(func() { w.relay.run(support) })
 	supporters.Go(func() { w.health.run(support) })
+	supporters.Go(func() { prune(support, w.db, w.log) })
 	supporters.Go(func() { w.tokens.counts.run(support, w.db, w.log) })
 	supporters.Go(func() { w.tokens.audit.run(support, w.log) })
 
@@ -212,8 +213,8 @@ func (w *Worker) admit(ctx context.Context) (int, error) {
 	}
 }
 
-// Database is the worker's database, for those who only read.
-func (w *Worker) Database() *repo.DB { return w.db }
+// Database is the worker's database, for what people look at.
+func (w *Worker) Database() *repo.DB { return w.db.People() }
 
 // Bus is the worker's connection to NATS.
 func (w *Worker) Bus() *events.Bus { return w.bus }

@@ -90,7 +90,8 @@ type natsSettings struct {
 }
 
 type databaseSettings struct {
-	Migrate string `name:"database-migrate" default:"true" help:"Migrate DATABASE_URL at start."`
+	Migrate  string `name:"database-migrate" default:"true" help:"Migrate DATABASE_URL at start."`
+	MaxConns string `name:"database-max-conns" default:"24" help:"Connections to PostgreSQL, at most."`
 }
 
 type logSettings struct {
@@ -301,6 +302,13 @@ func (s natsSettings) parse(p *parser) events.Options {
 		"NATS_TLS_CERT and NATS_TLS_KEY go together: set both or neither")
 	p.check(s.User != "" || o.Password == "", "NATS_PASSWORD is set without NATS_USER")
 	return o
+}
+
+// parse sets the part of serve's configuration that is about the database.
+func (s databaseSettings) parse(p *parser, c *serveConfig) {
+	c.database = p.databaseURL()
+	c.migrate = p.boolean("DATABASE_MIGRATE", s.Migrate)
+	c.maxConns = p.integer("DATABASE_MAX_CONNS", s.MaxConns, repo.MinConns, 1000)
 }
 
 // databaseURL returns DATABASE_URL.

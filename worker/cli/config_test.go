@@ -150,6 +150,7 @@ func TestSettingsAreChecked(t *testing.T) {
 			"postgresql://h"}, []string{"sqlite:", "sqlite::memory:", "x.db", "mysql://u:CANARY@h/db",
 			"postgres://u:CANARY@h:port/db", "SQLITE:x"}},
 		"DATABASE_MIGRATE":     {[]string{"false"}, []string{"no"}},
+		"DATABASE_MAX_CONNS":   {[]string{"4", "1000"}, []string{"3", "1001", "0", "many"}},
 		"WORKER_CONCURRENCY":   {[]string{"1", "4096"}, []string{"0", "4097", "-1", "1e2", "many"}},
 		"MAX_ATTEMPTS":         {[]string{"1", "1000"}, []string{"0", "1001"}},
 		"SHUTDOWN_GRACE":       {[]string{"0", "0s", "1h"}, []string{"-1s", "61m", "25"}},

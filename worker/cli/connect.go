@@ -45,30 +45,40 @@ func closeWithin(limit time.Duration, close func(context.Context)) {
 	close(ctx)
 }
 
+const (
+	connectTimeout = 10 * time.Second // of one try to connect to the database
+	databaseWait   = 5 * time.Minute  // of serve, for a server that is not there yet
+)
+
 // waitForDatabase opens the database for work: undamaged, and at this program's version. It waits
-// for a server that is not there yet.
-func waitForDatabase(ctx context.Context, address string, migrate bool, log *slog.Logger) (*repo.DB, error) {
-	var db *repo.DB
-	var err error
-	logged := false
-	ended := poll(ctx, time.Second, func() (bool, error) {
-		if db, err = repo.Open(ctx, address); !repo.Unreachable(err) {
-			return true, nil
+// for a server that is not there yet, and for another program that migrates. starting is told what it
+// does.
+func waitForDatabase(
+	ctx context.Context, cfg serveConfig, starting func(string), log *slog.Logger,
+) (*repo.DB, error) {
+	if !cfg.migrate { // it is made by somebody else
+		if err := repo.Exists(cfg.database); err != nil {
+			return nil, err
 		}
-		if !logged {
-			log.Warn("PostgreSQL cannot be reached yet; waiting for it", "error", err)
-			logged = true
-		}
-		return false, nil
-	})
-	if err = errors.Join(err, ended); err != nil {
+	}
+	starting("it is connecting to the database")
+	db, err := connectToDatabase(ctx, cfg, log)
+	if err != nil {
 		return nil, err
 	}
+	starting("it is checking the database")
 	err = errors.Join(db.Lock(), db.CheckIntegrity(ctx))
 	switch {
-	case err == nil && migrate:
+	case err == nil && cfg.migrate:
+		starting("it is migrating the database")
 		var applied []string
-		if applied, err = db.Migrate(ctx); len(applied) > 0 {
+		applied, err = db.MigrateWhenFree(ctx, func(waits bool) {
+			logMigrationWait(log, waits)
+			if waits {
+				starting("another program is migrating the database")
+			}
+		})
+		if len(applied) > 0 {
 			log.Info("migrated the database", "applied", applied)
 		}
 	case err == nil:
@@ -81,27 +91,73 @@ func waitForDatabase(ctx context.Context, address string, migrate bool, log *slo
 	return db, nil
 }
 
+// connectToDatabase opens the database, and tries again while its server cannot be reached.
+func connectToDatabase(ctx context.Context, cfg serveConfig, log *slog.Logger) (db *repo.DB, err error) {
+	logged, begun := false, time.Now()
+	ended := poll(ctx, time.Second, func() (bool, error) {
+		opening, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		db, err = repo.OpenLimited(opening, cfg.database, cfg.maxConns)
+		switch {
+		case !repo.Unreachable(err):
+			return true, nil
+		case time.Since(begun) >= databaseWait:
+			err = fmt.Errorf("PostgreSQL could not be reached for %v: %w", databaseWait, err)
+			return true, nil
+		case !logged:
+			log.Warn("PostgreSQL cannot be reached yet; waiting for it", "error", err)
+			logged = true
+		}
+		return false, nil
+	})
+	if err = errors.Join(err, ended); err == nil && logged {
+		log.Info("PostgreSQL can be reached")
+	}
+	return db, err
+}
+
+func logMigrationWait(log *slog.Logger, waits bool) {
+	if waits {
+		log.Warn("another program is migrating the database; waiting for it")
+	} else {
+		log.Info("the other program no longer migrates the database")
+	}
+}
+
 // database opens the database that DATABASE_URL names, until the command ends. It must exist, at
 // this program's version.
 func (a *app) database() (*repo.DB, error) {
-	db, err := a.openDatabase(repo.Exists)
+	address, err := a.databaseURL()
+	if err == nil {
+		err = repo.Exists(address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	db, err := a.openDatabase(address)
 	if err == nil {
 		err = db.CheckSchema(a.ctx)
 	}
 	return db, err
 }
 
-// openDatabase opens the database as it is, if its address passes a check.
-func (a *app) openDatabase(check func(address string) error) (*repo.DB, error) {
+func (a *app) databaseURL() (string, error) {
 	p := a.parser()
-	address := p.databaseURL()
-	if err := p.err(); err != nil {
-		return nil, err
+	return p.databaseURL(), p.err()
+}
+
+// openDatabase opens the database as it is.
+func (a *app) openDatabase(address string) (*repo.DB, error) {
+	opening, cancel := context.WithTimeout(a.ctx, connectTimeout)
+	defer cancel()
+	notice := time.AfterFunc(2*time.Second, func() {
+		a.log.Warn("waiting for the database", "timeout", connectTimeout.String())
+	})
+	defer notice.Stop()
+	db, err := repo.OpenLimited(opening, address, repo.CommandConns)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("the database did not answer within %v: %w", connectTimeout, err)
 	}
-	if err := check(address); err != nil {
-		return nil, err
-	}
-	db, err := repo.Open(a.ctx, address)
 	if err != nil {
 		return nil, err
 	}

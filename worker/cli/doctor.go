@@ -119,6 +119,10 @@ func (f *findings) nats(ctx context.Context, o events.Options) {
 // A database that does not exist is no error, if serve could make it.
 func (f *findings) database(ctx context.Context, address string, migrate bool) {
 	const check = "database"
+	if err := repo.CheckWorkersFile(address); err != nil {
+		*f = append(*f, worker.DatabaseFinding(err))
+		return
+	}
 	if err := repo.Exists(address); err != nil {
 		folder := filepath.Dir(strings.TrimPrefix(address, "sqlite:"))
 		if _, err := os.Stat(folder); err != nil {
@@ -126,12 +130,16 @@ func (f *findings) database(ctx context.Context, address string, migrate bool) {
 				"make the folder, or correct DATABASE_URL")
 			return
 		}
+		if !migrate {
+			f.fail(check, "there is none yet", "run `papermap-worker migrate`, or set DATABASE_MIGRATE=true")
+			return
+		}
 		f.ok(check, "there is none yet: serve makes it")
 		return
 	}
-	opening, cancel := context.WithTimeout(ctx, 10*time.Second)
+	opening, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	db, err := repo.Open(opening, address)
+	db, err := repo.OpenLimited(opening, address, repo.CommandConns)
 	switch {
 	case repo.Unreachable(err):
 		f.fail(check, err.Error(),

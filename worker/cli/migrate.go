@@ -17,11 +17,15 @@ type migrateCmd struct {
 type migrateUpCmd struct{}
 
 func (migrateUpCmd) Run(a *app) error {
-	db, err := a.openDatabase(repo.CheckAddress)
+	address, err := a.databaseURL()
 	if err != nil {
 		return err
 	}
-	applied, err := db.Migrate(a.ctx)
+	db, err := a.openDatabase(address)
+	if err != nil {
+		return err
+	}
+	applied, err := db.MigrateWhenFree(a.ctx, func(waits bool) { logMigrationWait(a.log, waits) })
 	for _, name := range applied {
 		fmt.Fprintln(a.stdout, "applied", name)
 	}
@@ -31,15 +35,22 @@ func (migrateUpCmd) Run(a *app) error {
 	return err
 }
 
-// migrateStatusCmd lists this program's migrations, oldest first, and which were applied.
+// migrateStatusCmd lists this program's migrations, oldest first, and which were applied. It changes
+// nothing, and creates no file.
 type migrateStatusCmd struct{ jsonFlag }
 
 func (c migrateStatusCmd) Run(a *app) error {
-	db, err := a.openDatabase(repo.CheckAddress)
+	address, err := a.databaseURL()
 	if err != nil {
 		return err
 	}
-	list, err := db.Migrations(a.ctx)
+	list, err := repo.NoMigrations(address)
+	if repo.Exists(address) == nil {
+		var db *repo.DB
+		if db, err = a.openDatabase(address); err == nil {
+			list, err = db.Migrations(a.ctx)
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,9 @@ type serveCmd struct {
 type serveConfig struct {
 	worker   worker.Config
 	bus      events.Options
-	database string
+	database string // its address
 	migrate  bool
+	maxConns int
 	http     ops.Config
 	tracing  bool
 }
@@ -47,9 +48,10 @@ func (c *serveCmd) Run(a *app) error {
 // config checks the settings.
 func (c *serveCmd) config(p *parser) (serveConfig, error) {
 	cfg := serveConfig{
-		worker: c.papermapSettings.parse(p), bus: c.natsSettings.parse(p), database: p.databaseURL(),
-		migrate: p.boolean("DATABASE_MIGRATE", c.Migrate), http: c.workSettings.http(p), tracing: p.tracing(),
+		worker: c.papermapSettings.parse(p), bus: c.natsSettings.parse(p),
+		http: c.workSettings.http(p), tracing: p.tracing(),
 	}
+	c.databaseSettings.parse(p, &cfg)
 	cfg.bus.Wait = true
 	c.workSettings.parse(p, cfg.bus.Subjects.Prefix, &cfg.worker)
 	return cfg, p.err()
@@ -99,7 +101,15 @@ func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 	}
 	defer stopTracing()
 	cfg.bus.Tracer, cfg.http.Tracer = tracer, tracer
-	db, err := waitForDatabase(ctx, cfg.database, cfg.migrate, log)
+	server, err := ops.Listen(cfg.http, log)
+	if err != nil {
+		return err
+	}
+	defer closeWithin(2*time.Second, server.Close)
+	if server.Addr() != "" {
+		log.Info("serving HTTP", "address", server.Addr())
+	}
+	db, err := waitForDatabase(ctx, cfg, server.Starting, log)
 	if ctx.Err() != nil && err != nil {
 		log.Info("stopped before it had started")
 		return nil
@@ -118,14 +128,10 @@ func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 	}
 	defer closeWithin(5*time.Second, bus.Close)
 	w := worker.New(cfg.worker, db, bus, log)
-	if cfg.http.Addr != "" || cfg.http.MetricsAddr != "" {
-		server, err := ops.Start(cfg.http, w, log)
-		if err != nil {
-			return err
-		}
-		defer closeWithin(2*time.Second, server.Close)
-		log.Info("serving HTTP", "address", server.Addr())
+	if err := server.Serve(w); err != nil {
+		return err
 	}
+	defer closeWithin(2*time.Second, server.Close) // before what it uses
 	log.Info("started", "version", cfg.worker.Version, "workspaces", len(cfg.worker.Workspaces))
 	err = w.Run(ctx)
 	log.Info("stopped")

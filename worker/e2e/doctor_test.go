@@ -166,8 +166,13 @@ var brokenSystems = []struct {
 	{"PostgreSQL unreachable",
 		with("DATABASE_URL=postgres://worker:" + passwordCanary + "@127.0.0.1:1/db"), 1, []string{
 			"ERROR +database +connecting to PostgreSQL", "→ start the server, or correct DATABASE_URL"}},
-	{"database behind, and not to be migrated", func(t *testing.T, s *system) []string {
+	{"empty database, and not to be migrated", func(t *testing.T, s *system) []string {
 		must(t, os.WriteFile(s.db, nil, 0o600))
+		return []string{"DATABASE_MIGRATE=false"}
+	}, 1, []string{"ERROR +database +there is none yet", "→ run `papermap-worker migrate`"}},
+	{"database behind, and not to be migrated", func(t *testing.T, s *system) []string {
+		run(t, s.env, "migrate")
+		openSQL(t, s.database).MustExec("DELETE FROM goose_db_version WHERE version_id > 1")
 		return []string{"DATABASE_MIGRATE=false"}
 	}, 1, []string{"ERROR +database .*behind this program", "→ run `papermap-worker migrate`"}},
 	{"database of a newer program", func(t *testing.T, s *system) []string {

@@ -1,6 +1,6 @@
 // Package ops serves HTTP for operators, their tools, and callers of the REST API.
 //
-//	/healthz  200 while the process works
+//	/healthz  200 while the process works, also before it has a worker
 //	/readyz   200 while the worker can work, 503 with the reasons while it cannot; a pause because
 //	          of Papermap is 200 with "consuming":"paused", because tokens still work
 //	/metrics  for Prometheus; names begin with papermap_
@@ -50,16 +50,31 @@ type Config struct {
 // Server is the running HTTP side: one server, or two when health and metrics have an address of
 // their own.
 type Server struct {
-	servers []*http.Server
-	addr    string
-	log     *slog.Logger
-	stop    context.CancelFunc
+	config        Config
+	front, probes handler
+	servers       []*http.Server
+	addr          string
+	log           *slog.Logger
+	ctx           context.Context // ends with stop
+	stop          context.CancelFunc
 }
 
-// Start listens and serves until Close.
+// Start is Listen and Serve.
 func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
-	ctx, stop := context.WithCancel(context.Background())
-	s := &Server{log: log, stop: stop}
+	s, err := Listen(c, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Serve(w); err != nil {
+		s.Close(context.Background())
+		return nil, err
+	}
+	return s, nil
+}
+
+// Serve serves the worker from now on.
+func (s *Server) Serve(w *worker.Worker) error {
+	c, ctx, log := s.config, s.ctx, s.log
 	probes := http.NewServeMux()
 	registerProbes(probes, w, log)
 	front := probes
@@ -69,23 +84,16 @@ func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
 	if c.JWT.Given() {
 		auth, err := newVerifier(ctx, c.JWT, log)
 		if err != nil {
-			stop()
-			return nil, err
+			return err
 		}
 		(&rest{w: w, auth: auth, origins: c.Origins, tracer: c.Tracer, log: log}).register(front)
 	}
 	if c.Addr != "" {
 		front.Handle("/", console.New(ctx, c.Console, w, log))
 	}
-	err := s.listen("HTTP_ADDR", c.Addr, front)
-	if err == nil && c.MetricsAddr != "" {
-		err = s.listen("METRICS_ADDR", c.MetricsAddr, probes)
-	}
-	if err != nil {
-		s.Close(ctx)
-		return nil, err
-	}
-	return s, nil
+	s.front.set(front)
+	s.probes.set(probes)
+	return nil
 }
 
 // listen serves on an address. Addr returns the last one.
@@ -113,9 +121,7 @@ func (s *Server) listen(setting, addr string, handler http.Handler) error {
 }
 
 func registerProbes(mux *http.ServeMux, w *worker.Worker, log *slog.Logger) {
-	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
-		reply(rw, http.StatusOK, map[string]bool{"ok": true})
-	})
+	mux.HandleFunc("GET /healthz", replyHealthy)
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
 		s := w.State()
 		status := http.StatusOK

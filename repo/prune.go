@@ -1,0 +1,78 @@
+package repo
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// How long rows are kept that nothing needs any more. The other tables do not grow without end, or
+// are kept for ever: docs/operations.md has all of them.
+const (
+	day          = 24 * time.Hour
+	sentKept     = 30 * day  // events out that were sent, which are part of a tenant's history
+	attemptsKept = 366 * day // create requests that left no doubt: created or refused
+	changesKept  = 366 * day // totals of usage that went down
+)
+
+// pruneBatch is how many rows one transaction deletes, so that it stays short.
+const pruneBatch = 1000
+
+// Prune deletes the rows whose time is over, in short transactions, until none is left or ctx ends.
+func (db *DB) Prune(ctx context.Context) error {
+	now, err := db.clock(ctx)
+	if err != nil {
+		return err
+	}
+	before := func(kept time.Duration) Time { return at(now.Add(-kept)) }
+	// No index is by age but the outbox's: ids of attempts and of changes grow with time. So a
+	// statement looks at no row that is younger, but for a batch of changes.
+	for _, d := range []struct {
+		query string
+		args  []any
+	}{
+		{
+			"DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at < ? LIMIT ?)",
+			[]any{before(sentKept), pruneBatch},
+		},
+		{
+			`DELETE FROM provision_attempts WHERE id IN (SELECT id FROM provision_attempts
+				WHERE id < ? AND outcome IN ('created', 'refused') AND finished_at < ? LIMIT ?)`,
+			[]any{firstID(before(attemptsKept).Time), before(attemptsKept), pruneBatch},
+		},
+		{
+			`DELETE FROM usage_changes WHERE id IN (SELECT id FROM (SELECT id, changed_at FROM usage_changes
+				ORDER BY id LIMIT ?) oldest WHERE changed_at < ?)`,
+			[]any{pruneBatch, before(changesKept)},
+		},
+	} {
+		if err := db.prune(ctx, d.query, d.args); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prune repeats a statement until it deletes less than a batch.
+func (db *DB) prune(ctx context.Context, query string, args []any) error {
+	for deleted := int64(pruneBatch); deleted == pruneBatch && ctx.Err() == nil; {
+		err := db.update(ctx, func(ctx context.Context, t *tx) (err error) {
+			deleted, err = t.execCount(ctx, query, args...)
+			return err
+		}, "prune the database")
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// firstID is the least UUID of version 7 that is made at a time: it begins with the milliseconds.
+func firstID(t time.Time) string {
+	var id uuid.UUID
+	for i, ms := 5, t.UnixMilli(); i >= 0; i, ms = i-1, ms>>8 {
+		id[i] = byte(ms)
+	}
+	return id.String()
+}
