@@ -181,7 +181,7 @@ func TestBatchDoesNotWaitForAFrozenInsert(t *testing.T) {
 		jobs = append(jobs, j)
 		go func() { <-j.done; done <- tenant }()
 	}
-	db.batches.write(append([]*job(nil), jobs...), false)
+	db.batches.write(append([]*job(nil), jobs...), false, func() {})
 	first := []string{<-done, <-done}
 	slices.Sort(first)
 	same(t, "tenants that did not wait", first, []string{"t-000", "t-002"})
@@ -228,6 +228,34 @@ func TestBatchLooksUpALostCommitBesideItsLane(t *testing.T) {
 			same(t, "its tenant is known", mapping(t, db, tenants[i]).Status == Suspended, delivered)
 		}
 	}
+}
+
+// The COMMIT of the first tenant takes until the test releases it.
+func TestBatchIsWrittenWhileTheLastOneIsCommitted(t *testing.T) {
+	db := onPostgres(t)
+	db.write.MustExec(`
+		CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0
+			AS 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END';
+		CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON tenant_dashboards DEFERRABLE INITIALLY DEFERRED
+			FOR EACH ROW WHEN (NEW.tenant_id = 'first') EXECUTE FUNCTION wait()`)
+	release := rival(t, db, "SELECT pg_advisory_xact_lock(1)")
+	suspend := func(ctx context.Context, tenant string) error {
+		_, err := db.Change(ctx, Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: minute(1)})
+		return err
+	}
+	first := make(chan error)
+	go func() { first <- suspend(ctx, "first") }()
+	waiting(t, db)
+	limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for _, tenant := range numbered("t", 3) {
+		must(t, suspend(limited, tenant))
+		same(t, "a later tenant's status", mapping(t, db, tenant).Status, Suspended)
+	}
+	same(t, "rows of the first tenant", count(t, db, "tenant_dashboards WHERE tenant_id = 'first'"), 0)
+	release("COMMIT")
+	must(t, <-first)
+	same(t, "the first tenant's status", mapping(t, db, "first").Status, Suspended)
 }
 
 // Two replicas get events for the same few tenants, many at once.

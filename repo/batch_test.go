@@ -65,7 +65,7 @@ func TestBatchRollsBackAFailedJobAlone(t *testing.T) {
 		written("f", func(*tx) error { var m *Mapping; m.deriveStatus(); return nil }),
 		written("g", ok),
 	}
-	db.batches.write(group, false)
+	db.batches.write(group, false, func() {})
 	same(t, "errors", failures(group), []string{
 		"", "no", "", "panic in a transaction: oh", "NOT NULL constraint failed: leases.holder",
 		"panic in a transaction: runtime error: invalid memory address or nil pointer dereference", "",
@@ -80,7 +80,7 @@ func TestBatchFailsAllJobsWhenCommitFails(t *testing.T) {
 	// refused at COMMIT, and not before
 	orphan := func(t *tx) error { return t.exec(ctx, "INSERT INTO child VALUES (1)") }
 	group := []*job{written("a", ok), written("b", orphan), written("c", ok)}
-	db.batches.write(group, false)
+	db.batches.write(group, false, func() {})
 	for _, text := range failures(group) {
 		if !strings.Contains(text, "commit: FOREIGN KEY") {
 			t.Fatalf("commit gave %q", text)
@@ -126,7 +126,7 @@ func TestBatchOnAFullDiskWritesOrFails(t *testing.T) {
 		written("a", fill(10)), written("b", fill(1<<20)), written("c", fill(10)),
 		written("d", fill(450_000)), written("e", fill(450_000)), written("f", fill(10)),
 	}
-	db.batches.write(group, false)
+	db.batches.write(group, false, func() {})
 	var want []string
 	for i, j := range group {
 		if j.err == nil {

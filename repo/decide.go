@@ -78,6 +78,7 @@ type set struct {
 	claims  map[dashboardKey]string
 	created []attemptRow // attempts that became created
 	outbox  []OutboxRow
+	sent    []int64 // ids of events out that were published
 }
 
 // tenant is all that a decision may change of one tenant.
@@ -101,7 +102,10 @@ type attemptRow struct {
 func decide(f *facts, now Time, jobs []*job) *set {
 	s := &set{facts: f, now: now, tenants: map[string]*tenant{}, claims: map[dashboardKey]string{}}
 	for _, j := range jobs {
-		j.err = s.decide(j)
+		if j.decide != nil {
+			j.err = s.decide(j)
+		}
+		s.sent = append(s.sent, j.sent...)
 	}
 	return s
 }

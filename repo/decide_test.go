@@ -323,7 +323,7 @@ func TestBatchesWriteWhatWasDecided(t *testing.T) {
 				jobs, done := batchOf(n, b.operations, &claims)
 				m.run(t, jobs...)
 				jobs, dbDone := batchOf(n, b.operations, &dbClaims)
-				db.batches.write(slices.Clone(jobs), false)
+				db.batches.write(slices.Clone(jobs), false, func() {})
 				for _, j := range jobs {
 					<-j.done
 				}

@@ -95,11 +95,5 @@ func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	return db.update(ctx, func(ctx context.Context, t *tx) error {
-		query, args, err := sqlx.In("UPDATE outbox SET sent_at = ? WHERE id IN (?)", t.now, ids)
-		if err != nil {
-			return err
-		}
-		return t.exec(ctx, query, args...)
-	}, "mark events as sent")
+	return db.decide(ctx, &job{sent: ids}, "mark events as sent")
 }

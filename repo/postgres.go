@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	postgresLanes   = 3 // of batches at once, and one more for what is urgent
+	lanePipeline    = 2 // transactions of a lane: one is written while the other is committed
 	postgresSingles = 8 // transactions of single jobs at once
 
 	// batchLockTimeout is how long a batch waits for a row that another transaction inserts. Then each
@@ -102,7 +102,7 @@ func openPostgres(ctx context.Context, address string, conns int) (*DB, error) {
 		return []statement{begin, batch}
 	}
 	db.session = db.postgresSession
-	db.batches = newBatches(db, postgresLanes+1, postgresSingles)
+	db.batches = newBatches(db)
 	start := startOf(settingsOf(limits))
 	db.transact = func(ctx context.Context, do txFunc) error { return db.transactPostgres(ctx, start, do) }
 	return db, nil
@@ -115,7 +115,7 @@ func connectionShares(conns int) map[string]int {
 	}
 	tokens, people := max(1, conns/8), max(1, conns/6)
 	work := max(1, (conns-tokens-people)/3)
-	batches := min(conns-tokens-people-work, postgresLanes+1+postgresSingles)
+	batches := min(conns-tokens-people-work, 2*lanePipeline+postgresSingles)
 	work = conns - tokens - people - batches
 	return map[string]int{"tokens": tokens, "people": people, "batches": batches, "work": work}
 }

@@ -201,6 +201,7 @@ func (s *session) write(ctx context.Context, result *set) error {
 	w.addUpdates(result)
 	w.addAttempts(result)
 	w.addOutbox(result)
+	w.addSent(result)
 	if len(w.list) == 0 {
 		return nil
 	}

@@ -272,3 +272,16 @@ func (w *writes) addOutbox(s *set) {
 		w.insert(&outboxTable, list, "")
 	}
 }
+
+// addSent marks the events out that were published.
+func (w *writes) addSent(s *set) {
+	if len(s.sent) == 0 {
+		return
+	}
+	slices.Sort(s.sent) // the order in which rows are locked
+	rows := make([][]any, len(s.sent))
+	for i, id := range s.sent {
+		rows[i] = []any{id, s.now.Format(timeFormat)}
+	}
+	w.update(&outboxTable, []column{{"id", "bigint"}, {"sent_at", "timestamptz"}}, rows, "")
+}

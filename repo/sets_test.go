@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,7 +54,7 @@ func decideTogether(db *DB, tenants []string, decide func(i int, d *decision) er
 		jobs = append(jobs, &job{ctx: ctx, done: make(chan struct{}), tenantID: tenant, workspaceID: "w",
 			decide: func(d *decision) error { return decide(i, d) }})
 	}
-	db.batches.write(append([]*job(nil), jobs...), false)
+	db.batches.write(append([]*job(nil), jobs...), false, func() {})
 	for _, j := range jobs {
 		<-j.done
 	}
@@ -128,6 +129,29 @@ func TestBatchTakesFewStatements(t *testing.T) {
 	})
 }
 
+func TestBatchMarksEventsOutAsSent(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		finishTogether(t, db, beginTogether(t, db, numbered("t", 5), 10))
+		rows, err := db.Unsent(ctx, 10)
+		must(t, err)
+		recorded := recordStatements(db)
+		jobs := []*job{{sent: []int64{rows[3].ID, rows[0].ID}}, {sent: []int64{rows[1].ID}}}
+		for _, j := range jobs {
+			j.ctx, j.done = ctx, make(chan struct{})
+		}
+		db.batches.write(slices.Clone(jobs), false, func() {})
+		noErrors(t, jobs)
+		var updates int
+		for _, st := range recorded() {
+			if strings.HasPrefix(st.text, "UPDATE") {
+				updates++
+			}
+		}
+		same(t, "updates of both jobs", updates, 1)
+		same(t, "events that wait", unsent(t, db, 10), []string{rows[2].EventID, rows[4].EventID})
+	})
+}
+
 var planRows = flag.Int("plan-rows", 20_000, "rows in the tables whose plans are looked at")
 
 // fillPlanTables fills the tables past the rules, without letting the database count what is in
@@ -182,6 +206,7 @@ func TestSetsAreReadAndWrittenByIndex(t *testing.T) {
 		held(t, db, "held")
 		resolve(t, db, "held", "found")
 		must(t, db.Adopt(ctx, Dashboard{TenantID: "adopted", WorkspaceID: "w", ID: "of adopted"}))
+		must(t, db.MarkSent(ctx, []int64{1, 2, 3}))
 
 		scan := regexp.MustCompile(`Seq Scan on (tenant|provision|dashboard|outbox)|SCAN [a-z]*_?[a-z]+(\n|$)`)
 		explain := map[bool]string{true: "EXPLAIN QUERY PLAN ", false: "EXPLAIN "}[db.path != ""]

@@ -71,7 +71,7 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 	}
 	db.settings = func(bool) []statement { return []statement{{text: "BEGIN IMMEDIATE", untraced: true}} }
 	db.session = db.sqliteSession
-	db.batches = newBatches(db, 1, 0)
+	db.batches = newBatches(db)
 	db.transact = func(ctx context.Context, do txFunc) error { return db.batches.do(ctx, &job{do: do}) }
 	return db, nil
 }
