@@ -63,6 +63,7 @@ func Decode(r Raw) (Event, error) {
 	if err != nil {
 		return e, err
 	}
+	e.Source = a["source"]
 	id, isCloudEvent := a["id"]
 	switch {
 	case hasOwnID:
@@ -90,7 +91,7 @@ func Decode(r Raw) (Event, error) {
 func readHeaders(h nats.Header) (map[string]string, error) {
 	read := map[string]string{}
 	for _, name := range []string{
-		"ce-specversion", "ce-id", "ce-type", "ce-time", "content-type",
+		"ce-specversion", "ce-id", "ce-source", "ce-type", "ce-time", "content-type",
 		nats.MsgIdHdr, headerEventID, headerEventTime,
 	} {
 		for key, values := range h {
@@ -109,11 +110,11 @@ func readHeaders(h nats.Header) (map[string]string, error) {
 	return read, nil
 }
 
-// attributes are the given attributes of a CloudEvent that are used here. Its source is required by
-// CloudEvents but not used.
+// attributes are the given attributes of a CloudEvent that are used here. CloudEvents requires a
+// source; an event without one is accepted.
 type attributes map[string]string
 
-var attributeNames = []string{"specversion", "id", "type", "time"}
+var attributeNames = []string{"specversion", "id", "source", "type", "time"}
 
 // unwrap returns the data and, unless the event is plain JSON, valid attributes.
 func unwrap(r Raw, h map[string]string) (attributes, []byte, error) {

@@ -203,6 +203,9 @@ func TestDecodeThreeFormsAlike(t *testing.T) {
 			}
 			want := Event{ID: "e1", Type: c.eventType, Time: time.Date(2025, 5, 1, 10, 0, 0, 0, time.UTC),
 				Message: message, Stored: form.raw.Time, Data: c.want}
+			if form.name != "plain" {
+				want.Source = "s"
+			}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("%s %s: (-want +got)\n%s", c.eventType, form.name, d)
 			}

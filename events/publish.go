@@ -26,6 +26,9 @@ type envelope struct {
 	Data            jsontext.Value `json:"data"`
 }
 
+// Source is the source of the worker's own CloudEvents.
+const Source = "papermap-worker"
+
 // Outgoing is an event to publish, of any type, in any form that [Decode] reads.
 type Outgoing struct {
 	ID     string // Nats-Msg-Id; within the duplicate window the stream drops a copy; empty: none
@@ -39,7 +42,7 @@ type Outgoing struct {
 // JSON.
 func Structured(id, eventType, tenantID string, when time.Time, data []byte) (Outgoing, error) {
 	body, err := json.Marshal(envelope{
-		SpecVersion: "1.0", ID: id, Source: "papermap-worker", Type: eventType, Subject: tenantID,
+		SpecVersion: "1.0", ID: id, Source: Source, Type: eventType, Subject: tenantID,
 		Time: when.UTC().Format(time.RFC3339Nano), DataContentType: "application/json", Data: data,
 	})
 	if err != nil {

@@ -98,9 +98,10 @@ func decodePayload(eventType string, data []byte) (Payload, error) {
 
 // Event is an event that was decoded.
 type Event struct {
-	ID   string    // identity: Papermap-Event-Id, else CloudEvents id, else Nats-Msg-Id, else Message
-	Type string    // the subject's part after "<prefix>.events."
-	Time time.Time // Papermap-Event-Time, else CloudEvents time, else the stream's; UTC
+	ID     string    // identity: Papermap-Event-Id, else CloudEvents id, else Nats-Msg-Id, else Message
+	Source string    // of a CloudEvent, as it was given; it and ID are what identifies one
+	Type   string    // the subject's part after "<prefix>.events."
+	Time   time.Time // Papermap-Event-Time, else CloudEvents time, else the stream's; UTC
 
 	// Message is the stored message, "<stream sequence>-<stream time in Unix ns>": the same for each
 	// redelivery, another for a copy. The time is there because sequences begin again with a new stream.

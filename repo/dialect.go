@@ -31,6 +31,7 @@ type dialect struct {
 
 	lockSet   string // ends a SELECT of rows to be changed: leaves out those that are locked
 	forUpdate string // the same, but waits for those
+	forShare  string // ends a SELECT of a row that must not change before the transaction ends
 	clock     string // reads started; empty: the process's clock counts
 
 	collate   string // the collation by code points, which is SQLite's default
@@ -41,7 +42,6 @@ type dialect struct {
 	// SQLite all other writes wait for it.
 	pages, pagesWhileBusy int
 
-	usage    func(rows []UsageRow) usageStatements
 	isUnique func(err error) bool // whether a statement failed because its row would not be the only one
 }
 
@@ -49,7 +49,6 @@ var sqliteDialect = dialect{
 	schema: schema.SQLite, engine: "SQLite", version: "SELECT sqlite_version()", system: "sqlite",
 	set: setOfJSON, inSet: " IN (SELECT value FROM json_each(?))", list: listOfJSON,
 	pages: 8, pagesWhileBusy: 1,
-	usage: usageByValues,
 	isUnique: func(err error) bool {
 		var e sqlite3.Error
 		return errors.As(err, &e) && e.ExtendedCode == sqlite3.ErrConstraintUnique
@@ -59,13 +58,12 @@ var sqliteDialect = dialect{
 var postgresDialect = dialect{
 	schema: schema.Postgres, engine: "PostgreSQL", version: "SHOW server_version", system: "postgresql",
 	set: setOfArrays, list: func(l []string) any { return arrayOf(l) }, inSet: " = ANY(?::text[])",
-	lockSet: " ORDER BY tenant_id FOR UPDATE SKIP LOCKED", forUpdate: " FOR UPDATE",
+	lockSet: " ORDER BY tenant_id FOR UPDATE SKIP LOCKED", forUpdate: " FOR UPDATE", forShare: " FOR SHARE",
 	inOrder: " ORDER BY v.n_in_set",
 	clock: `SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id,
 		ARRAY(SELECT tenant_id FROM tenant_dashboards WHERE tenant_id = ANY(?::text[])) AS known`,
 	collate: ` COLLATE "C"`, unlimited: "SET LOCAL statement_timeout = 0",
 	pages: 32, pagesWhileBusy: 32,
-	usage:    usageByArrays,
 	isUnique: func(err error) bool { return hasCode(err, uniqueViolation) },
 }
 

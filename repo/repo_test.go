@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"go.uber.org/goleak"
 
 	"papermap-worker/repo/pgtest"
@@ -355,12 +356,43 @@ func want(workspace, event string) Run {
 	return Run{WorkspaceID: workspace, EventID: event, FromPeriod: "2026-01", ToPeriod: "2026-03"}
 }
 
+// errBusy means that another holder has the lease of a workspace's runs.
+var errBusy = errors.New("the lease is another's")
+
+// tryRun takes the lease of a workspace's runs and starts a run.
+func tryRun(db *DB, want Run) (Run, error) {
+	holder := uuid.NewString()
+	taken, err := db.TakeRunLease(ctx, want.WorkspaceID, holder)
+	if err == nil && !taken {
+		err = errBusy
+	}
+	if err != nil {
+		return Run{}, err
+	}
+	run, err := db.StartRun(ctx, want, holder)
+	if err != nil {
+		err = errors.Join(err, db.DropRunLease(ctx, want.WorkspaceID, holder))
+	}
+	return run, err
+}
+
+func mustRun(t fataler, db *DB, want Run) *Run {
+	t.Helper()
+	run, err := tryRun(db, want)
+	must(t, err)
+	return &run
+}
+
 // startRun begins the run that an event asks for, in workspace w.
 func startRun(t fataler, db *DB, event string) *Run {
 	t.Helper()
-	run, err := db.StartRun(ctx, want("w", event), db.now(), false)
-	must(t, err)
-	return &run
+	return mustRun(t, db, want("w", event))
+}
+
+// leaveRun lets another holder resume a run.
+func leaveRun(t fataler, db *DB, run *Run) {
+	t.Helper()
+	must(t, db.DropRunLease(ctx, run.WorkspaceID, run.holder))
 }
 
 // row is a total of 2026-03.
@@ -389,6 +421,7 @@ func endRun(t fataler, db *DB, run *Run, status RunStatus) {
 		err = db.EndRun(ctx, run, status, "")
 	}
 	must(t, err)
+	leaveRun(t, db, run)
 }
 
 // usage reads what is recorded, as tenant=credits/requests.

@@ -122,16 +122,24 @@ type TokenCount struct {
 // AddTokens adds to the counts of minted tokens. Workers count in memory and add what they have
 // every few seconds: a count says which tenants could have caused usage, and is no bill.
 func (db *DB) AddTokens(ctx context.Context, counts []TokenCount) error {
-	return db.update(ctx, func(ctx context.Context, t *tx) error {
-		for _, c := range counts {
-			err := t.exec(ctx, `INSERT INTO token_counts (workspace_id, tenant_id, period, tokens)
-				VALUES (?, ?, ?, ?) ON CONFLICT (workspace_id, tenant_id, period)
-				DO UPDATE SET tokens = token_counts.tokens + excluded.tokens`,
-				c.WorkspaceID, c.TenantID, c.Period, c.Tokens)
-			if err != nil {
-				return err
-			}
-		}
+	if len(counts) == 0 {
 		return nil
+	}
+	rows := make([][]any, len(counts))
+	for i, c := range counts {
+		rows[i] = []any{c.WorkspaceID, c.TenantID, c.Period, c.Tokens}
+	}
+	from, args := db.dialect.set(tokenColumns, rows)
+	return db.update(ctx, func(ctx context.Context, t *tx) error {
+		// In the order of the key, or replicas would deadlock on each other's rows.
+		return t.exec(ctx, `INSERT INTO token_counts (workspace_id, tenant_id, period, tokens)
+			SELECT v.workspace_id, v.tenant_id, v.period, SUM(v.tokens) FROM `+from+` WHERE true
+			GROUP BY v.workspace_id, v.tenant_id, v.period ORDER BY 1, 2, 3
+			ON CONFLICT (workspace_id, tenant_id, period)
+			DO UPDATE SET tokens = token_counts.tokens + excluded.tokens`, args...)
 	}, "count minted tokens")
+}
+
+var tokenColumns = []column{
+	{"workspace_id", "text"}, {"tenant_id", "text"}, {"period", "text"}, {"tokens", "bigint"},
 }

@@ -14,15 +14,14 @@ import (
 func TestUsageReadsInOrderAndByFilter(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		for _, workspace := range []string{"w2", "w1"} {
-			run, err := db.StartRun(ctx, want(workspace, "e"), db.now(), false)
-			must(t, err)
+			run := mustRun(t, db, want(workspace, "e"))
 			var rows []UsageRow
 			for _, tenant := range []string{"b", "a", "B", "é"} {
 				for _, period := range []string{"2026-02", "2025-12", "2026-01"} {
 					rows = append(rows, UsageRow{TenantID: tenant, Period: period, Credits: "1"})
 				}
 			}
-			record(t, db, &run, rows...)
+			record(t, db, run, rows...)
 		}
 		const all = "w1/B/2025-12 w1/B/2026-01 w1/B/2026-02 w1/a/2025-12 w1/a/2026-01 w1/a/2026-02 " +
 			"w1/b/2025-12 w1/b/2026-01 w1/b/2026-02 w1/é/2025-12 w1/é/2026-01 w1/é/2026-02"
@@ -137,13 +136,12 @@ func TestTokenCountsAddUp(t *testing.T) {
 func TestUsageOfATenantIsFoundByItsKey(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		for _, workspace := range []string{"w1", "w2", "w3"} {
-			run, err := db.StartRun(ctx, want(workspace, "e"), db.now(), false)
-			must(t, err)
+			run := mustRun(t, db, want(workspace, "e"))
 			rows := make([]UsageRow, 20_000)
 			for i := range rows {
 				rows[i] = row(fmt.Sprintf("org-%05d", i), "1", 1)
 			}
-			record(t, db, &run, rows...)
+			record(t, db, run, rows...)
 		}
 		explain := "EXPLAIN QUERY PLAN "
 		if db.path == "" {

@@ -53,22 +53,19 @@ func benchmarkUsageRecord(b *testing.B, order string) {
 	db := openTest(b)
 	together := min(db.PagesTogether(), 16)
 	record := func(event string, rows []UsageRow) (took time.Duration) {
-		run, err := db.StartRun(ctx, want("w", event), db.now(), false)
-		if err != nil {
-			b.Fatal(err)
-		}
+		run := startRun(b, db, event)
 		began := time.Now()
 		for batch := range slices.Chunk(rows, 100*together) {
 			var list []Page
 			for page := range slices.Chunk(batch, 100) {
 				list = append(list, Page{Number: run.NextPage + len(list), Rows: page})
 			}
-			if err := db.RecordPages(ctx, &run, list); err != nil {
+			if err := db.RecordPages(ctx, run, list); err != nil {
 				b.Fatal(err)
 			}
 		}
 		took = time.Since(began)
-		endRun(b, db, &run, RunDone)
+		endRun(b, db, run, RunDone)
 		return took
 	}
 	var dropped, recorded time.Duration

@@ -9,12 +9,11 @@ import (
 
 func TestUsageReports(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
-		run, err := db.StartRun(ctx, Run{WorkspaceID: "w", EventID: "e", FromPeriod: "2026-01",
-			ToPeriod: "2026-02"}, db.now(), false)
-		must(t, err)
+		run := mustRun(t, db, Run{WorkspaceID: "w", EventID: "e", FromPeriod: "2026-01",
+			ToPeriod: "2026-02"})
 		record := func(number int, rejected []Reject, rows ...UsageRow) {
 			t.Helper()
-			must(t, db.RecordPages(ctx, &run, []Page{{Number: number, Rows: rows, Rejected: rejected}}))
+			must(t, db.RecordPages(ctx, run, []Page{{Number: number, Rows: rows, Rejected: rejected}}))
 		}
 		record(1, []Reject{{Place: 3, Reason: "no tenant", Raw: "{}"}}, UsageRow{"a", "2026-01", "9.5", 3},
 			UsageRow{"b", "2026-01", "100", 1}, UsageRow{"a", "2026-02", "0.25", 7})

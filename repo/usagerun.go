@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 )
 
 // RunStatus is what became of a usage run.
@@ -17,16 +18,18 @@ const (
 	RunDone       RunStatus = "done"
 	RunIncomplete RunStatus = "incomplete" // the totals kept shifting while they were read
 	RunFailed     RunStatus = "failed"     // the API refused
-	RunSkipped    RunStatus = "skipped"    // a tick whose work another run does
+	RunSkipped    RunStatus = "skipped"    // a scheduled run whose work another run does
 )
 
 // Run is a row of usage_runs: one reading of a workspace's usage, or of one tenant's. Its life:
 //
-//	StartRun     takes the workspace's lease
-//	RecordPages  from run.NextPage on, each time with the checkpoint
-//	KeepRun      at least once in RunLease while there is nothing to record
-//	RestartRun   if the totals shifted while they were read
-//	CompleteRun  or EndRun; or LeaveRun, for another worker to resume it
+//	TakeRunLease  the workspace's lease, which runs of single tenants may share
+//	StartRun      starts the run, or resumes it at its checkpoint
+//	RecordPages   from run.NextPage on, each time with the checkpoint
+//	KeepRun       at least once in RunLease while there is nothing to record
+//	RestartRun    if the totals shifted while they were read
+//	CompleteRun   or EndRun; or neither, for another worker to resume it
+//	DropRunLease
 //
 // A worker that is killed is followed by another when its lease is over, which starts at the
 // checkpoint. Rows are absolute totals, so that to record a page twice changes nothing.
@@ -34,11 +37,15 @@ type Run struct {
 	ID          string    `db:"id" json:"id"`
 	WorkspaceID string    `db:"workspace_id" json:"workspace_id"`
 	EventID     string    `db:"event_id" json:"event_id"`             // that asked for it
+	EventSource string    `db:"event_source" json:"-"`                // hash of its source; empty: it has none
+	Message     string    `db:"message" json:"-"`                     // that was handled last, of the event
+	Slot        Time      `db:"slot" json:"slot,omitzero"`            // of the schedule, if that asked for it
 	TenantID    string    `db:"tenant_id" json:"tenant_id,omitempty"` // of a run for one tenant
 	FromPeriod  string    `db:"from_period" json:"from_period"`       // YYYY-MM
 	ToPeriod    string    `db:"to_period" json:"to_period"`           // YYYY-MM, included
 	Status      RunStatus `db:"status" json:"status"`
 	Pass        int       `db:"pass" json:"pass"`           // 1, one more for each restart; 0: not started
+	Shifted     bool      `db:"shifted" json:"-"`           // in this pass rows moved between pages
 	NextPage    int       `db:"next_page" json:"next_page"` // all pages before are recorded
 	Pages       int       `db:"pages" json:"pages"`         // 0 while unknown
 	Total       int64     `db:"total" json:"total"`         // rows, as the API says; -1 while unknown
@@ -61,25 +68,37 @@ func (r Run) Done() int { return r.NextPage - 1 }
 const RunLease = 25 * time.Second
 
 const (
-	// runForgotten is how long a run that has not ended, and was not updated, keeps ticks from
-	// starting another. The longest that one waits for the API is 15 minutes.
+	// leaseStep is how much of its lease a run lets pass before a write prolongs it.
+	leaseStep = 2 * time.Second
+
+	// runForgotten is how long a run that has not ended, and was not updated, stands for scheduled
+	// ones. The longest that one waits for the API is 15 minutes.
 	runForgotten = 20 * time.Minute
 
 	runsKept = 30 * 24 * time.Hour
 )
 
 var (
-	// ErrRunLost means that another process has the run now.
+	// ErrRunLost means that the holder's lease has passed to another process.
 	ErrRunLost = errors.New("the usage run passed to another worker")
-	// ErrRunBusy means that another run of the workspace is running.
-	ErrRunBusy = errors.New("another usage run of the workspace is running")
 	// ErrRunOver means that the run has ended before.
 	ErrRunOver = errors.New("the usage run has ended")
 )
 
-const selectRun = `SELECT id, workspace_id, event_id, tenant_id, from_period, to_period, status,
-	pass, next_page, pages, total, rows_read, rows_written, rows_rejected, rows_changed, error,
+const selectRun = `SELECT id, workspace_id, event_id, event_source, message, slot, tenant_id,
+	from_period, to_period, status, pass, shifted, next_page, pages, total, rows_read, rows_written, rows_rejected, rows_changed, error,
 	started_at, updated_at, finished_at FROM usage_runs`
+
+// TakeRunLease makes holder the only one who may run usage syncs of the workspace, over all
+// replicas, until RunLease after its last write, unless another is.
+func (db *DB) TakeRunLease(ctx context.Context, workspaceID, holder string) (taken bool, err error) {
+	return db.TakeLease(ctx, runLease(workspaceID), holder, RunLease)
+}
+
+// DropRunLease lets another worker run at once, which also resumes runs that have not ended.
+func (db *DB) DropRunLease(ctx context.Context, workspaceID, holder string) error {
+	return db.DropLease(ctx, runLease(workspaceID), holder)
+}
 
 func runLease(workspaceID string) string { return "usage:" + workspaceID }
 
@@ -93,90 +112,105 @@ func newRun(want Run, now Time) (Run, error) {
 	return want, nil
 }
 
-// StartRun starts the run that an event asks for, or resumes it where it stopped. requestedAt is
-// when the event was stored: a run that failed after it is over, one that failed before is started
-// anew.
+// StartRun starts the run that an event asks for, or resumes it where it stopped. A run that failed
+// starts anew for a copy of its event; for the same message, delivered again, it has ended.
 //
-// Over all replicas a workspace has one running run at a time: ErrRunBusy says that it is another's
-// turn. ErrRunOver says that the event's run has ended; it is returned all the same. A tick whose
-// work another run does, or has done since it was requested, becomes a run that is returned as
-// skipped.
-func (db *DB) StartRun(ctx context.Context, want Run, requestedAt time.Time, tick bool) (run Run, err error) {
-	var refused error // is no reason to roll back
+// holder has the workspace's lease, else it is ErrRunLost. ErrRunOver says that the event's run has
+// ended; it is returned all the same.
+//
+// A run of all tenants takes over the work of scheduled ones that wait, over its months or some of
+// them, which are skipped. No clock decides that: what was scheduled before is read afterwards.
+func (db *DB) StartRun(ctx context.Context, want Run, holder string) (run Run, err error) {
 	err = db.update(ctx, func(ctx context.Context, t *tx) (err error) {
-		run, refused, err = t.startRun(ctx, want, requestedAt, tick)
+		run, err = t.startRun(ctx, want, holder)
 		return err
 	}, "start a usage run of workspace %q", want.WorkspaceID)
-	if err == nil && refused != nil {
-		err = fmt.Errorf("start a usage run of workspace %q: %w", want.WorkspaceID, refused)
-	}
 	return run, err
 }
 
-func (t *tx) startRun(
-	ctx context.Context, want Run, requestedAt time.Time, tick bool,
-) (run Run, refused, err error) {
-	// The lease comes first, as in changeRun: a transaction that has its row locked is alone with
-	// the workspace's runs.
-	lease, holder := runLease(want.WorkspaceID), uuid.NewString()
-	taken, err := t.takeLease(ctx, lease, holder, RunLease)
-	if err == nil && t.db.now == nil { // a run starts when it has the lease, for which it may have waited
-		err = t.get(ctx, &t.now, "SELECT clock_timestamp()")
+func (t *tx) startRun(ctx context.Context, want Run, holder string) (run Run, err error) {
+	if err := t.keepRunLease(ctx, want.WorkspaceID, holder); err != nil {
+		return run, err
+	}
+	const ofEvent = " WHERE workspace_id = ? AND event_id = ? AND event_source = ?"
+	err = t.get(ctx, &run, selectRun+ofEvent, want.WorkspaceID, want.EventID, want.EventSource)
+	isNew := err == ErrNotFound
+	switch {
+	case isNew:
+		run, err = newRun(want, t.now)
+	case err == nil && run.Status == RunFailed && run.Message != want.Message:
+		run.Pass = 0
+		err = t.exec(ctx, "DELETE FROM usage_rejects WHERE run_id = ?", run.ID)
+	case err == nil && run.Status != RunRunning:
+		return run, ErrRunOver
 	}
 	if err != nil {
-		return run, nil, err
-	}
-	const ofEvent = " WHERE workspace_id = ? AND event_id = ?"
-	err = t.get(ctx, &run, selectRun+ofEvent, want.WorkspaceID, want.EventID)
-	isNew := err == ErrNotFound
-	if isNew {
-		run, err = newRun(want, t.now)
-	}
-	switch {
-	case err != nil:
-		return run, nil, err
-	case run.Status != RunRunning && (run.Status != RunFailed || run.FinishedAt.After(requestedAt)):
-		return run, ErrRunOver, t.dropLease(ctx, lease, holder)
-	case isNew && tick:
-		skipped, err := t.skipRun(ctx, &run, requestedAt)
-		if err != nil {
-			return run, nil, err
-		}
-		if skipped {
-			return run, nil, t.dropLease(ctx, lease, holder)
-		}
-	}
-	if !taken {
-		return run, ErrRunBusy, nil
+		return run, err
 	}
 	if run.Pass == 0 {
-		run.Pass, run.NextPage, run.StartedAt = 1, 1, t.now
+		run.beginPass()
+		run.Error, run.StartedAt = "", t.now
+		if err := t.skipScheduled(ctx, run); err != nil {
+			return run, err
+		}
 	}
-	run.holder, run.Status, run.FinishedAt = holder, RunRunning, Time{}
+	run.Status, run.Message, run.FinishedAt, run.holder = RunRunning, want.Message, Time{}, holder
 	if isNew {
-		return run, nil, t.insertRun(ctx, run)
+		inserted, err := t.insertRun(ctx, run)
+		if err == nil && inserted == 0 { // a copy of the event was planned at the same time
+			err = ErrRunLost
+		}
+		return run, err
 	}
-	return run, nil, t.saveRun(ctx, &run)
+	return run, t.saveRun(ctx, &run)
 }
 
-// skipRun records a tick as skipped if another run does its work: a whole one, over the same months
-// at least, that has not ended, or has started since the tick was requested.
-func (t *tx) skipRun(ctx context.Context, tick *Run, requestedAt time.Time) (skipped bool, err error) {
-	var other string
-	err = t.get(ctx, &other, `SELECT event_id FROM usage_runs
-		WHERE workspace_id = ? AND tenant_id = '' AND from_period <= ? AND to_period >= ?
-		AND (status = 'running' AND updated_at > ? OR status IN ('done', 'incomplete') AND started_at > ?)
-		ORDER BY started_at DESC LIMIT 1`,
-		tick.WorkspaceID, tick.FromPeriod, tick.ToPeriod, at(t.now.Add(-runForgotten)), at(requestedAt))
-	if err == ErrNotFound {
-		return false, nil
+// beginPass has the pages read from the first on.
+func (r *Run) beginPass() {
+	r.Pass++
+	r.Shifted, r.NextPage, r.Pages, r.Total, r.Read, r.Rejected = false, 1, 0, -1, 0, 0
+}
+
+// skipScheduled skips the scheduled runs that wait and whose work the run does.
+func (t *tx) skipScheduled(ctx context.Context, run Run) error {
+	if run.TenantID != "" {
+		return nil
 	}
-	if err != nil {
-		return false, err
-	}
-	tick.Status, tick.FinishedAt = RunSkipped, t.now
-	tick.Error = fmt.Sprintf("the run of event %s does its work", other)
-	return true, t.insertRun(ctx, *tick)
+	return t.exec(ctx, `UPDATE usage_runs SET status = 'skipped', error = ?, updated_at = ?, finished_at = ?
+		WHERE workspace_id = ? AND slot IS NOT NULL AND status = 'running' AND pass = 0 AND id <> ?
+		AND from_period >= ? AND to_period <= ?`,
+		doneBy(run.EventID), t.now, t.now, run.WorkspaceID, run.ID, run.FromPeriod, run.ToPeriod)
+}
+
+func doneBy(eventID string) string { return fmt.Sprintf("the run of event %s does its work", eventID) }
+
+// ScheduleRun records the run of a slot of the schedule, want.Slot, with the usage.sync that starts
+// it: want.EventID is that of the event. isNew is true for one caller over all replicas. The run is
+// skipped, without an event, if one that is running does its work.
+func (db *DB) ScheduleRun(
+	ctx context.Context, want Run, sync OutboxEvent,
+) (run Run, isNew bool, err error) {
+	err = db.update(ctx, func(ctx context.Context, t *tx) error {
+		if run, err = newRun(want, t.now); err != nil {
+			return err
+		}
+		var other string
+		err := t.get(ctx, &other, `SELECT event_id FROM usage_runs WHERE workspace_id = ?
+			AND tenant_id = '' AND from_period <= ? AND to_period >= ?
+			AND status = 'running' AND pass > 0 AND updated_at > ? ORDER BY started_at DESC LIMIT 1`,
+			run.WorkspaceID, run.FromPeriod, run.ToPeriod, at(t.now.Add(-runForgotten)))
+		if err == nil {
+			run.Status, run.Error, run.FinishedAt = RunSkipped, doneBy(other), t.now
+		} else if err != ErrNotFound {
+			return err
+		}
+		inserted, err := t.insertRun(ctx, run)
+		if isNew = inserted > 0; err != nil || !isNew || run.Status == RunSkipped {
+			return err
+		}
+		return t.enqueue(ctx, "", sync)
+	}, "schedule a usage run of workspace %q", want.WorkspaceID)
+	return run, isNew && err == nil, err
 }
 
 // PlanRuns records all runs that one event asks for, one for each workspace, so that those that
@@ -187,7 +221,7 @@ func (db *DB) PlanRuns(ctx context.Context, runs []Run) error {
 		for _, want := range runs {
 			run, err := newRun(want, t.now)
 			if err == nil {
-				err = t.insertRun(ctx, run)
+				_, err = t.insertRun(ctx, run)
 			}
 			if err != nil {
 				return err
@@ -197,19 +231,25 @@ func (db *DB) PlanRuns(ctx context.Context, runs []Run) error {
 	}, "plan usage runs")
 }
 
-// insertRun does nothing when there is a run of the event already: (workspace_id, event_id) is
-// unique, so that copies of an event, and the ticks that each replica publishes, are one run.
-func (t *tx) insertRun(ctx context.Context, run Run) error {
-	return t.execNamed(ctx, `INSERT INTO usage_runs (id, workspace_id, event_id, tenant_id, from_period,
-		to_period, status, pass, total, error, started_at, updated_at, finished_at)
-		VALUES (:id, :workspace_id, :event_id, :tenant_id, :from_period, :to_period,
-		:status, :pass, :total, :error, :started_at, :updated_at, :finished_at) ON CONFLICT DO NOTHING`, run)
+// insertRun does nothing when there is a run of the event, or of the slot, already: copies of an
+// event are one run, and so are the slots of all replicas.
+func (t *tx) insertRun(ctx context.Context, run Run) (inserted int64, err error) {
+	query, args, err := sqlx.Named(`INSERT INTO usage_runs (id, workspace_id, event_id, event_source,
+		message, slot, tenant_id, from_period, to_period, status, pass, total, error, started_at,
+		updated_at, finished_at) VALUES (:id, :workspace_id, :event_id, :event_source, :message, :slot,
+		:tenant_id, :from_period, :to_period, :status, :pass, :total, :error, :started_at, :updated_at,
+		:finished_at) ON CONFLICT DO NOTHING`, run)
+	if err != nil {
+		return 0, err
+	}
+	return t.execCount(ctx, query, args...)
 }
 
 // saveRun writes what may change of a run, and with it the time of its last write.
 func (t *tx) saveRun(ctx context.Context, run *Run) error {
 	run.UpdatedAt = t.now
-	return t.execNamed(ctx, `UPDATE usage_runs SET status = :status, pass = :pass, next_page = :next_page,
+	return t.execNamed(ctx, `UPDATE usage_runs SET status = :status, message = :message,
+		pass = :pass, shifted = :shifted, next_page = :next_page,
 		pages = :pages, total = :total, rows_read = :rows_read, rows_written = :rows_written,
 		rows_rejected = :rows_rejected, rows_changed = :rows_changed, error = :error,
 		started_at = :started_at, updated_at = :updated_at, finished_at = :finished_at WHERE id = :id`, *run)
@@ -246,6 +286,7 @@ func (db *DB) PagesTogether() int {
 func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page) error {
 	return db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		var rows []UsageRow
+		var rejects [][]any
 		for _, p := range pages {
 			if p.Number != after.NextPage {
 				return fmt.Errorf("page %d comes before page %d", p.Number, after.NextPage)
@@ -255,12 +296,12 @@ func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page) error {
 			after.Rejected += int64(len(p.Rejected))
 			rows = append(rows, p.Rows...)
 			for _, r := range p.Rejected {
-				err := t.exec(ctx, `INSERT INTO usage_rejects (run_id, page, place, reason, raw)
-					VALUES (?, ?, ?, ?, ?)`, run.ID, p.Number, r.Place, r.Reason, r.Raw)
-				if err != nil {
-					return err
-				}
+				rejects = append(rejects, []any{int64(p.Number), int64(r.Place), r.Reason, r.Raw})
 			}
+		}
+		_, err := t.insertSet(ctx, "usage_rejects", rejectColumns, rejects, "", run.ID)
+		if err != nil {
+			return err
 		}
 		written, down, err := t.recordUsage(ctx, run, rows)
 		after.Written += written
@@ -274,8 +315,7 @@ func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page) error {
 // total that the API did report.
 func (db *DB) RestartRun(ctx context.Context, run *Run) error {
 	return db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
-		after.Pass++
-		after.NextPage, after.Pages, after.Total, after.Read, after.Rejected = 1, 0, -1, 0, 0
+		after.beginPass()
 		return t.exec(ctx, "DELETE FROM usage_rejects WHERE run_id = ?", run.ID)
 	})
 }
@@ -296,43 +336,39 @@ func (db *DB) RunTenants(ctx context.Context, run *Run) (tenants int, err error)
 // every write to a run it returns ErrRunLost, and writes nothing, when another worker has taken the
 // run over.
 func (db *DB) CompleteRun(ctx context.Context, run *Run, synced OutboxEvent) error {
-	return db.endRun(ctx, run, RunDone, "", func(ctx context.Context, t *tx) error {
-		return t.enqueue(ctx, run.TenantID, synced)
-	})
+	return db.endRun(ctx, run, RunDone, "", &synced)
 }
 
 // EndRun records that the run ended as RunIncomplete or RunFailed, and why. No event goes out: a
 // usage.synced promises that every page was read.
 func (db *DB) EndRun(ctx context.Context, run *Run, status RunStatus, why string) error {
-	return db.endRun(ctx, run, status, why, func(context.Context, *tx) error { return nil })
+	return db.endRun(ctx, run, status, why, nil)
 }
 
-func (db *DB) endRun(ctx context.Context, run *Run, status RunStatus, why string, also txFunc) error {
-	err := db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
+func (db *DB) endRun(ctx context.Context, run *Run, status RunStatus, why string, synced *OutboxEvent) error {
+	return db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		after.Status, after.Error, after.FinishedAt = status, why, t.now
-		if err := t.dropLease(ctx, runLease(run.WorkspaceID), run.holder); err != nil {
-			return err
-		}
-		if run.TenantID == "" && (status == RunDone || status == RunIncomplete) {
+		if run.TenantID == "" && status != RunFailed {
 			if err := t.forgetRuns(ctx, run); err != nil {
 				return err
 			}
 		}
-		return also(ctx, t)
+		if synced == nil {
+			return nil
+		}
+		return t.enqueue(ctx, run.TenantID, *synced)
 	})
-	if err == nil {
-		run.holder = ""
-	}
-	return err
 }
 
 // forgetRuns deletes what the end of a whole run makes old: the rejects of earlier runs over its
-// months, and all of runs that ended long ago, but for the newest that is done.
+// months, and all of runs that ended long ago, but for the newest that is done and the newest slot.
 func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
 	const others = "(SELECT id FROM usage_runs WHERE workspace_id = ? AND id <> ? AND "
 	const rejects = "DELETE FROM usage_rejects WHERE run_id IN " + others
 	const old = `started_at < ? AND updated_at < ? AND id NOT IN (SELECT id FROM usage_runs
-		WHERE workspace_id = ? AND tenant_id = '' AND status = 'done' ORDER BY started_at DESC LIMIT 1))`
+		WHERE workspace_id = ? AND tenant_id = '' AND status = 'done' ORDER BY started_at DESC LIMIT 1)
+		AND id NOT IN (SELECT id FROM usage_runs
+		WHERE workspace_id = ? AND slot IS NOT NULL ORDER BY started_at DESC LIMIT 1))`
 	before := at(t.now.Add(-runsKept))
 	for _, d := range []struct {
 		query string
@@ -342,8 +378,8 @@ func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
 			rejects + "status <> 'running' AND from_period >= ? AND to_period <= ?)",
 			[]any{run.FromPeriod, run.ToPeriod},
 		},
-		{rejects + old, []any{before, before, run.WorkspaceID}},
-		{"DELETE FROM usage_runs WHERE id IN " + others + old, []any{before, before, run.WorkspaceID}},
+		{rejects + old, []any{before, before, run.WorkspaceID, run.WorkspaceID}},
+		{"DELETE FROM usage_runs WHERE id IN " + others + old, []any{before, before, run.WorkspaceID, run.WorkspaceID}},
 	} {
 		if err := t.exec(ctx, d.query, append([]any{run.WorkspaceID, run.ID}, d.args...)...); err != nil {
 			return err
@@ -361,27 +397,13 @@ func (db *DB) KeepRun(ctx context.Context, run *Run, why string) error {
 	})
 }
 
-// LeaveRun gives up a run that has not ended, so that the worker that gets its event next resumes
-// it at once.
-func (db *DB) LeaveRun(ctx context.Context, run *Run) error {
-	if run.holder == "" {
-		return nil
-	}
-	return db.DropLease(ctx, runLease(run.WorkspaceID), run.holder)
-}
-
-// changeRun changes a run of which this process has the lease, and prolongs that. run is as
+// changeRun changes a run whose holder has the lease, and prolongs that. run is as
 // committed when it returns nil, else as it was.
 func (db *DB) changeRun(ctx context.Context, run *Run, do func(context.Context, *tx, *Run) error) error {
 	var after Run
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
-		kept, err := t.execCount(ctx, "UPDATE leases SET until = ? WHERE name = ? AND holder = ?",
-			at(t.now.Add(RunLease)), runLease(run.WorkspaceID), run.holder)
-		if err != nil {
+		if err := t.keepRunLease(ctx, run.WorkspaceID, run.holder); err != nil {
 			return err
-		}
-		if kept == 0 {
-			return ErrRunLost
 		}
 		after = *run
 		if err := do(ctx, t, &after); err != nil {
@@ -391,6 +413,25 @@ func (db *DB) changeRun(ctx context.Context, run *Run, do func(context.Context, 
 	}, "record usage of workspace %q", run.WorkspaceID)
 	if err == nil {
 		*run = after
+	}
+	return err
+}
+
+// keepRunLease prolongs the workspace's lease, or returns ErrRunLost if holder has lost it. No other
+// can take it before the transaction ends. Runs that share it do not wait for each other, unless some
+// time has passed and one of them prolongs it.
+func (t *tx) keepRunLease(ctx context.Context, workspaceID, holder string) error {
+	const ours = "name = ? AND holder = ?"
+	lease := runLease(workspaceID)
+	kept, err := t.execCount(ctx, "UPDATE leases SET until = ? WHERE "+ours+" AND until < ?",
+		at(t.now.Add(RunLease)), lease, holder, at(t.now.Add(RunLease-leaseStep)))
+	if err != nil || kept > 0 {
+		return err
+	}
+	var found int
+	err = t.get(ctx, &found, "SELECT 1 FROM leases WHERE "+ours+t.db.dialect.forShare, lease, holder)
+	if err == ErrNotFound {
+		err = ErrRunLost
 	}
 	return err
 }

@@ -89,7 +89,7 @@ func TestRunIsLostAfterItsLease(t *testing.T) {
 		slept := startRun(t, db, "e")
 		record(t, db, slept, row("a", "1", 1))
 		pass(db, RunLease)
-		if _, err := db.StartRun(ctx, want("w", "e"), db.now(), false); !errors.Is(err, ErrRunBusy) {
+		if _, err := tryRun(db, want("w", "e")); !errors.Is(err, errBusy) {
 			t.Fatalf("at the end of the lease another got the run: %v", err)
 		}
 		pass(db, time.Millisecond)
@@ -106,15 +106,17 @@ func TestRunIsLostAfterItsLease(t *testing.T) {
 			"KeepRun":     func() error { return db.KeepRun(ctx, slept, "waits") },
 			"CompleteRun": func() error { return db.CompleteRun(ctx, slept, note("n")) },
 			"EndRun":      func() error { return db.EndRun(ctx, slept, RunFailed, "") },
+			"StartRun": func() error {
+				_, err := db.StartRun(ctx, want("w", "another"), slept.holder)
+				return err
+			},
 		} {
 			if err := do(); !errors.Is(err, ErrRunLost) {
 				t.Errorf("%s by the holder that slept gave %v, want ErrRunLost", what, err)
 			}
 		}
-		if err := db.LeaveRun(ctx, slept); err != nil { // the lease is not its own
-			t.Errorf("LeaveRun gave %v", err)
-		}
-		if _, err := db.StartRun(ctx, want("w", "third"), db.now(), false); !errors.Is(err, ErrRunBusy) {
+		leaveRun(t, db, slept) // the lease is not its own
+		if _, err := tryRun(db, want("w", "third")); !errors.Is(err, errBusy) {
 			t.Errorf("the heir lost the run to the holder that slept: a third got %v", err)
 		}
 		same(t, "usage", usage(t, db, UsageFilter{}), []string{"a=1/1"})
@@ -140,7 +142,7 @@ func TestRunWritesProlongItsLease(t *testing.T) {
 			pass(db, RunLease-time.Second)
 			sign()
 			pass(db, RunLease-time.Second)
-			if _, err := db.StartRun(ctx, want("w", "e"), db.now(), false); !errors.Is(err, ErrRunBusy) {
+			if _, err := tryRun(db, want("w", "e")); !errors.Is(err, errBusy) {
 				t.Errorf("after %s another got the run: %v", what, err)
 			}
 		}
@@ -151,11 +153,11 @@ func TestRunWritesProlongItsLease(t *testing.T) {
 	})
 }
 
-func TestLeaveRunLetsAnotherResume(t *testing.T) {
+func TestDropRunLeaseLetsAnotherResume(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		run := startRun(t, db, "e")
 		record(t, db, run, row("a", "1", 1))
-		must(t, db.LeaveRun(ctx, run))
+		leaveRun(t, db, run)
 		same(t, "the run that was left", storedRun(t, db, "e").Status, RunRunning)
 		next := startRun(t, db, "e")
 		same(t, "its checkpoint", next.NextPage, 2)
@@ -163,18 +165,15 @@ func TestLeaveRunLetsAnotherResume(t *testing.T) {
 			t.Errorf("the holder that left it gave %v, want ErrRunLost", err)
 		}
 		endRun(t, db, next, RunDone)
-		// of a run that has ended
-		must(t, db.LeaveRun(ctx, next))
 	})
 }
 
 func TestRestartRunForgetsRejects(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
-		other, err := db.StartRun(ctx, want("other", "e"), db.now(), false)
-		must(t, err)
+		other := mustRun(t, db, want("other", "e"))
 		page := []Page{{Number: 1, Rows: []UsageRow{row("a", "1", 1)},
 			Rejected: []Reject{{1, "no credits", `{"tenant_id":"x"}`}, {2, "no tenant", "{}"}}}}
-		must(t, db.RecordPages(ctx, &other, page))
+		must(t, db.RecordPages(ctx, other, page))
 		run := startRun(t, db, "e")
 		run.Pages, run.Total = 7, 700
 		must(t, db.RecordPages(ctx, run, page))
@@ -203,10 +202,9 @@ func TestEndRunForgetsOldRejectsAndRuns(t *testing.T) {
 		bad := []Reject{{0, "no credits", "{}"}, {1, "no tenant", "{}"}}
 		run := func(want Run, status RunStatus) {
 			t.Helper()
-			run, err := db.StartRun(ctx, want, db.now(), false)
-			must(t, err)
-			must(t, db.RecordPages(ctx, &run, []Page{{Number: 1, Rejected: bad}}))
-			endRun(t, db, &run, status)
+			run := mustRun(t, db, want)
+			must(t, db.RecordPages(ctx, run, []Page{{Number: 1, Rejected: bad}}))
+			endRun(t, db, run, status)
 			pass(db, time.Hour)
 		}
 		rejectsOf := func() (events []string) {
@@ -274,9 +272,7 @@ func TestCompleteRunAloneAnnounces(t *testing.T) {
 
 		of := want("w", "one")
 		of.TenantID = "c"
-		one, err := db.StartRun(ctx, of, db.now(), false)
-		must(t, err)
-		endRun(t, db, &one, RunDone)
+		endRun(t, db, mustRun(t, db, of), RunDone)
 		list, err := db.Unsent(ctx, 10)
 		must(t, err)
 		var got []string

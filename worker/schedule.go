@@ -11,6 +11,7 @@ import (
 	"github.com/robfig/cron/v3"
 
 	"papermap-worker/events"
+	"papermap-worker/repo"
 )
 
 // Schedule is when usage is synced. All replicas compute the same slots, whenever they were
@@ -70,67 +71,62 @@ func (s *Schedule) Last(t time.Time) time.Time {
 	}
 }
 
-// tickPrefix begins the event ids of scheduled syncs; isTick recognizes them by it.
-const tickPrefix = "usage-tick."
-
-func tickID(workspaceID string, slot time.Time) string {
-	return fmt.Sprintf("%s%s.%d", tickPrefix, workspaceID, slot.Unix())
-}
-
-func isTick(eventID string) bool { return strings.HasPrefix(eventID, tickPrefix) }
-
-// scheduler publishes a usage.sync for each workspace in each slot. Every replica does, under the
-// same event ids, so that one tick is one run however many replicas there are, and whatever their
-// clocks say.
+// scheduler schedules a usage sync of each workspace in each slot. Every replica does; the database
+// takes each slot once, whatever the clocks of replicas say, and the relay publishes its usage.sync.
+// Only slots are compared, never times of different clocks.
 type scheduler struct {
-	schedule   *Schedule // nil: off
-	workspaces workspaces
-	bus        *events.Bus
-	log        *slog.Logger
-	now        func() time.Time
+	schedule *Schedule // nil: off
+	sync     *usageSync
+	log      *slog.Logger
+	now      func() time.Time
 }
 
-// run publishes the newest slot until ctx ends, beginning with the one before now, in which no
-// worker may have been running. It reads the clock every second and remembers one slot only, so
-// that it does not matter if the clock is set: a slot that is published again has the same event
-// id.
+// run schedules the newest slot until ctx ends, beginning with the one before now, in which no worker
+// may have been running. It reads the clock every second and remembers one slot only, so that it does
+// not matter if the clock is set.
 func (s *scheduler) run(ctx context.Context) {
 	if s.schedule == nil {
 		return
 	}
 	var warned logOnce
-	var published time.Time
+	var scheduled time.Time
 	for more := true; more; more = events.Sleep(ctx, time.Second) {
 		slot := s.schedule.Last(s.now())
-		if slot.Equal(published) {
+		if slot.Equal(scheduled) {
 			continue
 		}
-		err := s.publish(ctx, slot)
+		err := s.add(ctx, slot)
 		if warned.begins(err != nil) && ctx.Err() == nil {
-			s.log.Warn("cannot publish the usage schedule's tick; trying again", "slot", slot, "error", err)
+			s.log.Warn("cannot schedule usage syncs; trying again", "slot", slot, "error", err)
 		}
 		if err == nil {
-			published = slot
+			scheduled = slot
 		}
 	}
 }
 
-// publish publishes one slot's events. They name the slot's months, so that it does not matter when
-// they are handled.
-func (s *scheduler) publish(ctx context.Context, slot time.Time) error {
+// add schedules one slot's runs. They read the slot's months, so that it does not matter when they
+// start.
+func (s *scheduler) add(ctx context.Context, slot time.Time) error {
 	from, to := periods(slot, "", "")
-	for _, ws := range s.workspaces.list {
-		fields := map[string]string{"workspace_id": ws.ID, "from_period": from, "to_period": to}
-		e, err := NewEvent(events.TypeUsageSync, fields, slot)
+	for _, ws := range s.sync.workspaces.list {
+		sync, err := newOutboxEvent(events.TypeUsageSync, map[string]string{
+			"workspace_id": ws.ID, "from_period": from, "to_period": to,
+		})
 		if err != nil {
 			return err
 		}
-		e.ID = tickID(ws.ID, slot)
-		publishing, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err = s.bus.Publish(publishing, e)
-		cancel()
-		if err != nil {
+		run, isNew, err := s.sync.db.ScheduleRun(ctx, repo.Run{
+			WorkspaceID: ws.ID, EventID: sync.EventID, EventSource: sourceHash(events.Source),
+			Slot: repo.Time{Time: slot}, FromPeriod: from, ToPeriod: to,
+		}, sync)
+		switch {
+		case err != nil:
 			return err
+		case isNew && run.Status == repo.RunSkipped:
+			s.sync.skipped(ctx, run)
+		case isNew:
+			s.sync.wakeRelay()
 		}
 	}
 	return nil

@@ -1,176 +1,130 @@
 package worker_test
 
 import (
-	"cmp"
-	"context"
 	"fmt"
-	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
+	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
+	"papermap-worker/worker/workertest"
 )
 
-// Workers whose clocks are a minute apart publish each slot once more a minute later, and each of
-// them is one run: because the stream drops what comes under an id that it has, and, when the
-// stream has forgotten the id, because the database knows.
-func TestSlotIsOneRunHoweverManyWorkersAndClocks(t *testing.T) {
-	for name, c := range map[string]struct {
-		workers int
-		kept    bool // the stream keeps each worker's tick
+// Whether the clocks of the database, of NATS and of workers agree decides nothing: each slot is one
+// run. NATS has the clock of the test.
+func TestSlotIsOneRunWhateverTheClocksSay(t *testing.T) {
+	const slots = 8
+	for _, c := range []struct {
+		name     string
+		workers  []time.Duration // how far the clock of each is ahead
+		database time.Duration
 	}{
-		"PostgreSQL, two workers":                           {2, false},
-		"PostgreSQL, three workers":                         {3, false},
-		"PostgreSQL, three workers, and nothing is dropped": {3, true},
+		{"all agree", []time.Duration{0}, 0},
+		{"the database is ahead", []time.Duration{0}, time.Hour},
+		{"the database is behind", []time.Duration{0}, -time.Hour},
+		{"the worker is ahead", []time.Duration{time.Hour}, 0},
+		{"the worker is behind", []time.Duration{-time.Hour}, 0},
+		{"the worker and the database are ahead", []time.Duration{time.Hour}, time.Hour},
+		{"the worker is behind, the database ahead", []time.Duration{-time.Hour}, time.Hour},
+		{"three workers a minute apart", []time.Duration{0, time.Minute, 2 * time.Minute}, -time.Hour},
+		{"three workers far apart", []time.Duration{0, time.Hour, -time.Hour}, time.Hour},
 	} {
-		t.Run(name, func(t *testing.T) {
-			testOneRunForEachSlot(t, c.workers, c.kept)
-		})
-	}
-}
-
-func testOneRunForEachSlot(t *testing.T, workers int, kept bool) {
-	const apart = time.Minute
-	const every, enough = 40 * time.Second, 4 // slots
-	o := options{NoWorker: true, Config: func(c *worker.Config) {
-		c.UsageConcurrency, c.Schedule = 2, schedule(t, "@every "+every.String())
-	}}
-	onPostgres(t, o, func(t *testing.T, w *world) {
-		w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: 120})
-		ticks := w.overhearTicks(kept)
-		for n := range workers {
-			w.Config.Clock = func() time.Time { return time.Now().Add(time.Duration(n) * apart) }
-			w.StartWorker()
-		}
-		w.Eventually(func() error {
-			if n := len(ticks.publishedBy(workers)); n < enough {
-				return fmt.Errorf("%d slots were published by all %d workers, want %d", n, workers, enough)
-			}
-			return nil
-		})
-		slots := ticks.publishedBy(workers)
-		w.Eventually(w.Handled)
-		for _, i := range w.Workers {
-			i.Stop()
-		}
-		w.Eventually(ticks.quiet)
-
-		list, err := w.DB.Runs(context.Background(), "", 10_000)
-		w.Must(err)
-		list = slices.DeleteFunc(list, func(r repo.Run) bool { return r.WorkspaceID != "ws-a" })
-		slices.SortFunc(list, func(a, b repo.Run) int { return a.StartedAt.Compare(b.StartedAt.Time) })
-		runs, done, stopped := map[int64]int{}, 0, 0
-		var before repo.Run
-		for _, r := range list {
-			runs[slotOf(r.EventID)]++
-			switch r.Status {
-			case repo.RunSkipped:
-				continue
-			case repo.RunRunning: // its worker was stopped, perhaps before it asked for anything
-				stopped++
-			default:
-				done++
-			}
-			if before.ID != "" && r.StartedAt.Before(before.FinishedAt.Time) {
-				t.Errorf("run %s began at %v, before %s ended at %v", r.EventID, r.StartedAt, before.EventID,
-					before.FinishedAt)
-			}
-			before = r
-		}
-		for slot := range slots {
-			if runs[slot] != 1 {
-				t.Errorf("slot %d, published by %d workers, is %d runs", slot, workers, runs[slot])
-			}
-		}
-		for slot, n := range runs {
-			if n > 1 {
-				t.Errorf("slot %d is %d runs", slot, n)
-			}
-		}
-		if asked := w.pagesAsked("ws-a"); asked[1] < done || asked[1] > done+stopped || done < enough {
-			t.Errorf("%d runs were made and %d stopped, and page 1 was asked for %d times", done, stopped,
-				asked[1])
-		}
-		stored := map[int64]int{}
-		for _, msg := range w.Stored("PAPERMAP", "papermap.events.usage.sync") {
-			id := cmp.Or(msg.Header.Get("Papermap-Event-Id"), msg.Header.Get("Nats-Msg-Id"))
-			if strings.HasPrefix(id, "usage-tick.ws-a.") {
-				stored[slotOf(id)]++
-			}
-		}
-		for slot := range slots {
-			if kept != (stored[slot] >= workers) { // two minutes after the first it drops none
-				t.Errorf("the stream has %d of the %d ticks of slot %d; want all of them: %t",
-					stored[slot], workers, slot, kept)
-			}
-		}
-		t.Logf("%d slots, %d of them published by all %d workers; %d runs, %d of them skipped", len(runs),
-			len(slots), workers, len(list), len(list)-done-stopped)
-	})
-}
-
-// slotOf is the time that the id of a tick ends with.
-func slotOf(event string) int64 {
-	slot, _ := strconv.ParseInt(event[strings.LastIndexByte(event, '.')+1:], 10, 64)
-	return slot
-}
-
-// overhearTicks listens to what is published. With kept it has the stream keep each copy that it
-// would drop, as it does when it has forgotten the first: the same event, under another message id.
-func (w *world) overhearTicks(kept bool) *ticks {
-	o := &ticks{seen: map[string][]time.Time{}}
-	sub, err := w.Conn.Subscribe("papermap.events.usage.sync", func(msg *nats.Msg) {
-		id := msg.Header.Get("Nats-Msg-Id")
-		if msg.Header.Get("Papermap-Event-Id") != "" {
-			return // our own
-		}
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.seen[id], o.last = append(o.seen[id], time.Now()), time.Now()
-		if copies := len(o.seen[id]); kept && copies > 1 {
-			again := &nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: nats.Header{
-				"Papermap-Event-Id": {id}, "Nats-Msg-Id": {fmt.Sprint(id, " once more ", copies)},
+		t.Run(c.name, func(t *testing.T) {
+			o := options{NoWorker: true, DatabaseAhead: c.database, Config: func(c *worker.Config) {
+				c.UsageConcurrency, c.Schedule = 2, schedule(t, "@every 1m")
 			}}
-			if err := w.Conn.PublishMsg(again); err != nil {
-				w.t.Error(err)
+			onPostgres(t, o, func(t *testing.T, w *world) {
+				w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: 120})
+				for _, ahead := range c.workers {
+					w.Config.Clock = func() time.Time { return time.Now().Add(ahead) }
+					w.StartWorker()
+				}
+				time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add((slots-1)*time.Minute + 30*time.Second)))
+				w.Eventually(w.Relayed)
+				w.Eventually(w.Handled)
+				runs := w.scheduled("ws-a")
+				perSlot, done := map[int64]int{}, 0
+				for _, r := range runs {
+					perSlot[r.Slot.Unix()]++
+					switch {
+					case r.Status == repo.RunDone:
+						done++
+					// slots that several clocks reach at one time may be one run
+					case r.Status != repo.RunSkipped || len(c.workers) == 1:
+						t.Errorf("slot %s is %s: %s", r.Slot, r.Status, r.Error)
+					}
+				}
+				now := time.Now()
+				for _, ahead := range c.workers {
+					last := now.Add(ahead).Truncate(time.Minute)
+					for n := range slots {
+						if slot := last.Add(-time.Duration(n) * time.Minute); perSlot[slot.Unix()] != 1 {
+							t.Errorf("slot %s of a worker %v ahead is %d runs", slot, ahead, perSlot[slot.Unix()])
+						}
+					}
+				}
+				if asked := w.pagesAsked("ws-a"); asked[1] != done || done < slots {
+					t.Errorf("%d runs are done, and page 1 was asked for %d times", done, asked[1])
+				}
+				t.Logf("%d slots, %d runs are done", len(runs), done)
+			})
+		})
+	}
+}
+
+// What publishers send, under whatever id, takes no slot from the schedule.
+func TestPublisherCannotTakeASlot(t *testing.T) {
+	var now clock
+	began := time.Now().Truncate(time.Minute)
+	now.set(began)
+	o := options{Config: func(c *worker.Config) { c.Clock, c.Schedule = now.now, schedule(t, "@every 1m") }}
+	virtual(t, o, func(t *testing.T, w *world) {
+		w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: 4})
+		done := func(n int) func() error {
+			return workertest.That(fmt.Sprint(n, " slots are done"), func() bool {
+				list := w.scheduled("ws-a")
+				return len(list) == n && !slices.ContainsFunc(list, func(r repo.Run) bool {
+					return r.Status != repo.RunDone
+				})
+			})
+		}
+		w.Eventually(done(1))
+		for n := range 5 {
+			slot := began.Add(time.Duration(n+1) * time.Minute)
+			ids := []string{
+				fmt.Sprintf("usage-tick.ws-a.%d", slot.Unix()), fmt.Sprint(slot.Unix()),
+				slot.UTC().Format(time.RFC3339), w.scheduled("ws-a")[n].EventID,
 			}
+			for _, id := range ids {
+				w.Sync(id, "workspace_id", "ws-b", "from_period", "2020-01", "to_period", "2020-01")
+				w.Publish("usage.sync", object("workspace_id", "ws-b", "tenant_id", "x"), "ce-specversion", "1.0",
+					"ce-id", id, "ce-source", "papermap-worker")
+			}
+			w.Eventually(w.Handled)
+			now.set(slot)
+			w.Eventually(done(n + 2))
 		}
 	})
-	w.Must(err)
-	w.t.Cleanup(func() { _ = sub.Unsubscribe() })
-	w.Must(w.Conn.Flush())
-	return o
 }
 
-// publishedBy are the slots of ws-a of which there are so many copies, with when those came.
-func (o *ticks) publishedBy(workers int) map[int64][]time.Time {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	slots := map[int64][]time.Time{}
-	for id, times := range o.seen {
-		if strings.HasPrefix(id, "usage-tick.ws-a.") {
-			slots[slotOf(id)] = append(slots[slotOf(id)], times...)
-		}
-	}
-	maps.DeleteFunc(slots, func(_ int64, times []time.Time) bool { return len(times) < workers })
-	for _, times := range slots {
-		slices.SortFunc(times, time.Time.Compare)
-	}
-	return slots
-}
-
-func (o *ticks) quiet() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if since := time.Since(o.last); since < time.Second {
-		return fmt.Errorf("something was published %v ago", since)
-	}
-	return nil
+// The longest ids of workspaces make events that the worker accepts.
+func TestScheduleTakesTheLongestWorkspaceID(t *testing.T) {
+	id := strings.Repeat("w", 255)
+	o := options{Config: func(c *worker.Config) {
+		long := workertest.WorkspaceA
+		long.ID, long.APIURL = id, c.Workspaces[0].APIURL
+		c.Workspaces = []papermap.Workspace{c.Workspaces[0], long}
+		c.Schedule = schedule(t, "@every 1h")
+	}}
+	virtual(t, o, func(t *testing.T, w *world) {
+		w.Eventually(workertest.That("the run has started", func() bool {
+			list := w.scheduled(id)
+			return len(list) == 1 && list[0].Pass == 1
+		}))
+		w.NoDeadLetters()
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
+	"papermap-worker/worker/workertest"
 )
 
 // A tick that has running is not given up because a newer one has come meanwhile.
@@ -220,10 +221,12 @@ func TestTickReadsTheMonthsOfItsSlot(t *testing.T) {
 				c.Clock, c.Schedule = now.now, schedule(t, "@every 1s")
 			}}
 			virtual(t, o, func(t *testing.T, w *world) {
-				id := fmt.Sprint("usage-tick.ws-a.", slot.Unix())
-				w.Eventually(w.usageRunIs(id, repo.RunDone))
-				if r := w.usageRun(id, "ws-a"); r.FromPeriod+" "+r.ToPeriod != want {
-					t.Errorf("it reads %s to %s, want %s", r.FromPeriod, r.ToPeriod, want)
+				w.Eventually(workertest.That("a run is done", func() bool {
+					list := w.scheduled("ws-a")
+					return len(list) == 1 && list[0].Status == repo.RunDone
+				}))
+				if r := w.scheduled("ws-a")[0]; r.FromPeriod+" "+r.ToPeriod != want || !r.Slot.Equal(slot) {
+					t.Errorf("%s reads %s to %s, want %s", r.Slot, r.FromPeriod, r.ToPeriod, want)
 				}
 			})
 		})
@@ -268,70 +271,62 @@ func TestScheduleTicksOncePerSlotAndOnceForAllMissed(t *testing.T) {
 	})
 }
 
-func TestScheduleContinuesWhenNATSComesBack(t *testing.T) {
+// Slots that waited behind an outage all ask for the same: one run does it, and the others say so.
+func TestSlotsOfAnOutageBecomeOneRun(t *testing.T) {
 	var now clock
 	began := time.Now().Truncate(time.Minute)
 	now.set(began)
-	o := options{Config: func(c *worker.Config) { c.Clock, c.Schedule = now.now, schedule(t, "@every 1m") }}
+	o := options{NoWorker: true, Config: func(c *worker.Config) {
+		c.Clock, c.Schedule = now.now, schedule(t, "@every 1m")
+	}}
 	virtual(t, o, func(t *testing.T, w *world) {
-		w.Eventually(w.ticked(began, 0))
-		w.StopNATS()
-		now.set(began.Add(time.Minute))
-		const failed = "cannot publish the usage schedule's tick"
-		w.Eventually(w.Logged(failed, 1))
-		now.set(began.Add(30 * time.Minute))
-		w.StartNATS()
-		var got []int
-		w.Eventually(func() error {
-			if got = w.ticks("ws-b", began); !slices.Contains(got, 30) ||
-				!slices.Contains(w.ticks("ws-a", began), 30) {
-				return fmt.Errorf("ticks %v", got)
-			}
-			return nil
-		})
-		now.set(began.Add(31 * time.Minute))
-		w.Eventually(func() error {
-			for _, workspace := range []string{"ws-a", "ws-b"} {
-				// it may have been sent by then
-				got := slices.DeleteFunc(w.ticks(workspace, began), func(n int) bool { return n == 1 })
-				if !slices.Equal(got, []int{0, 30, 31}) {
-					return fmt.Errorf("%s has ticks %v", workspace, got)
+		w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: 400})
+		w.StartWorker()
+		ended := func() error {
+			for _, r := range w.scheduled("ws-a") {
+				if r.Status == repo.RunRunning {
+					return fmt.Errorf("slot %s is %s", r.Slot, r.Status)
 				}
 			}
-			return nil
-		})
-		if n := strings.Count(w.Logs.String(), failed); n != 1 {
-			t.Errorf("warned %d times", n)
+			return w.Handled()
 		}
-	})
-}
-
-// Ticks that waited behind a pause all ask for the same: one run does, and the others say so.
-func TestTicksThatWaitedBecomeOneRun(t *testing.T) {
-	virtual(t, options{NoWorker: true}, func(t *testing.T, w *world) {
-		w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: 400})
-		for slot := range 5 {
-			w.Sync(fmt.Sprint("usage-tick.ws-a.", slot), "workspace_id", "ws-a")
+		w.Eventually(w.ticked(began, 0))
+		w.Eventually(ended)
+		w.StopNATS()
+		want := []int{0}
+		for _, minute := range []int{1, 2, 3, 4, 30} {
+			now.set(began.Add(time.Duration(minute) * time.Minute))
+			want = append(want, minute)
+			w.Eventually(w.ticked(began, want...))
 		}
-		w.StartWorker()
-		w.Eventually(w.Handled)
-		w.Sync("usage-tick.ws-a.5", "workspace_id", "ws-a")
-		w.Eventually(w.usageRunIs("usage-tick.ws-a.5", repo.RunDone))
+		w.StartNATS()
+		w.Eventually(ended)
 		became := map[repo.RunStatus]int{}
-		for slot := range 5 {
-			became[w.usageRun(fmt.Sprint("usage-tick.ws-a.", slot), "ws-a").Status]++
+		for _, r := range w.scheduled("ws-a") {
+			became[r.Status]++
 		}
-		if want := map[repo.RunStatus]int{repo.RunDone: 1, repo.RunSkipped: 4}; !maps.Equal(became, want) {
-			t.Errorf("the ticks that waited became %v, want %v", became, want)
+		if want := (map[repo.RunStatus]int{repo.RunDone: 2, repo.RunSkipped: 4}); !maps.Equal(became, want) {
+			t.Errorf("the slots became %v, want %v", became, want)
 		}
-		if n := strings.Count(w.Logs.String(),
-			"skipped a scheduled usage run: another run covers it"); n != 4 {
-			t.Errorf("%d of 4 skipped runs are in the log", n)
+		for text, n := range map[string]int{
+			`another run covers it","worker":0,"reason":"the run of event `: 8, // of two workspaces
+			"cannot schedule usage syncs":                                   0,
+		} {
+			if got := strings.Count(w.Logs.String(), text); got != n {
+				t.Errorf("%q is in the log %d times, want %d", text, got, n)
+			}
 		}
-		if n, ok := w.Workers[0].Samples()["papermap_usage_runs_total{status=skipped}"]; !ok || n != 4 {
-			t.Errorf("%v of 4 skipped runs are in the metrics", n)
+		if n := w.Workers[0].Samples()["papermap_usage_runs_total{status=skipped}"]; n != 8 {
+			t.Errorf("%v of 8 skipped runs are in the metrics", n)
 		}
 		w.NoDeadLetters()
+		now.set(began.Add(31 * time.Minute))
+		w.Eventually(w.ticked(began, append(want, 31)...))
+		w.Eventually(ended)
+		if got := w.pagesAsked("ws-a"); !maps.Equal(got, map[int]int{1: 3, 2: 3, 3: 3, 4: 3, 5: 3, 6: 3, 7: 3,
+			8: 3}) {
+			t.Errorf("pages that were asked for: %v, want each of 8 for three runs", got)
+		}
 	})
 }
 

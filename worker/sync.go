@@ -3,6 +3,8 @@ package worker
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"time"
@@ -13,15 +15,18 @@ import (
 )
 
 // usageSync handles usage.sync: it reads usage from Papermap and records it, one run per workspace.
+//
+// An event that has to wait for others comes again later, after delays that grow: thousands may wait.
 type usageSync struct {
 	workspaces workspaces
 	db         *repo.DB
 	log        *slog.Logger
 	metrics    *metrics
 	spans      *spanByEvent
-	slots      chan struct{} // one for each run in flight; fewer than event slots, which tenants need, too
-	concurrent int           // pages requested at the same time
-	draining   func() bool   // the worker is stopping
+	slots      chan struct{}         // one for each event in flight; fewer than event slots, which tenants need, too
+	turns      map[string]*usageTurn // by workspace
+	concurrent int                   // pages requested at the same time
+	draining   func() bool           // the worker is stopping
 	wakeRelay  func()
 }
 
@@ -32,7 +37,7 @@ func (s *usageSync) handle(ctx context.Context, e events.Event, data events.Usag
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	default:
-		return retry(busyDelay(), "the maximum number of usage runs is in flight")
+		return retry(turnDelay.Delay(e.Deliveries), "the maximum number of usage runs is in flight")
 	}
 	runs, err := s.plan(ctx, e, data)
 	if err != nil {
@@ -73,7 +78,8 @@ func (s *usageSync) plan(ctx context.Context, e events.Event, data events.UsageS
 	var runs []repo.Run
 	for _, ws := range list {
 		runs = append(runs, repo.Run{
-			WorkspaceID: ws.ID, EventID: e.ID, TenantID: data.TenantID, FromPeriod: from, ToPeriod: to,
+			WorkspaceID: ws.ID, EventID: e.ID, EventSource: sourceHash(e.Source), Message: e.Message,
+			TenantID: data.TenantID, FromPeriod: from, ToPeriod: to,
 		})
 	}
 	if len(runs) == 1 {
@@ -98,44 +104,61 @@ func periods(now time.Time, from, to string) (string, string) {
 	return from, to
 }
 
-// run makes one run, or continues it. An error that is not permanent brings the event back.
-func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) error {
-	tick := isTick(e.ID)
-	refused := func(err error) error {
-		if tick { // the next tick tries again
-			return nil
-		}
-		return &events.Permanent{Code: "API_REFUSED", Err: err}
+// sourceHash is an event's source as a run is known by it: sources may be long, and any text.
+func sourceHash(source string) string {
+	if source == "" {
+		return ""
 	}
-	log := s.log.With("workspace_id", want.WorkspaceID, "event_id", e.ID)
-	run, err := s.db.StartRun(ctx, want, e.Stored, tick)
+	sum := sha256.Sum256([]byte(source))
+	return hex.EncodeToString(sum[:16])
+}
+
+// turnDelay are the delays of events that have to wait for others: shorter than a lease, so that they
+// are soon taken over from a worker that was killed.
+var turnDelay = events.Backoff{Base: time.Second, Max: 4 * time.Second}
+
+// run makes one run, or continues it, when it has the workspace's turn. An error that is not
+// permanent brings the event back.
+func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) (err error) {
+	turn := s.turns[want.WorkspaceID]
+	holder, err := turn.enter(ctx, want.TenantID)
 	switch {
-	case errors.Is(err, repo.ErrRunOver) && run.Status == repo.RunFailed:
-		return refused(errors.New(run.Error))
-	case errors.Is(err, repo.ErrRunOver):
-		return nil
-	case errors.Is(err, repo.ErrRunBusy):
-		return &events.Retry{After: busyDelay(), Err: err}
+	case errors.Is(err, errTurnTaken):
+		return &events.Retry{After: turnDelay.Delay(e.Deliveries), Err: err}
 	case err != nil:
 		return err
-	case run.Status == repo.RunSkipped:
-		s.metrics.runEnded(run)
-		log.WarnContext(ctx, "skipped a scheduled usage run: another run covers it", "reason", run.Error)
-		return nil
 	}
+	defer func() {
+		if leaveErr := turn.leave(ctx, want.TenantID, holder, err); leaveErr != nil {
+			s.log.WarnContext(ctx, "cannot give up the lease of a workspace's usage runs",
+				"workspace_id", want.WorkspaceID, "error", leaveErr)
+		}
+	}()
+	run, err := s.db.StartRun(ctx, want, holder)
+	switch {
+	case errors.Is(err, repo.ErrRunOver):
+		return s.over(ctx, run)
+	case err != nil:
+		return err
+	}
+	log := s.log.With("workspace_id", want.WorkspaceID, "event_id", e.ID)
 	reader := &usageReader{usageSync: s, ws: s.workspaces.byID[want.WorkspaceID], run: &run, log: log}
 	lastError := run.Error
-	if err := reader.read(ctx); refuses(err, run) {
-		log.ErrorContext(ctx, "a usage run failed: Papermap refuses", "tenant_id", run.TenantID, "error", err)
-		var api *papermap.Error
-		errors.As(err, &api)
-		if err := s.db.EndRun(ctx, &run, repo.RunFailed, api.Error()); err != nil {
+	if err := reader.read(ctx); err != nil {
+		why := failure(err, run)
+		if why == "" {
+			return s.interrupt(ctx, e, &run, lastError, err)
+		}
+		var stack string
+		if panicked := (*panicError)(nil); errors.As(err, &panicked) {
+			stack = panicked.stack
+		}
+		log.ErrorContext(ctx, "a usage run failed", "tenant_id", run.TenantID, "error", err, "stack", stack)
+		if err := s.db.EndRun(ctx, &run, repo.RunFailed, why); err != nil {
 			return err
 		}
 		s.metrics.runEnded(run)
-		return refused(err)
-	} else if err != nil {
-		return s.interrupt(ctx, e, &run, lastError, err)
+		return s.over(ctx, run)
 	}
 	s.wakeRelay()
 	s.metrics.runEnded(run)
@@ -152,17 +175,43 @@ func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) erro
 	return nil
 }
 
-// refuses reports whether an error ends the run, because to repeat the request is no use. The path
-// of one tenant's usage is not documented, so 404 there does not mean that the workspace is
-// misconfigured.
-func refuses(err error, run repo.Run) bool {
-	var api *papermap.Error
-	return errors.As(err, &api) &&
-		(api.Class == papermap.Refused || api.Class == papermap.Configuration && run.TenantID != "")
+// over returns what becomes of the event of a run that has ended. That of a scheduled run is no dead
+// letter: the next one tries again.
+func (s *usageSync) over(ctx context.Context, run repo.Run) error {
+	switch {
+	case run.Status == repo.RunSkipped:
+		s.skipped(ctx, run)
+	case run.Status == repo.RunFailed && run.Slot.IsZero():
+		return &events.Permanent{Code: "API_REFUSED", Err: errors.New(run.Error)}
+	}
+	return nil
 }
 
-// interrupt gives the run up for now, at its checkpoint, and returns the error that brings the
-// event back. lastError is what the run waited for before.
+// skipped reports a scheduled run that another covers.
+func (s *usageSync) skipped(ctx context.Context, run repo.Run) {
+	s.metrics.runEnded(run)
+	s.log.WarnContext(ctx, "skipped a scheduled usage run: another run covers it", "reason", run.Error,
+		"workspace_id", run.WorkspaceID, "event_id", run.EventID, "slot", run.Slot.Time)
+}
+
+// failure returns why an error ends the run, because to repeat the request is no use; empty: it does
+// not. The path of one tenant's usage is not documented, so 404 there does not mean that the
+// workspace is misconfigured.
+func failure(err error, run repo.Run) string {
+	var api *papermap.Error
+	var panicked *panicError
+	switch {
+	case errors.As(err, &panicked):
+		return panicked.Error()
+	case errors.As(err, &api) && (api.Class == papermap.Refused ||
+		api.Class == papermap.Configuration && run.TenantID != ""):
+		return api.Error()
+	}
+	return ""
+}
+
+// interrupt leaves the run at its checkpoint for now and returns the error that brings the event
+// back. lastError is what the run waited for before.
 func (s *usageSync) interrupt(
 	ctx context.Context, e events.Event, run *repo.Run, lastError string, cause error,
 ) error {
@@ -175,9 +224,6 @@ func (s *usageSync) interrupt(
 		if err := s.db.KeepRun(ctx, run, api.Error()); err != nil {
 			return err
 		}
-	}
-	if err := s.db.LeaveRun(ctx, run); err != nil {
-		return err
 	}
 	switch {
 	case s.draining():

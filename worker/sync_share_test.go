@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -69,16 +68,13 @@ func TestRunsOfAWorkspaceAreSequentialAndTicksDoNotQueue(t *testing.T) {
 		w.Sync("first", "workspace_id", "ws-a")
 		w.Eventually(reached)
 		w.Sync("second", "workspace_id", "ws-a")
-		w.Sync("usage-tick.ws-a.1", "workspace_id", "ws-a")
+		tick := w.schedule(1)
 		w.Sync("other", "workspace_id", "ws-b")
-		w.Eventually(w.usageRunIs("usage-tick.ws-a.1", repo.RunSkipped))
 		w.Eventually(workertest.That("the run of ws-b is done", func() bool {
 			return w.usageRun("other", "ws-b").Status == repo.RunDone
 		})) // another workspace does not wait
-		if tick := w.usageRun("usage-tick.ws-a.1",
-			"ws-a"); tick.Error != "the run of event first does its work" ||
-			!strings.Contains(w.Logs.String(), "skipped a scheduled usage run: another run covers it") {
-			t.Errorf("the skipped run says %+v", tick)
+		if tick.Status != repo.RunSkipped || tick.Error != "the run of event first does its work" {
+			t.Errorf("the scheduled run is %+v, want it skipped", tick)
 		}
 		if second := w.usageRun("second", "ws-a"); second.ID != "" {
 			t.Errorf("the second run began beside the first: %+v", second)
@@ -125,15 +121,15 @@ func TestTicksAreSkippedWhileARunWaits(t *testing.T) {
 				return nil
 			}
 		}
-		w.Sync("usage-tick.ws-a.1", "workspace_id", "ws-a")
+		w.Sync("first", "workspace_id", "ws-a")
 		for n := range 3 {
 			w.Eventually(waits(n + 1))
-			id := fmt.Sprint("usage-tick.ws-a.", n+2)
-			w.Sync(id, "workspace_id", "ws-a")
-			w.Eventually(w.usageRunIs(id, repo.RunSkipped))
+			if tick := w.schedule(n); tick.Status != repo.RunSkipped {
+				t.Errorf("the scheduled run is %+v, want it skipped", tick)
+			}
 		}
 		failing.Store(false)
-		w.Eventually(w.usageRunIs("usage-tick.ws-a.1", repo.RunDone))
+		w.Eventually(w.usageRunIs("first", repo.RunDone))
 		w.Eventually(w.Handled)
 		if got := w.pagesAsked("ws-a"); !maps.Equal(got, once(8)) {
 			t.Errorf("pages that were answered: %v, want each of 8 once", got)
@@ -154,10 +150,10 @@ func TestTickWaitsForARunOfOneTenant(t *testing.T) {
 		w.Sync("one", "workspace_id", "ws-a", "tenant_id", "org-0000001", "from_period", "2020-01",
 			"to_period", "2020-01")
 		w.Eventually(reached)
-		w.Sync("usage-tick.ws-a.1", "workspace_id", "ws-a")
-		w.Eventually(w.Logged(repo.ErrRunBusy.Error(), 1))
+		tick := w.schedule(1)
+		w.Eventually(w.Relayed)
 		release()
-		w.Eventually(w.usageRunIs("usage-tick.ws-a.1", repo.RunDone))
+		w.Eventually(w.usageRunIs(tick.EventID, repo.RunDone))
 		w.Eventually(w.Handled)
 		for _, synced := range w.synced() {
 			if (synced.FromPeriod == "2020-01") != (synced.TenantID == "org-0000001") {

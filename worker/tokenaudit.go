@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,11 +123,7 @@ func (c *tokenCounts) write(ctx context.Context, db *repo.DB) error {
 	counts := c.counts
 	c.counts = nil
 	c.mu.Unlock()
-	// In the same order everywhere, or replicas would deadlock on each other's rows.
-	keys := slices.SortedFunc(maps.Keys(counts), func(a, b tokenCountKey) int {
-		return cmp.Or(strings.Compare(a.workspaceID, b.workspaceID), strings.Compare(a.tenantID, b.tenantID),
-			a.month-b.month)
-	})
+	keys := slices.Collect(maps.Keys(counts))
 	for batch := range slices.Chunk(keys, countsBatch) {
 		rows := make([]repo.TokenCount, len(batch))
 		for i, k := range batch {

@@ -18,11 +18,12 @@ import (
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
+	"papermap-worker/repo/pgtest"
 	"papermap-worker/worker"
 	"papermap-worker/worker/workertest"
 )
 
-// bench is a worker on SQLite with all that it needs.
+// bench is a worker with all that it needs.
 type bench struct {
 	*testing.B
 	sim *simulator.Simulator
@@ -30,7 +31,8 @@ type bench struct {
 	db  *repo.DB
 }
 
-func newBench(b *testing.B, concurrency int) *bench {
+// newBench starts a worker on the PostgreSQL database at address, or on SQLite if that is empty.
+func newBench(b *testing.B, address string, concurrency int) *bench {
 	b.Helper()
 	must := func(err error) {
 		b.Helper()
@@ -51,7 +53,10 @@ func newBench(b *testing.B, concurrency int) *bench {
 	x.nc, err = nats.Connect(server.URL())
 	must(err)
 	b.Cleanup(x.nc.Close)
-	x.db, err = repo.Open(b.Context(), "sqlite:"+filepath.Join(dir, "papermap.db"))
+	if address == "" {
+		address = "sqlite:" + filepath.Join(dir, "papermap.db")
+	}
+	x.db, err = repo.Open(b.Context(), address)
 	must(err)
 	b.Cleanup(func() { _ = x.db.Close() })
 	_, err = x.db.Migrate(b.Context())
@@ -119,7 +124,7 @@ func BenchmarkUsagePages(b *testing.B) {
 	for n := range b.N {
 		for i, concurrency := range []int{1, 8, 32} {
 			b.Run(fmt.Sprintf("round%d/at-once=%d", n, concurrency), func(b *testing.B) {
-				x := newBench(b, concurrency)
+				x := newBench(b, "", concurrency)
 				fault, err := simulator.ParseFault("on=usage delay=5ms")
 				if err != nil {
 					b.Fatal(err)
@@ -149,11 +154,49 @@ func BenchmarkUsagePages(b *testing.B) {
 		rates[2]/rates[0])
 }
 
+// BenchmarkTenantSyncs measures how many usage.sync for single tenants are done in a second while
+// thousands wait.
+func BenchmarkTenantSyncs(b *testing.B) {
+	const waiting = 3000
+	for _, database := range []string{"SQLite", "PostgreSQL"} {
+		b.Run(database, func(b *testing.B) {
+			address := ""
+			if database == "PostgreSQL" {
+				address = pgtest.Need(b, postgres)
+			}
+			x := newBench(b, address, 8)
+			x.sim.SetUsage("ws-a", simulator.Usage{Tenants: waiting})
+			synced := make(chan *nats.Msg, 1<<16)
+			if _, err := x.nc.ChanSubscribe("papermap.events.usage.synced", synced); err != nil {
+				b.Fatal(err)
+			}
+			for round := range b.N {
+				for n := range waiting {
+					msg := &nats.Msg{Subject: "papermap.events.usage.sync",
+						Data: []byte(object("tenant_id", fmt.Sprintf("org-%07d", n)))}
+					msg.Header = nats.Header{"Nats-Msg-Id": {fmt.Sprint(round, "-", n)}}
+					if err := x.nc.PublishMsg(msg); err != nil {
+						b.Fatal(err)
+					}
+				}
+				began := time.Now()
+				for n := range waiting {
+					<-synced
+					if done := n + 1; done%500 == 0 {
+						b.Logf("%d done, %.0f a second", done, float64(done)/time.Since(began).Seconds())
+					}
+				}
+			}
+			b.ReportMetric(float64(b.N*waiting)/b.Elapsed().Seconds(), "syncs/s")
+		})
+	}
+}
+
 // BenchmarkProvisioningBesideUsage measures how long after its tenant.created a tenant's
 // dashboard.created is there, first alone, then while a million rows of usage are read and written.
 func BenchmarkProvisioningBesideUsage(b *testing.B) {
 	const rows = 1_000_000
-	x := newBench(b, 8)
+	x := newBench(b, "", 8)
 	x.sim.SetUsage("ws-a", simulator.Usage{Tenants: rows})
 	arrived := make(chan *nats.Msg, 1<<16)
 	if _, err := x.nc.ChanSubscribe("papermap.events.dashboard.created", arrived); err != nil {

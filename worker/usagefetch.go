@@ -2,97 +2,83 @@ package worker
 
 import (
 	"context"
-	"errors"
-	"math"
+	"fmt"
+	"runtime/debug"
 	"sync"
-	"sync/atomic"
 
 	"papermap-worker/papermap"
 )
 
 // pageFetcher requests pages concurrently and hands them out in their order.
 //
-//	f := newPageFetcher(ctx, 1, 4, draining, fetch)
+//	f := newPageFetcher(ctx, 1, 4, fetch)
 //	defer f.stop()
-//	f.ask(10)             // as many of the pages 1 to 10 as the window allows
-//	<-f.queue[0].done
+//	f.request(10)        // as many of the pages 1 to 10 as may be in flight
+//	<-f.queue[0].arrived
 //	page, err := f.next() // page 1
 //
-// At most limit requests are in flight, and twice as many pages have been asked for and not been
-// handed out: so many may be requested again after a crash. After a page that fails, none are
-// requested.
+// At most limit pages are requested and not handed out: so many may be requested again after a crash.
 type pageFetcher struct {
+	ctx     context.Context
 	cancel  context.CancelFunc
 	limit   int
-	asked   int            // pages up to this one
-	queue   []*fetchedPage // asked for and not handed out, in order
-	todo    chan *fetchedPage
-	workers sync.WaitGroup
-	failed  atomic.Int64 // the first page that failed; MaxInt64: none
+	fetch   func(ctx context.Context, number int) (papermap.UsagePage, error)
+	last    int            // the last page that was requested
+	queue   []*fetchedPage // requested and not handed out, in order
+	running sync.WaitGroup
 }
 
 type fetchedPage struct {
-	number int
-	done   chan struct{} // closed when the page has arrived
-	page   papermap.UsagePage
-	err    error
+	arrived chan struct{} // closed when page and err are final
+	page    papermap.UsagePage
+	err     error
 }
 
-var errNotRequested = errors.New("a page before it failed")
+// panicError is a panic while a page was read.
+type panicError struct {
+	page  int
+	value any
+	stack string
+}
 
-// newPageFetcher hands out pages from number first on. Once draining reports true, pages that have
-// not been requested fail with errDraining.
+func (e *panicError) Error() string {
+	return fmt.Sprintf("reading page %d panicked: %v", e.page, e.value)
+}
+
+// newPageFetcher hands out pages from number first on.
 func newPageFetcher(
-	ctx context.Context, first, limit int, draining func() bool,
+	ctx context.Context, first, limit int,
 	fetch func(ctx context.Context, number int) (papermap.UsagePage, error),
 ) *pageFetcher {
 	ctx, cancel := context.WithCancel(ctx)
-	f := &pageFetcher{cancel: cancel, limit: limit, asked: first - 1, todo: make(chan *fetchedPage, 2*limit)}
-	f.failed.Store(math.MaxInt64)
-	for range limit {
-		f.workers.Go(func() {
-			for p := range f.todo {
-				switch {
-				case int64(p.number) > f.failed.Load():
-					p.err = errNotRequested
-				case draining():
-					p.err = errDraining
-				default:
-					p.page, p.err = fetch(ctx, p.number)
+	return &pageFetcher{ctx: ctx, cancel: cancel, limit: limit, fetch: fetch, last: first - 1}
+}
+
+// request requests the pages up to last, as far as the limit allows.
+func (f *pageFetcher) request(last int) {
+	for f.last < last && len(f.queue) < f.limit {
+		f.last++
+		number, p := f.last, &fetchedPage{arrived: make(chan struct{})}
+		f.queue = append(f.queue, p)
+		f.running.Go(func() {
+			defer close(p.arrived)
+			defer func() {
+				if value := recover(); value != nil {
+					p.err = &panicError{number, value, string(debug.Stack())}
 				}
-				if p.err != nil {
-					f.fail(int64(p.number))
-				}
-				close(p.done)
-			}
+			}()
+			p.page, p.err = f.fetch(f.ctx, number)
 		})
 	}
-	return f
 }
 
-func (f *pageFetcher) fail(number int64) {
-	for old := f.failed.Load(); number < old && !f.failed.CompareAndSwap(old, number); {
-		old = f.failed.Load()
-	}
-}
-
-// ask asks for the pages up to last, as far as the window allows.
-func (f *pageFetcher) ask(last int) {
-	for f.asked < last && len(f.queue) < 2*f.limit {
-		f.asked++
-		p := &fetchedPage{number: f.asked, done: make(chan struct{})}
-		f.queue = append(f.queue, p)
-		f.todo <- p
-	}
-}
-
-// arrived reports whether next would return at once.
-func (f *pageFetcher) arrived() bool {
+// ready reports whether next would return at once.
+func (f *pageFetcher) ready() bool {
 	if len(f.queue) == 0 {
 		return false
 	}
 	select {
-	case <-f.queue[0].done:
+	case <-f.queue[0].arrived:
 		return true
 	default:
 		return false
@@ -102,7 +88,7 @@ func (f *pageFetcher) arrived() bool {
 // next waits for the next page in order.
 func (f *pageFetcher) next() (papermap.UsagePage, error) {
 	p := f.queue[0]
-	<-p.done
+	<-p.arrived
 	f.queue = f.queue[1:]
 	return p.page, p.err
 }
@@ -110,6 +96,5 @@ func (f *pageFetcher) next() (papermap.UsagePage, error) {
 // stop cancels the requests in flight and waits for them to return.
 func (f *pageFetcher) stop() {
 	f.cancel()
-	close(f.todo)
-	f.workers.Wait()
+	f.running.Wait()
 }

@@ -2,6 +2,8 @@ package worker_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,27 +26,41 @@ import (
 	"papermap-worker/worker"
 )
 
-// ticks are the slots of which the stream has events for a workspace, in minutes from a time, in
-// the order of publishing.
+// scheduled are the runs of the schedule for a workspace, in the order of their scheduling.
+func (w *world) scheduled(workspace string) []repo.Run {
+	w.t.Helper()
+	list, err := w.DB.Runs(context.Background(), "", 10_000)
+	w.Must(err)
+	list = slices.DeleteFunc(list, func(r repo.Run) bool {
+		return r.WorkspaceID != workspace || r.Slot.IsZero()
+	})
+	slices.SortFunc(list, func(a, b repo.Run) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+// ticks are the slots that were scheduled for a workspace, in minutes from a time, in the order of
+// their scheduling.
 func (w *world) ticks(workspace string, from time.Time) (slots []int) {
 	w.t.Helper()
-	for _, msg := range w.Stored("PAPERMAP", "papermap.events.usage.sync") {
-		rest, ok := strings.CutPrefix(msg.Header.Get("Nats-Msg-Id"), "usage-tick."+workspace+".")
-		if !ok {
-			continue
-		}
-		unix, err := strconv.ParseInt(rest, 10, 64)
-		w.Must(err)
-		slots = append(slots, int(time.Unix(unix, 0).Sub(from)/time.Minute))
+	for _, r := range w.scheduled(workspace) {
+		slots = append(slots, int(r.Slot.Sub(from)/time.Minute))
 	}
 	return slots
 }
 
-// ticks is what all workers have published for ws-a, also what the stream has dropped.
-type ticks struct {
-	mu   sync.Mutex
-	seen map[string][]time.Time // by event id
-	last time.Time
+// schedule schedules a slot of ws-a as a worker does, in minutes since 1970.
+func (w *world) schedule(minute int) repo.Run {
+	w.t.Helper()
+	source := sha256.Sum256([]byte("papermap-worker"))
+	month := time.Now().UTC().Format("2006-01")
+	id := fmt.Sprint("slot ", minute)
+	run, _, err := w.DB.ScheduleRun(context.Background(), repo.Run{
+		WorkspaceID: "ws-a", EventID: id, EventSource: hex.EncodeToString(source[:16]),
+		Slot: repo.Time{Time: time.Unix(int64(60*minute), 0)}, FromPeriod: month, ToPeriod: month,
+	}, repo.OutboxEvent{EventID: id, Type: events.TypeUsageSync, Data: []byte(object(
+		"workspace_id", "ws-a", "from_period", month, "to_period", month))})
+	w.Must(err)
+	return run
 }
 
 // usageRun is the run of a workspace that an event asked for; the zero one when there is none.

@@ -16,11 +16,8 @@ import (
 const (
 	usagePage = 100 // rows; the API's maximum
 	maxPasses = 4   // a run starts over at most three times
-	// passShifted is stored as the pass of a run whose last pass has shifted, so that it ends
-	// incomplete also when another worker continues it.
-	passShifted = maxPasses + 1
-	maxPages    = 1 << 20
-	runBeat     = 10 * time.Second // of a lease of 25 s
+	maxPages  = 1 << 20
+	runBeat   = 10 * time.Second // of a lease of 25 s
 )
 
 var errDraining = errors.New("the worker is draining")
@@ -48,7 +45,7 @@ type usageReader struct {
 
 // read reads the pages from the run's checkpoint on and ends the run.
 func (r *usageReader) read(ctx context.Context) error {
-	defer r.metrics.runProgress(r.ws.ID, 0, 0)
+	defer r.progress(0, 0)
 	for {
 		complete, err := r.pass(ctx)
 		switch {
@@ -57,7 +54,6 @@ func (r *usageReader) read(ctx context.Context) error {
 		case complete:
 			return r.complete(ctx)
 		case r.run.Pass >= maxPasses:
-			r.run.Pass = maxPasses
 			why := fmt.Sprintf("the totals shifted in each of %d passes", maxPasses)
 			return r.db.EndRun(ctx, r.run, repo.RunIncomplete, why)
 		}
@@ -65,6 +61,13 @@ func (r *usageReader) read(ctx context.Context) error {
 		if err := r.db.RestartRun(ctx, r.run); err != nil {
 			return err
 		}
+	}
+}
+
+// progress sets the metrics of a run of all tenants; others are short.
+func (r *usageReader) progress(done, pages int) {
+	if r.run.TenantID == "" {
+		r.metrics.runProgress(r.ws.ID, done, pages)
 	}
 }
 
@@ -90,64 +93,66 @@ func (r *usageReader) complete(ctx context.Context) error {
 // complete is true if nothing is missing; false, without an error, if the pass has shifted.
 func (r *usageReader) pass(ctx context.Context) (complete bool, err error) {
 	r.size, r.first = 0, papermap.UsageRow{}
-	if done := int64(r.run.NextPage - 1); done > 0 {
+	if done := int64(r.run.Done()); done > 0 {
 		r.size = int((r.run.Read + r.run.Rejected) / done)
 	}
-	query := papermap.UsageQuery{ // made here, because the fetcher's goroutines must not read r.run
+	query := papermap.UsageQuery{ // the fetcher's goroutines must not read r.run
 		TenantID: r.run.TenantID, FromPeriod: r.run.FromPeriod, ToPeriod: r.run.ToPeriod, PerPage: usagePage,
 	}
-	fetch := func(ctx context.Context, number int) (papermap.UsagePage, error) {
-		query := query
-		query.Page = number
-		return r.fetch(ctx, query)
-	}
-	f := newPageFetcher(ctx, r.run.NextPage, r.concurrent, r.draining, fetch)
+	f := newPageFetcher(ctx, r.run.NextPage, r.concurrent,
+		func(ctx context.Context, number int) (papermap.UsagePage, error) {
+			query := query
+			query.Page = number
+			return r.fetch(ctx, query)
+		})
 	defer f.stop()
 	beat := time.NewTicker(runBeat)
 	defer beat.Stop()
-	number, last := r.run.NextPage, max(r.run.Pages, r.run.NextPage)
-	for number <= last {
-		r.metrics.runProgress(r.ws.ID, r.run.NextPage-1, r.run.Pages)
-		f.ask(last)
+	last := max(r.run.Pages, r.run.NextPage)
+	for r.run.NextPage <= last {
+		r.progress(r.run.Done(), r.run.Pages)
+		f.request(last)
 		if err := r.wait(ctx, f, beat); err != nil {
 			return false, err
 		}
 		var batch []repo.Page
-		shifted := false
-		for limit := r.db.PagesTogether(); number <= last && len(batch) < limit && f.arrived(); number++ {
+		fits := true
+		number, limit := r.run.NextPage, r.db.PagesTogether()
+		for ; number <= last && len(batch) < limit && f.ready(); number++ {
 			var page papermap.UsagePage
 			if page, err = f.next(); err != nil {
 				break
 			}
-			if shifted = !r.accept(number, page); shifted {
+			if fits = r.accept(number, page); !fits {
 				break // not recorded: whoever continues after a crash reads it again, with the same result
 			}
+			batch = append(batch, pageRows(number, page))
 			if last = r.run.Pages; last == 0 && page.More && len(page.Rows)+len(page.Rejected) > 0 {
 				last = number + 1 // the API gives no count: one page after the other, until one is empty
 			}
-			batch = append(batch, pageRows(number, page))
 		}
 		if len(batch) > 0 {
 			if err := r.record(ctx, batch); err != nil {
 				return false, err
 			}
 		}
-		if shifted || err != nil {
+		if err != nil || !fits {
 			return false, err
 		}
 	}
 	counted := r.run.Total < 0 || r.run.Read+r.run.Rejected == r.run.Total
-	return counted && r.run.Pass != passShifted, nil
+	return counted && !r.run.Shifted, nil
 }
 
 // wait waits for the next page. Meanwhile it keeps the run's lease and logs the progress.
 func (r *usageReader) wait(ctx context.Context, f *pageFetcher, beat *time.Ticker) error {
 	for {
 		select {
-		case <-f.queue[0].done:
+		case <-f.queue[0].arrived:
 			return nil
 		case <-beat.C:
-			r.log.InfoContext(ctx, "syncing usage", "pages_done", r.run.NextPage-1, "pages", r.run.Pages)
+			r.log.InfoContext(ctx, "syncing usage", "pages_done", r.run.Done(), "pages", r.run.Pages,
+				"rows", r.run.Read)
 			if err := r.db.KeepRun(ctx, r.run, r.run.Error); err != nil {
 				return err
 			}
@@ -166,6 +171,9 @@ func (r *usageReader) record(ctx context.Context, pages []repo.Page) error {
 // waits for one.
 func (r *usageReader) fetch(ctx context.Context, query papermap.UsageQuery) (papermap.UsagePage, error) {
 	for {
+		if r.draining() {
+			return papermap.UsagePage{}, errDraining
+		}
 		page, err := r.ws.api.Usage(ctx, query)
 		var api *papermap.Error
 		noTurn := errors.As(err, &api) && api.Deferred && api.Status == 0
@@ -203,7 +211,7 @@ func (r *usageReader) accept(number int, page papermap.UsagePage) bool {
 	if endless || r.run.Pass < maxPasses {
 		return false
 	}
-	r.run.Pass = passShifted
+	r.run.Shifted = true
 	return true
 }
 

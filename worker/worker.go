@@ -105,9 +105,12 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	w.usage = &usageSync{
 		workspaces: w.workspaces, db: db, log: log, metrics: m, spans: spans, draining: w.draining.Load,
 		slots: make(chan struct{}, max(1, cfg.Concurrency/2)), concurrent: cfg.UsageConcurrency,
-		wakeRelay: w.relay.wake,
+		wakeRelay: w.relay.wake, turns: map[string]*usageTurn{},
 	}
-	w.scheduler = &scheduler{cfg.Schedule, w.workspaces, bus, log, now}
+	for _, ws := range w.workspaces.list {
+		w.usage.turns[ws.ID] = newUsageTurn(db, ws.ID, cfg.UsageConcurrency)
+	}
+	w.scheduler = &scheduler{cfg.Schedule, w.usage, log, now}
 	w.API = &API{w.workspaces, db.People(), bus, w.tokens, now, func(tenantID string) {
 		changed(tenantID)
 		w.relay.wake()

@@ -43,7 +43,10 @@ func TestWaitForRunsShowsEveryWorkspace(t *testing.T) {
 		return repo.Run{WorkspaceID: workspace, EventID: "e", FromPeriod: "2026-01", ToPeriod: "2026-01"}
 	}
 	begin := func(workspace string) repo.Run {
-		run, err := db.StartRun(t.Context(), of(workspace), time.Now(), false)
+		if taken, err := db.TakeRunLease(t.Context(), workspace, "holder"); err != nil || !taken {
+			t.Fatal(taken, err)
+		}
+		run, err := db.StartRun(t.Context(), of(workspace), "holder")
 		must(t, err)
 		return run
 	}

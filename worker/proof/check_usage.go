@@ -70,9 +70,9 @@ func (c *checker) usageRuns() {
 		}
 	}
 	done := 0
-	seen := map[[2]string]bool{}
+	seen := map[[3]string]bool{}
 	for _, run := range c.Runs {
-		k := [2]string{run.WorkspaceID, run.EventID}
+		k := [3]string{run.WorkspaceID, run.EventID, run.EventSource}
 		if seen[k] || run.Status == repo.RunRunning {
 			c.report(UsageRun, run.TenantID,
 				"run %s of event %s is %s, at page %d, the first of its event: %t",

@@ -217,7 +217,7 @@ func (w *World) virtualPostgres() {
 		CREATE OR REPLACE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
 			AS 'SELECT now FROM public.virtual_clock'`)
 	w.Must(err)
-	_, err = w.SQL.Exec("INSERT INTO virtual_clock VALUES ($1)", time.Now())
+	_, err = w.SQL.Exec("INSERT INTO virtual_clock VALUES ($1)", time.Now().Add(w.ahead))
 	w.Must(err)
 	address, err := url.Parse(w.Address)
 	w.Must(err)
@@ -234,7 +234,7 @@ func (w *World) virtualPostgres() {
 		for {
 			select {
 			case now := <-tick.C:
-				if _, err := w.SQL.Exec("UPDATE virtual_clock SET now = $1", now); err != nil {
+				if _, err := w.SQL.Exec("UPDATE virtual_clock SET now = $1", now.Add(w.ahead)); err != nil {
 					w.t.Errorf("setting PostgreSQL's clock: %v", err)
 					return
 				}

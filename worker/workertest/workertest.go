@@ -91,6 +91,9 @@ type Options struct {
 	Workers  int                  // how many are started; 0: one
 	NoWorker bool                 // none is started
 
+	// DatabaseAhead is how far PostgreSQL's clock is ahead of all others, in virtual time.
+	DatabaseAhead time.Duration
+
 	// NATS starts the NATS server, with its files in dir; nil: events/embedded does.
 	NATS func(dir string) (NATS, error)
 }
@@ -119,7 +122,8 @@ type World struct {
 	Workers   []*Instance // in the order of their start
 
 	t         testing.TB
-	virtual   *Network // nil outside of a bubble
+	virtual   *Network      // nil outside of a bubble
+	ahead     time.Duration // PostgreSQL's clock
 	startNATS func(dir string) (NATS, error)
 
 	mu     sync.Mutex
@@ -163,7 +167,7 @@ func Start(t testing.TB, o Options) *World {
 
 func start(t testing.TB, o Options, virtual *Network) *World {
 	t.Helper()
-	w := &World{t: t, virtual: virtual, Dir: tempDir(t), Logs: &Logs{}}
+	w := &World{t: t, virtual: virtual, ahead: o.DatabaseAhead, Dir: tempDir(t), Logs: &Logs{}}
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("WORKER_TEST_LOG") != "" {
 			t.Log(w.Logs.String())
