@@ -22,31 +22,41 @@ const (
 
 // classify returns what an answer that is not 2xx means:
 //
-//	429; 503 with Retry-After  Retryable, and Deferred
-//	401, 403                   Credentials
-//	404, 3xx                   Configuration
-//	409                        Unknown for a create: the dashboard may exist
-//	other 4xx                  Refused
-//	anything else              lost: Unknown for a create, Retryable for a read
+//	402; 4xx with a quota code  Quota
+//	429; 503 with Retry-After   Retryable, and Deferred
+//	421, 425                    Retryable: the server did not look at the request
+//	401, 403                    Credentials
+//	404, 3xx                    Configuration
+//	409                         Unknown for a create: the dashboard may exist
+//	other 4xx, except 408       Refused
+//	anything else               lost: Unknown for a create, Retryable for a read
+//
+// 408 is lost, too: balancers announce the end of an idle connection with it, and it may cross with
+// a request that was processed.
 //
 // A date in Retry-After is measured from serverTime; hide removes our secrets from what the server
 // sent.
 func classify(a answer, lost Class, serverTime time.Time, hide *strings.Replacer) *Error {
 	e := &Error{Class: lost, Status: a.status}
 	wait, asked := parseRetryAfter(a.header, serverTime)
+	code, message := reason(a.body)
 	switch status := a.status; {
+	case status == http.StatusPaymentRequired, status/100 == 4 && hasQuotaCode(a.body, code):
+		e.Class = Quota
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable && asked:
 		e.Class, e.RetryAfter, e.Deferred = Retryable, wait, true
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		e.Class = Credentials
 	case status == http.StatusNotFound, status/100 == 3:
 		e.Class = Configuration
+	case status == http.StatusMisdirectedRequest, status == http.StatusTooEarly:
+		e.Class = Retryable
+	case status == http.StatusRequestTimeout: // stays lost
 	case status == http.StatusConflict && lost == Unknown: // stays Unknown
 	case status/100 == 4:
 		e.Class = Refused
 	}
 
-	code, message := reason(a.body)
 	if message == "" {
 		message = strings.TrimSpace(strings.TrimPrefix(a.statusLine, strconv.Itoa(a.status)))
 		if to := a.header.Get("Location"); to != "" {
@@ -57,6 +67,23 @@ func classify(a answer, lost Class, serverTime time.Time, hide *strings.Replacer
 	}
 	e.Code, e.Message = oneLine(code, hide, maxCode), oneLine(message, hide, maxMessage)
 	return e
+}
+
+// quotaCodes are the codes that mean a used-up quota. Papermap documents none, so these are common
+// ones, in upper case.
+var quotaCodes = []string{
+	"QUOTA_EXCEEDED", "QUOTA_EXHAUSTED", "INSUFFICIENT_QUOTA", "PAYMENT_REQUIRED",
+	"INSUFFICIENT_CREDITS", "CREDITS_EXHAUSTED", "CREDITS_EXCEEDED", "CREDIT_LIMIT_EXCEEDED",
+	"CREDIT_LIMIT_REACHED", "NO_CREDITS", "OUT_OF_CREDITS", "USAGE_LIMIT_EXCEEDED", "USAGE_LIMIT_REACHED",
+	"PLAN_LIMIT_EXCEEDED", "PLAN_LIMIT_REACHED",
+}
+
+// hasQuotaCode reports whether an error body's code, or its member error, is a quota code and nothing
+// else. Messages do not count: they may quote a tenant's name.
+func hasQuotaCode(body []byte, code string) bool {
+	isQuota := func(s string) bool { return slices.Contains(quotaCodes, strings.ToUpper(s)) }
+	return isQuota(code) ||
+		jsontext.Value(body).IsValid(lenient) && isQuota(text(readMembers(body)["error"]))
 }
 
 // reason reads an error body: its code, and the first of message, error and detail that has text.

@@ -6,21 +6,16 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
-
-	"papermap-worker/worker/failpoint"
 )
 
 const (
@@ -47,6 +42,9 @@ type ClientOptions struct {
 	// tests in virtual time.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// Proxy returns the proxy for requests to an https address; nil: that of the environment.
+	Proxy func(*http.Request) (*url.URL, error)
+
 	// HistoryPath is the path of one tenant's usage, with {workspace_id} and {tenant_id} in it. It
 	// is an option because it is not documented; empty:
 	// /api/v1/external/workspaces/{workspace_id}/tenants/{tenant_id}/usage.
@@ -57,7 +55,8 @@ type ClientOptions struct {
 type Client struct {
 	ws        Workspace
 	o         ClientOptions
-	transport *http.Transport
+	dialer    *dialer
+	conns     *pool
 	firstWait time.Duration // firstRetryWait; tests set others
 
 	mu         sync.Mutex
@@ -76,43 +75,25 @@ func NewClient(ws Workspace, o ClientOptions) *Client {
 	if o.HistoryPath == "" {
 		o.HistoryPath = defaultHistoryPath
 	}
-	dial := o.Dial
-	if dial == nil {
-		dial = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	d := &dialer{
+		network: o.Dial, proxy: o.Proxy,
+		// No HTTP/2: no ALPN.
+		tls: &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 	}
-	return &Client{ws: ws, o: o, firstWait: firstRetryWait, transport: newTransport(dial)}
-}
-
-// newTransport returns a transport that keeps to HTTP/1.1, where one connection carries one request
-// at a time. HTTP/2 shares a connection among requests, and a failed one could not be told from one
-// that was never sent.
-func newTransport(dial func(context.Context, string, string) (net.Conn, error)) *http.Transport {
-	var http1 http.Protocols
-	http1.SetHTTP1(true)
-	return &http.Transport{
-		// No proxy, not even the environment's: it could call the API with the signatures that it
-		// sees.
-		Proxy: nil,
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dial(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return &countingConn{Conn: conn}, nil
-		},
-		TLSHandshakeTimeout: 5 * time.Second,
-		// Many servers close idle connections after 5 s. A create that meets such a close ends as
-		// Unknown.
-		IdleConnTimeout: 4 * time.Second,
-		// Four times the worker's default concurrency, so that a full load keeps its connections.
-		MaxIdleConnsPerHost:    256,
-		MaxResponseHeaderBytes: 256 << 10,
-		Protocols:              &http1,
+	if u, err := url.Parse(ws.APIURL); err == nil && u.Host != "" {
+		d.address = u
 	}
+	if d.network == nil {
+		d.network = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
+	if d.proxy == nil {
+		d.proxy = http.ProxyFromEnvironment
+	}
+	return &Client{ws: ws, o: o, firstWait: firstRetryWait, dialer: d, conns: &pool{dial: d.dial}}
 }
 
 // Close closes idle connections.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.conns.close() }
 
 // Probe checks address, credentials and clock cheaply and changes nothing: it reads the first row
 // of the tenants' usage. Any 2xx is success. It is not retried, except once with a corrected clock.
@@ -153,26 +134,13 @@ type answer struct {
 	body       []byte
 }
 
-// send sends r once, freshly signed, and classifies its failure. The Transport is used without an
-// http.Client, which would follow redirects and carry our headers to another host.
+// send sends r once, freshly signed, and classifies its failure. It follows no redirect, which would
+// carry our headers to another host.
 func (c *Client) send(parent context.Context, r request) *Error {
 	ctx, cancel := context.WithTimeout(parent, c.o.Timeout)
 	defer cancel()
-	var conn *countingConn // carries the request; nil while there is none
-	var before int64       // bytes written to it earlier: other requests, the TLS handshake
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			raw := info.Conn
-			if overTLS, ok := raw.(*tls.Conn); ok {
-				raw = overTLS.NetConn()
-			}
-			conn = raw.(*countingConn)
-			before = conn.written.Load()
-		},
-		WroteRequest: func(httptrace.WroteRequestInfo) { failpoint.Hit(failpoint.Sent) },
-	})
 	req, err := c.signedRequest(ctx, r)
-	if err != nil { // not quoted: an address can hold a password
+	if err != nil || c.dialer.address == nil { // not quoted: an address can hold a password
 		return &Error{Class: Configuration, Message: "the workspace's API address is not a valid URL"}
 	}
 	hide := c.redactor(req.Header.Get("X-Signature"))
@@ -184,25 +152,23 @@ func (c *Client) send(parent context.Context, r request) *Error {
 		return &Error{Class: class, Status: status, Message: oneLine(what+": "+err.Error(), hide, maxMessage)}
 	}
 
-	resp, err := c.transport.RoundTrip(req)
+	conn, err := c.conns.get(ctx)
 	if err != nil {
-		// The count is final: the Transport waits for its writer to end before it returns an error
-		// (mapRoundTripError; not for its own ResponseHeaderTimeout, which therefore stays unset).
-		if conn == nil || conn.written.Load() == before {
-			return fail(Retryable, 0, "nothing was sent", err)
+		return fail(Retryable, 0, errNothingSent.Error(), err)
+	}
+	defer c.conns.put(conn)
+	a, err := conn.roundTrip(ctx, req, r.maxBody)
+	if a.status == 0 {
+		if errors.Is(err, errNothingSent) {
+			return fail(Retryable, 0, errNothingSent.Error(), err)
 		}
 		return fail(r.lost(), 0, "no answer", err)
 	}
-	defer func() { _ = resp.Body.Close() }()
-	serverTime := c.addDate(resp.Header)
-	trace.SpanFromContext(ctx).SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		// Its body is the connection, and reading that does not end with ctx.
-		err := errors.New("the server wants to switch protocols")
-		return fail(r.lost(), resp.StatusCode, "no answer", err)
-	}
-	a, err := readAnswer(resp, r.maxBody)
+	serverTime := c.addDate(a.header)
+	trace.SpanFromContext(ctx).SetAttributes(attribute.Int("http.response.status_code", a.status))
 	switch {
+	case a.status == http.StatusSwitchingProtocols:
+		return fail(r.lost(), a.status, "no answer", err)
 	case a.status/100 != 2: // the status decides; what arrived of the body says why
 		return classify(a, r.lost(), serverTime, hide)
 	case err != nil:
@@ -211,21 +177,20 @@ func (c *Client) send(parent context.Context, r request) *Error {
 		return nil
 	}
 	if err := r.read(a); err != nil {
-		return fail(r.lost(), a.status, "understanding the answer", err)
+		failed := fail(r.lost(), a.status, "understanding the answer", err)
+		failed.Unreadable = true
+		return failed
 	}
 	return nil
 }
 
 // signedRequest returns the HTTP request of r, valid for RequestLife from now.
 func (c *Client) signedRequest(ctx context.Context, r request) (*http.Request, error) {
-	// The Transport cannot rewind such a body, so it never resends a request by itself, not even a
-	// GET.
-	body := io.NopCloser(bytes.NewReader(r.body))
-	req, err := http.NewRequestWithContext(ctx, r.method, c.ws.APIURL+r.path, body)
+	req, err := http.NewRequestWithContext(ctx, r.method, c.ws.APIURL+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return nil, err
 	}
-	req.ContentLength = int64(len(r.body))
+	req.Header.Set("Accept-Encoding", "gzip")
 	validUntil := c.signingTime().Add(RequestLife).Unix()
 	req.Header.Set("X-API-Key-ID", c.ws.Key.ID)
 	req.Header.Set("X-Workspace-ID", c.ws.ID)
@@ -241,27 +206,4 @@ func (c *Client) signedRequest(ctx context.Context, r request) (*http.Request, e
 		req.Header.Set("User-Agent", c.o.UserAgent)
 	}
 	return req, nil
-}
-
-// readAnswer reads a response of at most maxBody bytes. After an error the answer holds what
-// arrived of it.
-func readAnswer(resp *http.Response, maxBody int64) (answer, error) {
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err == nil && int64(len(body)) > maxBody {
-		err = fmt.Errorf("longer than %d bytes", maxBody)
-	}
-	return answer{resp.StatusCode, resp.Status, resp.Header, body}, err
-}
-
-// countingConn counts the bytes that the host's network accepted. While the count has not grown, a
-// request was not sent.
-type countingConn struct {
-	net.Conn
-	written atomic.Int64
-}
-
-func (c *countingConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	return n, err
 }

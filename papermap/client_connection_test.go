@@ -174,13 +174,13 @@ func TestKeptConnectionThatTakesNoByteIsReplaced(t *testing.T) {
 	for _, srv := range []*httptest.Server{plain, overTLS} {
 		c := newTestClient(t, srv.URL, ClientOptions{})
 		c.firstWait = time.Millisecond
-		c.transport.TLSClientConfig = overTLS.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+		trust(c, overTLS)
 		var firstIsDead atomic.Bool
-		dial, dialled := c.transport.DialContext, 0
-		c.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dial, dialled := c.dialer.network, 0
+		c.dialer.network = func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dial(ctx, network, address)
 			if dialled++; dialled == 1 && err == nil {
-				return &countingConn{Conn: dyingConn{conn, &firstIsDead}}, nil
+				return dyingConn{conn, &firstIsDead}, nil
 			}
 			return conn, err
 		}
@@ -212,8 +212,7 @@ func TestTLSServerIsSpokenToInHTTP1AndALossThereIsUnknown(t *testing.T) {
 	srv.StartTLS()
 	defer srv.Close()
 	c := newTestClient(t, srv.URL, ClientOptions{})
-	c.transport.TLSClientConfig = srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
-	c.transport.TLSClientConfig.NextProtos = nil
+	trust(c, srv)
 	for range 2 { // on a new connection, then on a kept one
 		if _, err := c.CreateDashboard(t.Context(), anyDashboard); err != nil {
 			t.Fatal(err)

@@ -19,6 +19,8 @@ const (
 	// Configuration: 404 or a redirect. The address or the workspace is wrong; nothing was
 	// processed.
 	Configuration Class = "configuration"
+	// Quota: 402, or the API says that the workspace's quota is used up; nothing was processed.
+	Quota Class = "quota"
 	// Unknown: the answer was lost or is unusable. The request may have been processed.
 	Unknown Class = "unknown"
 )
@@ -36,6 +38,9 @@ type Error struct {
 	// Deferred: not a failure, but a request to come back later. Either the server's (429, or 503
 	// with Retry-After), or that of the process's own rate limit.
 	Deferred bool
+	// Unreadable: a whole answer of success that cannot be used. What was created is Unknown, and the
+	// next create is likely to end the same way.
+	Unreadable bool
 }
 
 func (e *Error) Error() string {

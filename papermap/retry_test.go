@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -33,6 +32,10 @@ func TestCallRetriesOnlyWhatWasNotProcessedAndWithinItsBudget(t *testing.T) {
 		{"deferral without a time", false, firstRetryWait, 0, "", 429, Retryable, 1},
 		{"deferral for a second", false, firstRetryWait, 0, "1", 503, Retryable, 1},
 		{"deferral of a read", true, firstRetryWait, 0, "1", 429, Retryable, 1},
+		{"a server that is not the API's", false, firstRetryWait, 0, "", 421, "", 3},
+		{"too early", false, firstRetryWait, 0, "", 425, "", 3},
+		{"announced close", false, firstRetryWait, 0, "", 408, Unknown, 1},
+		{"quota", false, firstRetryWait, 0, "", 402, Quota, 1},
 		{"unknown", false, firstRetryWait, 0, "", 500, Unknown, 1},
 		{"credentials", false, firstRetryWait, 0, "", 401, Credentials, 1},
 		{"configuration", false, firstRetryWait, 0, "", 404, Configuration, 1},
@@ -118,11 +121,10 @@ func TestCallStopsWaitingWhenItsContextEnds(t *testing.T) {
 		dial, seen := servePiped(t, func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "broken", http.StatusBadGateway)
 		})
-		c := newTestClient(t, "http://papermap.test", ClientOptions{Dial: dial})
-		c.firstWait = 1900 * time.Millisecond // give or take half of it, and so within the budget
 		ctx, cancel := context.WithCancel(t.Context())
-		answerRead := func(error) { cancel() }
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{PutIdleConn: answerRead})
+		answered := func(string, int, time.Duration) { cancel() }
+		c := newTestClient(t, "http://papermap.test", ClientOptions{Dial: dial, Observe: answered})
+		c.firstWait = 1900 * time.Millisecond // give or take half of it, and so within the budget
 		start := time.Now()
 		err := c.call(ctx, read)
 		if err == nil || err.Status != 502 || seen.Load() != 1 || time.Since(start) != 0 {

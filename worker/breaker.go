@@ -15,13 +15,17 @@ import (
 // breaker is the circuit breaker of one workspace: it pauses the creation of dashboards while
 // Papermap fails, so that events wait in the stream instead of failing one by one.
 //
-//	running --credentials, configuration, or maxFailures in a row--> paused
+//	running --credentials, configuration, quota, or maxFailures in a row--> paused
 //	paused  --a probe succeeds--> trial
 //	trial   --the one create that it permits succeeds--> running
 //	trial   --that create fails--> paused
 //	trial   --no create comes for idleResume--> running
 //
-// A probe is a request that changes nothing. Only calls that create dashboards are counted; usage
+// A probe is a request that changes nothing. Some failures it cannot show: a used-up quota, and
+// answers that name no dashboard. In such a pause ("blind") there is no probe, the waits between
+// trials grow to trialMax, and only a create ends the trial.
+//
+// Only calls that create dashboards are counted; usage
 // and tokens neither need a permit nor report results. Each replica has breakers of its own: what
 // one learns costs another at most maxFailures calls.
 //
@@ -45,7 +49,8 @@ type breaker struct {
 	trialTaken bool           // on trial: the one create is in flight
 	pauses     map[string]int // begun so far, by kind
 	period     uint64         // counts changes of state, so that results of earlier calls are ignored
-	wait       time.Duration  // before the next probe of this pause
+	blind      bool           // a probe cannot show when this pause is over
+	wait       time.Duration  // before the next probe of this pause, or its next trial
 	trialSince time.Time
 }
 
@@ -67,10 +72,11 @@ type Pause struct {
 const (
 	PauseCredentials   = "credentials"   // Papermap refuses the API key: somebody has to replace it
 	PauseConfiguration = "configuration" // Papermap's API is not at PAPERMAP_API_URL
+	PauseQuota         = "quota"         // the workspace's quota is used up: somebody has to raise it
 	PauseFailing       = "failing"       // timeouts, 5xx, no connection: it may pass by itself
 )
 
-var pauseKinds = []string{PauseCredentials, PauseConfiguration, PauseFailing}
+var pauseKinds = []string{PauseCredentials, PauseConfiguration, PauseQuota, PauseFailing}
 
 // maxFailures consecutive failures pause the workspace. Random failures of one call in six do so
 // once in a million calls.
@@ -82,6 +88,10 @@ const (
 	probeFirst = time.Second
 	probeMax   = 10 * time.Second
 )
+
+// trialMax is the longest wait between trials of a blind pause. Each may leave a dashboard that
+// belongs to no tenant.
+const trialMax = 15 * time.Minute
 
 // untriedFirst is how long a trial is reserved for tenants that never failed. The server redelivers
 // the events that failed before it delivers new ones: tenants that can only fail would use up every
@@ -165,7 +175,7 @@ func (p permit) cancel() {
 }
 
 // done reports the result of the call. What an error means depends on its papermap.Class:
-// credentials and configuration pause at once, failures after maxFailures; a refusal is an answer
+// credentials, configuration and quota pause at once, failures after maxFailures; a refusal is an answer
 // of an API that works.
 func (p permit) done(err error) {
 	b := p.b
@@ -196,13 +206,19 @@ func (p permit) done(err error) {
 }
 
 // trip pauses the workspace. A trial that fails continues its pause, which is neither counted nor
-// logged again.
+// logged again, unless it shows another reason that somebody has to look at.
 func (b *breaker) trip(err error) {
-	begins, t := b.state == running, troubleOf(err)
+	t := troubleOf(err)
+	begins := b.state == running
+	another := t.kind != b.pause.Kind && t.kind != PauseFailing
 	b.pause = Pause{t.kind, fmt.Sprintf("%s: %s (%v)", t.found, t.fix, err)}
+	var api *papermap.Error
+	b.blind = errors.As(err, &api) && (api.Class == papermap.Quota || api.Unreadable)
 	b.setState(paused)
 	if begins {
 		b.wait = probeFirst
+	}
+	if begins || another {
 		b.pauses[t.kind]++
 		b.log.Error("paused creating dashboards; events wait in the stream, tokens are still minted",
 			"reason", t.found+": "+t.fix, "error", err)
@@ -223,38 +239,54 @@ func (b *breaker) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if !b.probeUntilOK(ctx) {
+		if !b.waitForTrial(ctx) {
 			return
 		}
 		b.mu.Lock()
 		b.setState(trial)
 		b.pause.Reason = "trying one dashboard after a pause: " + b.pause.Reason
 		b.trialSince = time.Now()
-		period := b.period
+		period, blind := b.period, b.blind
 		b.mu.Unlock()
 		signal(b.changed)
-		time.AfterFunc(idleResume, func() { b.resumeIdle(period) })
+		if !blind {
+			time.AfterFunc(idleResume, func() { b.resumeIdle(period) })
+		}
 	}
 }
 
-// probeUntilOK returns false if ctx ended first.
-func (b *breaker) probeUntilOK(ctx context.Context) bool {
-	for events.Sleep(ctx, b.nextWait()) {
+// waitForTrial waits until a probe succeeds, or in a blind pause for a time. It returns false if ctx
+// ended first.
+func (b *breaker) waitForTrial(ctx context.Context) bool {
+	for {
+		wait, blind := b.nextWait()
+		if !events.Sleep(ctx, wait) {
+			return false
+		}
+		if blind {
+			return true
+		}
 		err := b.probe(ctx)
-		if err == nil {
+		var api *papermap.Error
+		if err == nil || errors.As(err, &api) && api.Class == papermap.Quota { // which a create will show
 			return true
 		}
 		b.log.Debug("Papermap is still unavailable", "error", err)
 	}
-	return false
 }
 
-func (b *breaker) nextWait() time.Duration {
+// nextWait returns the wait before the next probe or, if the pause is blind, the next trial.
+func (b *breaker) nextWait() (wait time.Duration, blind bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	wait := b.wait
-	b.wait = min(2*wait, probeMax)
-	return wait
+	if b.blind {
+		wait = b.wait
+		b.wait = min(wait*3/2, trialMax)
+	} else {
+		wait = min(b.wait, probeMax)
+		b.wait = min(2*wait, probeMax)
+	}
+	return wait, b.blind
 }
 
 // resumeIdle ends a trial for which no create has come, though Papermap answers.

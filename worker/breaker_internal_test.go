@@ -20,6 +20,8 @@ var (
 	errDown        = &papermap.Error{Class: papermap.Unknown, Status: 500}
 	errCredentials = &papermap.Error{Class: papermap.Credentials, Status: 401}
 	errAddress     = &papermap.Error{Class: papermap.Configuration, Status: 404}
+	errQuota       = &papermap.Error{Class: papermap.Quota, Status: 402}
+	errUnreadable  = &papermap.Error{Class: papermap.Unknown, Status: 200, Unreadable: true}
 	errRefused     = &papermap.Error{Class: papermap.Refused, Status: 400}
 )
 
@@ -94,7 +96,7 @@ func times(n int, err error) []error {
 }
 
 func TestBreakerPausesAtOnceOnCredentialsAndConfiguration(t *testing.T) {
-	for _, err := range []error{errCredentials, errAddress} {
+	for _, err := range []error{errCredentials, errAddress, errQuota} {
 		withBreaker(t, func(b *testBreaker) {
 			b.permitted(64)
 			b.calls(err)
@@ -291,5 +293,57 @@ func TestBreakerStopsProbingWithItsContext(t *testing.T) {
 		b.down.Store(true)
 		b.calls(errCredentials)
 		b.after(10 * time.Second)
+	})
+}
+
+// A read does not show that a quota is used up, or that creates get answers that name no dashboard.
+func TestBreakerTriesCreatesAtGrowingIntervalsWhenAProbeCannotTell(t *testing.T) {
+	for _, fails := range [][]error{{errQuota}, times(maxFailures, errUnreadable)} {
+		withBreaker(t, func(b *testBreaker) {
+			b.calls(fails...)
+			last, trials := time.Duration(0), 0
+			for at := time.Duration(0); at < 12*time.Hour; at += time.Second {
+				b.after(at)
+				if b.permits(64) == 0 {
+					continue
+				}
+				b.calls(fails[0])
+				wait := at - last
+				if wait > trialMax+time.Second || at > time.Hour && wait < trialMax {
+					t.Errorf("trial %d after %v", trials, wait)
+				}
+				last = at
+				trials++
+			}
+			if trials < 45 || trials > 70 || len(b.probes) != 0 {
+				t.Errorf("%d trials and %d probes in 12 hours", trials, len(b.probes))
+			}
+			b.after(13 * time.Hour)
+			b.permitted(1) // until one comes, as nothing else shows that the pause is over
+			b.calls(nil)
+			b.permitted(64)
+			if n := strings.Count(b.log.String(), "paused"); n != 1 {
+				t.Errorf("logged %d pauses:\n%s", n, b.log.String())
+			}
+		})
+	}
+}
+
+func TestBreakerShowsAQuotaThatATrialMeets(t *testing.T) {
+	withBreaker(t, func(b *testBreaker) {
+		b.calls(times(maxFailures, errDown)...)
+		b.after(time.Second)
+		b.calls(errQuota)
+		if pause, _ := b.current(); pause.Kind != PauseQuota || b.pauseCount(PauseQuota) != 1 ||
+			strings.Count(b.log.String(), "level=ERROR") != 2 {
+			t.Errorf("%+v\n%s", pause, b.log.String())
+		}
+		b.after(3 * time.Second)
+		b.calls(errDown) // and back: probes are of use again
+		b.after(10 * time.Second)
+		b.permitted(1)
+		if pause, _ := b.current(); pause.Kind != PauseFailing || len(b.probes) == 0 {
+			t.Errorf("%+v after %d probes", pause, len(b.probes))
+		}
 	})
 }

@@ -160,6 +160,34 @@ func TestPauseKeepsEventsUntilPapermapWorks(t *testing.T) {
 	}
 }
 
+func TestUsedUpQuotaPausesUntilACreateSucceeds(t *testing.T) {
+	const slots = 4
+	o := options{Config: func(c *worker.Config) { c.Concurrency, c.MaxAttempts = slots, 1 }}
+	virtual(t, o, func(t *testing.T, w *world) {
+		w.Create("before")
+		w.Eventually(w.Are(repo.Active, "before"))
+		tenants := names("t", 20)
+		w.SetFaults("on=create status=402")
+		w.Create(tenants...)
+		w.Eventually(w.paused("quota is used up"))
+		time.Sleep(3 * time.Minute)
+		w.SetFaults("status=403 body=`{\"code\":\"QUOTA_EXCEEDED\"}`")
+		time.Sleep(3 * time.Minute)
+		w.Must(w.paused("quota is used up")())
+		w.Token("before")
+		// The waits between trials grow by half each: 1 s, 1.5 s … 2 minutes.
+		if n := len(w.Requests("create")) - 1; n < 10 || n > slots+12 {
+			t.Errorf("%d creates in 6 minutes without a quota", n)
+		}
+		w.SetFaults()
+		workertest.Eventually(t, 15*time.Minute, w.Are(repo.Active, tenants...))
+		w.NoDeadLetters()
+		if n := w.pausesLogged(); n != 1 || len(w.Simulator.Dashboards()) != len(tenants)+1 {
+			t.Errorf("%d pauses, %d dashboards", n, len(w.Simulator.Dashboards()))
+		}
+	})
+}
+
 func TestPauseOfAWorkspaceLeavesOthersRunning(t *testing.T) {
 	virtual(t, options{Workers: 2}, func(t *testing.T, w *world) {
 		w.Simulator.RevokeKey("ak_b")

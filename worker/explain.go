@@ -154,8 +154,8 @@ func (x *explanation) explainUnfinished(now time.Time) {
 		switch {
 		case x.Pause != nil:
 			x.do("Nothing for now: the worker tries again by itself.")
-		case x.credentialsRefused():
-			x.advice = append(x.advice, pauseAdvice[PauseCredentials])
+		case x.refusedBy() != "":
+			x.advice = append(x.advice, pauseAdvice[x.refusedBy()])
 		default:
 			x.do("Is the worker paused because of Papermap? `papermap-worker health` says why, " +
 				"and `papermap-worker doctor` what to do.")
@@ -174,16 +174,26 @@ var pauseAdvice = map[string]string{
 		"Its event waits in the stream.",
 	PauseConfiguration: "Fix PAPERMAP_API_URL (`papermap-worker doctor` checks it), and restart the " +
 		"worker. Its event waits in the stream.",
+	PauseQuota: "Raise the workspace's quota at Papermap. The worker tries one dashboard at growing " +
+		"intervals, of 15 minutes at most, and goes on when it succeeds; a restart tries at once.",
 	PauseFailing: "Nothing for now: the worker probes Papermap and resumes by itself. " +
 		"If this persists, `papermap-worker doctor` says what is wrong.",
 }
 
-// credentialsRefused reports whether the last attempt was answered with 401 or 403, which pauses the
-// workspace. It stands for the breaker, which only the running worker knows.
-func (f Facts) credentialsRefused() bool {
+// refusedBy returns the kind of pause that the last attempt began: credentials after a 401 or 403,
+// quota after a 402, else "". It stands for the breaker, which only the running worker knows.
+func (f Facts) refusedBy() string {
 	last := f.lastAttempt()
-	return last.Generation == f.Mapping.Generation && last.Outcome == repo.OutcomeRefused &&
-		(last.HTTPStatus == http.StatusUnauthorized || last.HTTPStatus == http.StatusForbidden)
+	if last.Generation != f.Mapping.Generation || last.Outcome != repo.OutcomeRefused {
+		return ""
+	}
+	switch last.HTTPStatus {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return PauseCredentials
+	case http.StatusPaymentRequired:
+		return PauseQuota
+	}
+	return ""
 }
 
 func (f Facts) lastAttempt() repo.Attempt {

@@ -19,6 +19,7 @@ func TestExplainAdvisesToFixCredentialsWhilePausedByThem(t *testing.T) {
 	failed := pending
 	failed.FailedError = "papermap (credentials): 401"
 	refused := []repo.Attempt{{Generation: 1, Outcome: repo.OutcomeRefused, HTTPStatus: 401}}
+	quota := []repo.Attempt{{Generation: 1, Outcome: repo.OutcomeRefused, HTTPStatus: 402}}
 	paused := &Pause{Kind: PauseCredentials, Reason: "Papermap refuses the credentials"}
 	for _, c := range []struct {
 		name  string
@@ -28,6 +29,7 @@ func TestExplainAdvisesToFixCredentialsWhilePausedByThem(t *testing.T) {
 		{"paused, never tried", Facts{Mapping: pending, Pause: paused}, "Fix the credentials"},
 		{"paused, tried", Facts{Mapping: failed, Attempts: refused, Pause: paused}, "Fix the credentials"},
 		{"breaker unknown, tried", Facts{Mapping: failed, Attempts: refused}, "Fix the credentials"},
+		{"breaker unknown, quota", Facts{Mapping: failed, Attempts: quota}, "Raise the workspace's quota"},
 		{"not paused any more", Facts{Mapping: failed, Attempts: refused, Pause: &Pause{}}, "Nothing for now"},
 		{"wrong address", Facts{Mapping: pending, Pause: address}, "Fix PAPERMAP_API_URL"},
 		{"breaker unknown, failing", Facts{Mapping: failed}, "Is the worker paused"},

@@ -99,6 +99,12 @@ func troubleOf(err error) trouble {
 	case api != nil && api.Class == papermap.Configuration:
 		return trouble{PauseConfiguration, "Papermap's API is not at PAPERMAP_API_URL",
 			"correct the address; or check the workspace id"}
+	case api != nil && api.Class == papermap.Quota:
+		return trouble{PauseQuota, "Papermap says that the workspace's quota is used up",
+			"raise the quota at Papermap; the worker tries one dashboard every 15 minutes at least"}
+	case api != nil && api.Unreadable:
+		return trouble{PauseFailing, "Papermap's answers name no dashboard",
+			"each create may have made one: see `papermap-worker attempts list`; is PAPERMAP_API_URL right?"}
 	}
 	return trouble{PauseFailing, "calls to Papermap keep failing",
 		"can this host reach the address? The worker waits, and tokens still work"}

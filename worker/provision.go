@@ -264,7 +264,7 @@ func (a *attempt) recordFailure(ctx context.Context, cause error, dashboardID st
 // classify returns what a failed create means for its tenant, by the class of its error:
 //
 //   - Refused: the request is wrong. The tenant has failed, the event becomes a dead letter.
-//   - Credentials, Configuration: nothing was processed, and no event is at fault. A deferral.
+//   - Credentials, Configuration, Quota: nothing was processed, and no event is at fault. A deferral.
 //   - Retryable: provably not processed. A deferral if Papermap asked to come later (429,
 //     Retry-After), else a failure that counts.
 //   - Unknown, and any other error: it may have been processed. The tenant is held, or the create
@@ -285,7 +285,7 @@ func (p *provisioner) classify(ctx context.Context, e events.Event, cause error)
 	switch api.Class {
 	case papermap.Refused:
 		f.Permanent, f.Code = true, "API_REFUSED"
-	case papermap.Credentials, papermap.Configuration:
+	case papermap.Credentials, papermap.Configuration, papermap.Quota:
 		f.Deferral = true
 	case papermap.Retryable:
 		f.Deferral = f.Deferral || api.Deferred

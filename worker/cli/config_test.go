@@ -203,6 +203,7 @@ func TestSecretComesFromVariableOrFile(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
+	marked, utf16 := write("marked", "\ufeffsk CANARY\r\n"), write("utf16", "\xff\xfes\x00k\x00")
 	full, empty, blank := write("full", "sk CANARY \r\n\n"), write("empty", ""), write("blank", "\n")
 	for name, c := range map[string]struct {
 		changes map[string]string
@@ -227,6 +228,10 @@ func TestSecretComesFromVariableOrFile(t *testing.T) {
 		"unreadable embed secret": {map[string]string{"PAPERMAP_EMBED_API_KEY_ID": "ak_2",
 			"PAPERMAP_EMBED_SECRET_KEY_FILE": dir + "/none"}, secretCanary,
 			"PAPERMAP_EMBED_SECRET_KEY_FILE: open " + dir + "/none: no such file or directory"},
+		"byte order mark": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": marked},
+			"sk CANARY", ""},
+		"UTF-16": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": utf16}, "",
+			"PAPERMAP_SECRET_KEY_FILE: " + utf16 + " is not UTF-8 text, perhaps UTF-16: save it as UTF-8"},
 		"blank file": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": blank}, "",
 			"PAPERMAP_SECRET_KEY_FILE: " + blank + " is empty"},
 	} {

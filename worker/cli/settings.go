@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"papermap-worker/papermap"
 )
@@ -63,11 +64,16 @@ func (p *parser) secret(name string) string {
 // given reports whether a secret was given, even if it could not be read.
 func (p *parser) given(name string) bool { return p.getenv(name) != "" || p.getenv(name+"_FILE") != "" }
 
-// secretFile returns the content of a file without the line breaks at its end.
+// secretFile returns the content of a file without the line breaks at its end and the byte order
+// mark that some editors put at its beginning.
 func (p *parser) secretFile(name, path string) string {
 	data, err := os.ReadFile(path)
-	text := strings.TrimRight(string(data), "\r\n")
+	text := strings.TrimRight(strings.TrimPrefix(string(data), "\ufeff"), "\r\n")
 	p.check(err == nil, "%s: %v", name, err)
+	if !utf8.ValidString(text) || strings.Contains(text, "\x00") {
+		p.check(false, "%s: %s is not UTF-8 text, perhaps UTF-16: save it as UTF-8", name, path)
+		return ""
+	}
 	p.check(err != nil || text != "", "%s: %s is empty", name, path)
 	return text
 }

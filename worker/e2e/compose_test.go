@@ -110,7 +110,9 @@ func TestComposeSettingsAreValid(t *testing.T) {
 	must(t, err)
 	settings := map[string]string{}
 	for name, value := range worker.Environment {
-		settings[name] = *value
+		if name != "HTTPS_PROXY" && name != "NO_PROXY" { // every program reads those
+			settings[name] = *value
+		}
 	}
 	accepts(t, settings)
 }
