@@ -18,7 +18,7 @@ var mayImport = map[string]string{
 	"worker/cli": "events events/embedded papermap papermap/simulator repo " +
 		"worker worker/ops worker/ops/console",
 
-	"worker/ops":         "events repo worker worker/ops/console",
+	"worker/ops":         "events repo worker worker/ops/console worker/ops/embed",
 	"worker/ops/console": "events repo worker",
 	"worker":             "events papermap repo",
 	"repo":               "schema",

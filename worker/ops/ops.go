@@ -5,6 +5,7 @@
 //	          of Papermap is 200 with "consuming":"paused", because tokens still work
 //	/metrics  for Prometheus; names begin with papermap_
 //	/api/v1/  REST, for callers with a bearer token: see openapi.json; off until there is a key
+//	/embed/   <papermap-dashboard>, for pages of customers: see package embed
 //	/         the console, for people: see package console
 //
 // A server runs next to its worker, in the same process, and calls it directly:
@@ -35,6 +36,7 @@ import (
 
 	"papermap-worker/worker"
 	"papermap-worker/worker/ops/console"
+	"papermap-worker/worker/ops/embed"
 )
 
 // Config is what is served, and where.
@@ -89,6 +91,7 @@ func (s *Server) Serve(w *worker.Worker) error {
 		(&rest{w: w, auth: auth, origins: c.Origins, tracer: c.Tracer, log: log}).register(front)
 	}
 	if c.Addr != "" {
+		embed.Register(front)
 		front.Handle("/", console.New(ctx, c.Console, w, log))
 	}
 	s.front.set(front)
