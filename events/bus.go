@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,7 +75,8 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 	failed := make(chan error, 1) // the first failure to connect
 	options := append(b.handlers(failed),
 		nats.Name(o.Name), nats.MaxReconnects(-1), nats.ReconnectWait(time.Second),
-		nats.IgnoreAuthErrorAbort(), nats.RetryOnFailedConnect(o.Wait))
+		nats.IgnoreAuthErrorAbort(), nats.RetryOnFailedConnect(o.Wait),
+		nats.ReconnectBufSize(-1)) // what was reported as failed must not be sent after a reconnect
 	credentials, err := o.credentials()
 	if err != nil {
 		return nil, err
@@ -297,6 +299,8 @@ func (b *Bus) withHint(err error) error {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
 		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("start the NATS server with JetStream (-js): %w", err)
+	case errors.Is(err, nats.ErrReconnectBufExceeded): // whose limit is none
+		return cmp.Or(b.Connected(), err)
 	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
 		return fmt.Errorf("%w (%w)", ErrTooLarge, err)
 	}

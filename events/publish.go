@@ -62,9 +62,36 @@ func (e Outgoing) WithIdentity(id string, t time.Time) Outgoing {
 	return e
 }
 
+// WithTime returns an event of plain data as a CloudEvent in binary mode that happened at a time.
+func (e Outgoing) WithTime(t time.Time) Outgoing {
+	e.Header = nats.Header{
+		"ce-specversion": {"1.0"}, "ce-id": {e.ID}, "ce-source": {"papermap-worker"}, "ce-type": {e.Type},
+		"ce-time": {t.UTC().Format(time.RFC3339Nano)},
+	}
+	return e
+}
+
+// MaxAhead is how far an event's time may be ahead of the stream's.
+const MaxAhead = maxAhead
+
+// StreamTime is the time by the NATS server's clock, which events without a time of their own get.
+func (b *Bus) StreamTime(ctx context.Context) (time.Time, error) {
+	if err := b.Connected(); err != nil {
+		return time.Time{}, err
+	}
+	stream, err := b.js.Stream(ctx, b.o.Stream)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("ask stream %s for its time: %w", b.o.Stream, b.withHint(err))
+	}
+	return stream.CachedInfo().TimeStamp, nil
+}
+
 // Publish publishes the event and returns when the stream has stored it. duplicate means that the
 // stream has an event of this id already and dropped this one.
 func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err error) {
+	if err := b.Connected(); err != nil {
+		return false, fmt.Errorf("publish %s: %w", e.Type, err)
+	}
 	msg := b.message(e)
 	ctx, span := b.startPublish(ctx, msg, e)
 	defer span.End()
@@ -81,8 +108,12 @@ func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err erro
 var ErrTooLarge = errors.New(
 	"larger than NATS accepts: raise max_payload of the server, or max_msg_size of the stream")
 
+// ErrNoStream means that no stream takes the event's subject.
+var ErrNoStream = jetstream.ErrNoStreamResponse
+
 // PublishAll publishes the events at once, in no order, and returns an error for each: nil when the
-// stream has stored it.
+// stream has stored it. It publishes nothing after ctx's deadline, also when the process or the host
+// slept before that.
 func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 	errs := make([]error, len(list))
 	acks := make([]jetstream.PubAckFuture, len(list))
@@ -90,7 +121,13 @@ func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 	for i, e := range list {
 		msg := b.message(e)
 		_, spans[i] = b.startPublish(ctx, msg, e)
-		acks[i], errs[i] = b.js.PublishMsgAsync(msg, jetstream.WithExpectStream(b.o.Stream))
+		if deadline, ok := ctx.Deadline(); ok && isOver(deadline) {
+			errs[i] = context.DeadlineExceeded
+			continue
+		}
+		// Without its own retries, which would publish later.
+		acks[i], errs[i] = b.js.PublishMsgAsync(msg,
+			jetstream.WithExpectStream(b.o.Stream), jetstream.WithRetryAttempts(0))
 	}
 	for i, ack := range acks {
 		if errs[i] == nil {
@@ -109,6 +146,13 @@ func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 		spans[i].End()
 	}
 	return errs
+}
+
+// isOver reports whether a deadline has passed: by the monotonic clock, which nobody can set, or by
+// the wall clock, which goes on while the host sleeps. A context notices only when its timer runs.
+func isOver(deadline time.Time) bool {
+	now := time.Now()
+	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))
 }
 
 // message returns the NATS message of an event. The event's own headers are copied, because tracing

@@ -5,10 +5,20 @@ import (
 	"time"
 )
 
+// notBeyond is the one answer to a clock that was set back: no lease and no retry ends later than
+// the longest from now. One that does was written before the clock was set back, and its time starts
+// anew. It is never cut short: its holder may still be at work. Now must be read after the row is
+// locked, or a transaction that waited for the row would take a new lease for one too long.
+func notBeyond(end, now Time, longest time.Duration) Time {
+	if limit := at(now.Add(longest)); end.After(limit.Time) {
+		return limit
+	}
+	return end
+}
+
 // TakeLease is for jobs that one worker does for all replicas, such as publishing the outbox. It
 // makes holder the only one who has the named lease, until ttl from now, unless another has it. A
-// holder that has it already prolongs it. One that ends later than any holder could have asked for
-// is from before the clock was set back, and free.
+// holder that has it already prolongs it. All holders of a lease ask for the same ttl.
 func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (taken bool, err error) {
 	err = db.update(ctx, func(ctx context.Context, t *tx) (err error) {
 		taken, err = t.takeLease(ctx, name, holder, ttl)
@@ -17,16 +27,33 @@ func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Durat
 	return taken && err == nil, err
 }
 
-func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Duration) (bool, error) {
-	// Twice the time to live, because transactions side by side do not begin at one time.
-	err := t.exec(ctx, `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
-		ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-		WHERE leases.holder = excluded.holder OR leases.until < ? OR leases.until > ?`,
-		name, holder, at(t.now.Add(ttl)), t.now, at(t.now.Add(2*ttl)))
-	if err != nil {
+// takeLease locks the lease's row, reads the clock and decides. The transaction's clock is then that
+// of the lock.
+func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Duration) (taken bool, err error) {
+	var lease struct {
+		Holder string `db:"holder"`
+		Until  Time   `db:"until"`
+	}
+	const lock = `INSERT INTO leases (name, holder, until) VALUES (?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING holder, until`
+	if err := t.get(ctx, &lease, lock, name, holder, at(time.Unix(0, 0))); err != nil {
 		return false, err
 	}
-	return t.exists(ctx, "leases WHERE name = ? AND holder = ?", name, holder)
+	if t.db.now == nil {
+		if err := t.get(ctx, &t.now, "SELECT clock_timestamp()"); err != nil {
+			return false, err
+		}
+	}
+	until := notBeyond(lease.Until, t.now, ttl)
+	switch taken = lease.Holder == holder || until.Before(t.now.Time); {
+	case taken:
+		until = at(t.now.Add(ttl))
+	case until == lease.Until:
+		return false, nil
+	default:
+		holder = lease.Holder
+	}
+	return taken, t.exec(ctx, "UPDATE leases SET holder = ?, until = ? WHERE name = ?", holder, until, name)
 }
 
 // DropLease gives the lease up, if holder has it, so that another need not wait for its end. A

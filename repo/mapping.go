@@ -90,13 +90,34 @@ func (m *Mapping) deriveStatus() {
 	switch {
 	case m.DeletedEvent > 0 && !m.Wanted():
 		m.Status = Deleted
-	case m.SuspendedEvent > m.DeletedEvent && m.SuspendedEvent >= m.ResumedEvent:
+	case m.isSuspended():
 		m.Status = Suspended
 	case m.Stage == none:
 		m.Status = Pending
 	default:
 		m.Status = m.Stage
 	}
+}
+
+func (m *Mapping) isSuspended() bool {
+	return m.SuspendedEvent > m.DeletedEvent && m.SuspendedEvent >= m.ResumedEvent
+}
+
+// Access is the newest event that asked for a status, Suspended, Deleted, or Active for a resumed
+// tenant, in Unix nanoseconds, and whether that is in force.
+func (m *Mapping) Access(to Status) (newest int64, inForce bool) {
+	switch to {
+	case Suspended:
+		return m.SuspendedEvent, m.isSuspended()
+	case Deleted:
+		return m.DeletedEvent, m.DeletedEvent > 0 && !m.Wanted()
+	}
+	return m.ResumedEvent, !m.isSuspended()
+}
+
+// NewestEvent is the time of the newest event of any kind, in Unix nanoseconds.
+func (m *Mapping) NewestEvent() int64 {
+	return max(m.CreatedEvent, m.DeletedEvent, m.SuspendedEvent, m.ResumedEvent)
 }
 
 // setStage sets the stage and when the tenant may be claimed; the zero time means at once.

@@ -12,8 +12,8 @@ import (
 // worker at a time, the one that has the lease "outbox", publishes what waits and marks what the
 // stream has stored:
 //
-//	rows, err := db.Unsent(ctx, limit)
-//	… publish them, in order for each tenant
+//	rows, err := db.NextUnsent(ctx, limit, skip) // one of each tenant
+//	… publish them
 //	err = db.MarkSent(ctx, ids)
 //
 // If it is killed in between, the event is published again under the same id, which consumers and
@@ -64,20 +64,38 @@ func (t *tx) enqueue(ctx context.Context, tenantID string, e OutboxEvent) error 
 		e.EventID, tenantID, e.Type, string(e.Data), e.OriginalID, e.OriginalTime, t.now)
 }
 
-// Unsent reads at most limit events that wait to be published, in the order in which a tenant's
-// must leave, except those of some tenants. Rows are found by their state and never by the last id
-// seen: ids are given before transactions commit.
-func (db *DB) Unsent(ctx context.Context, limit int, except ...string) ([]OutboxRow, error) {
-	query, args := outboxTable.selects+" WHERE sent_at IS NULL", []any{}
-	if len(except) > 0 {
-		others, values, err := sqlx.In(" AND tenant_id NOT IN (?)", except)
-		if err != nil {
-			return nil, fmt.Errorf("read the outbox: %w", err)
-		}
-		query, args = query+others, values
+// Skip is what NextUnsent leaves out.
+type Skip struct {
+	IDs   []int64  // of OutboxRow
+	Types []string // of events
+}
+
+// NextUnsent reads the events that may be published at the same time: the oldest that waits of each
+// tenant, at most limit. A tenant whose oldest is left out has none: its later events wait behind.
+//
+// Rows are found by their state and never by the last id seen: ids are given before transactions
+// commit. The grouping is by an expression, or SQLite would read the index of all rows by tenant,
+// also those that were sent, instead of the one of rows that wait.
+func (db *DB) NextUnsent(ctx context.Context, limit int, skip Skip) ([]OutboxRow, error) {
+	query, args := outboxTable.selects+` WHERE id IN
+		(SELECT MIN(id) FROM outbox WHERE sent_at IS NULL GROUP BY tenant_id || '')`, []any{}
+	if len(skip.IDs) > 0 {
+		query, args = query+" AND id NOT IN (?)", append(args, skip.IDs)
 	}
-	query, args = query+" ORDER BY id LIMIT ?", append(args, limit)
+	if len(skip.Types) > 0 {
+		query, args = query+" AND type NOT IN (?)", append(args, skip.Types)
+	}
+	query, args, err := sqlx.In(query+" ORDER BY id LIMIT ?", append(args, limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox: %w", err)
+	}
 	return list[OutboxRow](ctx, db.read, "read the outbox", query, args...)
+}
+
+// Unsent reads at most limit events that wait to be published, oldest first.
+func (db *DB) Unsent(ctx context.Context, limit int) ([]OutboxRow, error) {
+	return list[OutboxRow](ctx, db.read, "read the outbox",
+		outboxTable.selects+" WHERE sent_at IS NULL ORDER BY id LIMIT ?", limit)
 }
 
 // TenantOutbox reads a tenant's newest events out, at most limit, oldest first: those that wait,

@@ -82,6 +82,42 @@ func TestUnsentKeepsATenantsOrder(t *testing.T) {
 	})
 }
 
+func TestNextUnsentIsTheOldestOfEachTenant(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		err := db.transact(ctx, func(ctx context.Context, x *tx) error {
+			for i := range 600 { // more of one tenant than are read at once, ahead of the others
+				tenant, kind := "busy", "dashboard.created"
+				if i >= 597 {
+					tenant, kind = fmt.Sprint("t-", i), fmt.Sprint("kind-", i)
+				}
+				if err := x.enqueue(ctx, tenant, OutboxEvent{EventID: fmt.Sprint("e-", i), Type: kind}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		must(t, err)
+		next := func(limit int, skip Skip) (ids []string, first int64) {
+			t.Helper()
+			rows, err := db.NextUnsent(ctx, limit, skip)
+			must(t, err)
+			for _, r := range rows {
+				ids = append(ids, r.EventID)
+			}
+			return ids, rows[0].ID
+		}
+		all, first := next(10, Skip{})
+		same(t, "the oldest of each tenant", all, []string{"e-0", "e-597", "e-598", "e-599"})
+		two, _ := next(2, Skip{})
+		same(t, "two at most", two, []string{"e-0", "e-597"})
+		rest, last := next(10, Skip{IDs: []int64{first}, Types: []string{"kind-597", "kind-598"}})
+		same(t, "without what is left out, and without what waits behind it", rest, []string{"e-599"})
+		must(t, db.MarkSent(ctx, []int64{first, last})) // a younger one was sent, too
+		after, _ := next(10, Skip{})
+		same(t, "after some were sent", after, []string{"e-1", "e-597", "e-598"})
+	})
+}
+
 func TestTenantOutboxReadsNewestOldestFirst(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		err := db.transact(ctx, func(ctx context.Context, x *tx) error {

@@ -108,17 +108,13 @@ func (d *decision) begin(e Created, attemptID string, hold bool) (Claim, error) 
 	return c, nil
 }
 
-// wait is how long the tenant may not be claimed yet; not positive when it may. No lease and no
-// retry is further off than the longest possible: if one is, the clock was set back, and its time
-// starts anew.
+// wait is how long the tenant may not be claimed yet; not positive when it may.
 func (d *decision) wait() time.Duration {
 	longest := maxRetry
 	if d.Stage == Creating {
 		longest = Lease
 	}
-	if d.ClaimableAt.Sub(d.now.Time) > longest {
-		d.ClaimableAt = d.after(longest)
-	}
+	d.ClaimableAt = notBeyond(d.ClaimableAt, d.now, longest)
 	return d.ClaimableAt.Sub(d.now.Time)
 }
 

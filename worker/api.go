@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"go.opentelemetry.io/otel/trace"
-
 	"papermap-worker/events"
 	"papermap-worker/repo"
 )
@@ -137,9 +135,19 @@ func (a *API) Tenants(ctx context.Context, status repo.Status, after string, lim
 }
 
 // Publish publishes an event that NewEvent makes of the fields, and returns its id when the stream
-// has it.
+// has it. Its time is when it was asked for, by the stream's clock, whenever it arrives there.
 func (a *API) Publish(ctx context.Context, eventType string, fields map[string]string) (string, error) {
-	e, err := NewEvent(eventType, fields, a.now())
+	now, err := a.bus.StreamTime(ctx)
+	if err != nil {
+		return "", notStored(errNotStored, err)
+	}
+	return a.publishAt(ctx, eventType, fields, now)
+}
+
+func (a *API) publishAt(
+	ctx context.Context, eventType string, fields map[string]string, when time.Time,
+) (string, error) {
+	e, err := NewEvent(eventType, fields, when)
 	if err != nil {
 		return "", invalid(err)
 	}
@@ -148,9 +156,26 @@ func (a *API) Publish(ctx context.Context, eventType string, fields map[string]s
 			return "", invalid(fmt.Errorf("workspace %q is not configured", id))
 		}
 	}
-	_, err = a.bus.Publish(ctx, e)
-	return e.ID, err
+	_, err = a.bus.Publish(ctx, e.WithTime(when))
+	switch {
+	case err == nil:
+		return e.ID, nil
+	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
+		return "", notStored(errMaybe, err)
+	}
+	return "", notStored(errNotStored, err)
 }
+
+// The answers to a request whose event the stream does not have, or did not acknowledge in time. They
+// do not say more than a tenant may know.
+var (
+	errNotStored = serviceError(503, "UNAVAILABLE", 1, "the event was not stored; try again")
+	errMaybe     = serviceError(503, "UNAVAILABLE", 1,
+		"the event was not acknowledged in time, and may have been stored; look, then try again")
+)
+
+// notStored is errNotStored, or errMaybe, and why.
+func notStored(answer, cause error) error { return fmt.Errorf("%w (%w)", answer, cause) }
 
 // createPoll is how often Create looks whether its event has been handled.
 const createPoll = 50 * time.Millisecond
@@ -166,10 +191,8 @@ func (a *API) Create(ctx context.Context, fields map[string]string) (Dashboard, 
 		return Dashboard{}, err
 	}
 	d := Dashboard{TenantID: tenantID, WorkspaceID: fields["workspace_id"], Status: repo.Pending}
-	// Without a span, or the many queries would hide the others of the trace.
-	untraced := trace.ContextWithSpan(context.WithoutCancel(ctx), nil)
 	for {
-		m, err := a.db.Mapping(untraced, tenantID)
+		m, err := a.db.Mapping(untraced(context.WithoutCancel(ctx)), tenantID)
 		if err != nil && !errors.Is(err, repo.ErrNotFound) {
 			return d, err
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"papermap-worker/events"
 	"papermap-worker/papermap"
 	"papermap-worker/repo"
@@ -46,32 +48,87 @@ func (a *API) announce(m repo.Mapping, err error) (repo.Mapping, error) {
 	return m, err
 }
 
-// recordWait is how long an operator's event is waited for; recordPoll, how often its tenant is
-// looked at.
+// accessWait is how long an operator's event may take until it is in force; recordPoll, how often its
+// tenant is looked at.
 const (
-	recordWait = 3 * time.Second
+	accessWait = 5 * time.Second
 	recordPoll = 25 * time.Millisecond
 )
 
-// RequestAccessChange publishes tenant.suspended, tenant.resumed or tenant.deleted, and waits up to
-// recordWait until it is recorded.
-func (a *API) RequestAccessChange(ctx context.Context, eventType, tenantID, reason string) error {
-	before, err := a.db.Mapping(ctx, tenantID)
-	if err != nil {
-		return err
-	}
-	fields := map[string]string{"tenant_id": tenantID, "reason": reason}
-	if _, err := a.Publish(ctx, eventType, fields); err != nil {
-		return err
-	}
-	return a.await(ctx, tenantID, func(m repo.Mapping) bool {
-		return m.SuspendedEvent != before.SuspendedEvent || m.ResumedEvent != before.ResumedEvent ||
-			m.DeletedEvent != before.DeletedEvent
-	})
+// AccessChange is what became of an operator's suspension, resumption or deletion.
+type AccessChange struct {
+	EventID string
+	InForce bool      // seen in the database; else it is only stored in the stream
+	After   Dashboard // when it was seen in force
 }
 
+// ChangeAccess publishes tenant.suspended, tenant.resumed or tenant.deleted, and waits up to
+// accessWait until it is in force. Its time is later than all that is known of the tenant, whatever
+// times publishers have given. It returns a ServiceError: 409 if a later event is known all the same,
+// 503 if the event was not stored.
+func (a *API) ChangeAccess(
+	ctx context.Context, eventType, tenantID, reason string,
+) (c AccessChange, err error) {
+	to, ok := AccessStatus(eventType)
+	if !ok {
+		return c, fmt.Errorf("%s does not change a tenant's access", eventType)
+	}
+	ctx, cancel := context.WithTimeout(ctx, accessWait)
+	defer cancel()
+	when, err := a.afterAllKnown(ctx, tenantID)
+	if err != nil {
+		return c, err
+	}
+	c.EventID, err = a.publishAt(ctx, eventType,
+		map[string]string{"tenant_id": tenantID, "reason": reason}, when)
+	if err != nil {
+		return c, err
+	}
+	for events.Sleep(ctx, recordPoll) {
+		m, err := a.db.Mapping(untraced(ctx), tenantID)
+		newest, inForce := m.Access(to)
+		if err != nil || newest < when.UnixNano() {
+			continue
+		}
+		if !inForce {
+			return c, errSuperseded
+		}
+		a.changed(tenantID) // before the answer
+		c.InForce, c.After = true, dashboardOf(m)
+		return c, nil
+	}
+	return c, nil
+}
+
+var errSuperseded = serviceError(409, "SUPERSEDED", 0,
+	"an event about the tenant with a later time is known, so this one has no effect")
+
+// afterAllKnown is a time for an operator's event that no known event of the tenant outranks: now, by
+// the stream's clock, or right after the newest.
+func (a *API) afterAllKnown(ctx context.Context, tenantID string) (time.Time, error) {
+	m, err := a.db.Mapping(ctx, tenantID)
+	if err != nil && !errors.Is(err, repo.ErrNotFound) {
+		return time.Time{}, notStored(errNotStored, err)
+	}
+	now, err := a.bus.StreamTime(ctx)
+	if err != nil {
+		return now, notStored(errNotStored, err)
+	}
+	after := time.Unix(0, m.NewestEvent()).Add(time.Millisecond)
+	switch {
+	case after.Before(now):
+		return now, nil
+	case after.After(now.Add(events.MaxAhead)): // such a time is not accepted
+		return now, errSuperseded
+	}
+	return after, nil
+}
+
+// untraced is the context of queries that are repeated: their spans would hide the others of a trace.
+func untraced(ctx context.Context) context.Context { return trace.ContextWithSpan(ctx, nil) }
+
 // RetryFailed publishes the tenant.created of a failed tenant as a new event, and waits up to
-// recordWait until it is handled.
+// accessWait until it is handled.
 func (a *API) RetryFailed(ctx context.Context, tenantID string) error {
 	m, err := a.db.Mapping(ctx, tenantID)
 	if err != nil {
@@ -80,24 +137,20 @@ func (a *API) RetryFailed(ctx context.Context, tenantID string) error {
 	if m.Stage != repo.Failed || !m.Wanted() {
 		return fmt.Errorf("tenant %q has not failed, it is %s", tenantID, m.Status)
 	}
-	id, err := a.Publish(ctx, events.TypeTenantCreated, createdFields(m))
+	ctx, cancel := context.WithTimeout(ctx, accessWait)
+	defer cancel()
+	when, err := a.afterAllKnown(ctx, tenantID)
 	if err != nil {
 		return err
 	}
-	return a.await(ctx, tenantID, func(m repo.Mapping) bool {
-		return m.CreatedEventID == id && m.Stage != repo.Pending && m.Stage != repo.Creating
-	})
-}
-
-// await polls the mapping until done or recordWait has passed, which is no error: what was
-// published takes effect anyway.
-func (a *API) await(ctx context.Context, tenantID string, done func(repo.Mapping) bool) error {
-	ctx, cancel := context.WithTimeout(ctx, recordWait)
-	defer cancel()
-	for events.Sleep(ctx, recordPoll) {
-		m, err := a.db.Mapping(context.WithoutCancel(ctx), tenantID)
-		if err != nil || done(m) {
-			return err
+	id, err := a.publishAt(ctx, events.TypeTenantCreated, createdFields(m), when)
+	if err != nil {
+		return err
+	}
+	for events.Sleep(ctx, recordPoll) { // what was published takes effect anyway
+		m, err := a.db.Mapping(untraced(ctx), tenantID)
+		if err == nil && m.CreatedEventID == id && m.Stage != repo.Pending && m.Stage != repo.Creating {
+			break
 		}
 	}
 	return nil

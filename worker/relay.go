@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,18 +18,30 @@ import (
 )
 
 const (
-	relayLease = 20 * time.Second
-	relayPoll  = 500 * time.Millisecond // for events of other replicas, and those that a crash left behind
-	relayBatch = 256
-	relayStop  = 2 * time.Second // for the last pass, at a stop
+	relayLease  = 20 * time.Second
+	relayMargin = 5 * time.Second        // before the end of its lease the relay publishes nothing more
+	relayPoll   = 500 * time.Millisecond // for events of other replicas, and those that a crash left behind
+	relayBatch  = 256
+	relayStop   = 2 * time.Second // for the last pass, at a stop
+
+	// relaySkip is how long an event is left out that NATS refuses.
+	relaySkip = 10 * time.Second
 )
+
+// relayRest is how long a relay keeps away after a batch that failed, at least: longer than
+// relayPoll, so that another replica takes the lease.
+var relayRest = events.Backoff{Base: 2 * relayPoll, Max: 5 * time.Second}
 
 // relay publishes the events of the outbox, at least once and in order per tenant.
 //
 // Events out are written to the outbox in the transaction of the state change that they announce.
 // Over all replicas one relay, which has the lease "outbox", publishes them and marks them as sent
-// once the stream has acknowledged them. A relay that is killed in between publishes some again,
-// under the same id, which the stream drops within its duplicate window.
+// once the stream has acknowledged them. A replica that cannot publish is not the relay: it takes no
+// lease without a connection to NATS, and drops it after a batch that failed.
+//
+// A relay that is killed between publishing and marking publishes some again, under the same id,
+// which the stream drops within its duplicate window of 2 minutes. One that slept with a batch in
+// hand publishes none of it: right before each event it checks that its lease has not ended.
 //
 // The services wake it after each commit that has an event; it polls for those of other replicas.
 type relay struct {
@@ -37,9 +50,17 @@ type relay struct {
 	log   *slog.Logger
 	spans *spanByEvent
 
-	holder string        // of the lease
-	until  time.Time     // end of this replica's lease, as far as it knows
-	woken  chan struct{} // signaled when there is an event to publish
+	holder   string        // of the lease
+	until    time.Time     // end of this replica's lease, as far as it knows; zero: it has none
+	woken    chan struct{} // signaled when there is an event to publish
+	failures int           // batches in a row that failed
+	rest     time.Time     // no batch before
+	warned   logOnce
+
+	// What NATS refuses: events that are too large, and types that no stream takes.
+	skip      repo.Skip
+	skipUntil time.Time
+	refused   error // why the first of them was refused
 }
 
 func newRelay(db *repo.DB, bus *events.Bus, log *slog.Logger, spans *spanByEvent) *relay {
@@ -55,123 +76,161 @@ func (r *relay) wake() { signal(r.woken) }
 func (r *relay) run(ctx context.Context) {
 	poll := time.NewTicker(relayPoll)
 	defer poll.Stop()
-	logged := ""
-	pass := func(ctx context.Context) {
-		err := r.publishAll(ctx)
-		switch {
-		case err == nil:
-			logged = ""
-		case err.Error() != logged && ctx.Err() == nil:
-			logged = err.Error()
-			r.log.Warn("cannot publish events out; they wait in the database", "error", err)
-		}
-	}
 	for {
 		select {
 		case <-r.woken:
-			pass(ctx)
+			r.pass(ctx)
 		case <-poll.C:
-			pass(ctx)
+			r.pass(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), relayStop)
 			defer cancel()
-			pass(last)
+			r.rest = time.Time{}
+			r.pass(last)
 			if err := r.db.DropLease(last, "outbox", r.holder); err != nil {
-				r.log.Warn("cannot give up the relay's lease", "error", err)
+				r.log.Warn("cannot drop the relay's lease", "error", err)
 			}
 			return
 		}
 	}
 }
 
-// publishAll publishes until nothing is left that can be published, or another replica has the
-// lease. Its error says what is left.
+// errNotRelay means that another replica has the lease.
+var errNotRelay = errors.New("another replica is the relay")
+
+// pass publishes what can be published, unless this replica has no connection, rests, or is not the
+// relay. It logs a trouble when it begins and when it is over.
+func (r *relay) pass(ctx context.Context) {
+	if r.bus.Connected() != nil { // which the log has
+		r.giveUp(ctx)
+		return
+	}
+	if time.Now().Before(r.rest) {
+		return
+	}
+	err := r.publishAll(ctx)
+	switch {
+	case errors.Is(err, errNotRelay):
+		return
+	case err != nil:
+		r.failures++
+		r.rest = time.Now().Add(relayRest.Delay(r.failures))
+	default:
+		r.failures, err = 0, r.refused
+	}
+	switch before := r.warned.on; {
+	case r.warned.begins(err != nil):
+		r.log.Warn("cannot publish events out; they wait in the database", "error", err)
+	case before && err == nil:
+		r.log.Info("events out are published again")
+	}
+}
+
+// publishAll publishes until nothing is left that can be published.
 func (r *relay) publishAll(ctx context.Context) error {
-	// Tenants with an event that can never be published: their later events wait behind it, others
-	// do not.
-	var stuck []string
-	var left error
+	if !time.Now().Before(r.skipUntil) {
+		r.skip, r.skipUntil, r.refused = repo.Skip{}, time.Now().Add(relaySkip), nil
+	}
 	for {
-		leader, err := r.lead(ctx, stuck)
-		if err != nil || !leader {
-			return errors.Join(left, err)
+		waiting, err := r.lead(ctx)
+		if err == nil && waiting {
+			waiting, err = r.publishBatch(ctx)
+			if err != nil {
+				r.giveUp(ctx)
+			}
 		}
-		n, tooLarge, err := r.publishBatch(ctx, stuck)
-		for _, row := range tooLarge {
-			stuck = append(stuck, row.TenantID)
-			err := fmt.Errorf("event %s of tenant %q: %w", row.EventID, row.TenantID, events.ErrTooLarge)
-			left = errors.Join(left, err)
-		}
-		if err != nil || n == 0 {
-			return errors.Join(left, err)
+		if err != nil || !waiting {
+			return err
 		}
 	}
 }
 
-// lead makes sure that half of the lease is left, and returns false if there is nothing to publish
-// or another replica has the lease.
-func (r *relay) lead(ctx context.Context, stuck []string) (bool, error) {
+// lead makes sure that half of the lease is left, and returns false if there is nothing to publish.
+func (r *relay) lead(ctx context.Context) (waiting bool, err error) {
 	asked := time.Now()
 	if r.until.Sub(asked) >= relayLease/2 {
 		return true, nil
 	}
-	rows, err := r.db.Unsent(ctx, 1, stuck...)
+	r.until = time.Time{}
+	rows, err := r.db.NextUnsent(ctx, 1, r.skip)
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
 	taken, err := r.db.TakeLease(ctx, "outbox", r.holder, relayLease)
-	if taken {
+	if err == nil && !taken {
+		err = errNotRelay
+	}
+	if err == nil {
 		r.until = asked.Add(relayLease)
 	}
-	return taken, err
+	return true, err
 }
 
-// publishBatch publishes the oldest events of tenants that are not stuck, one of each tenant at
-// most, because all are published at the same time. It returns how many rows were waiting.
-func (r *relay) publishBatch(
-	ctx context.Context, stuck []string,
-) (waiting int, tooLarge []repo.OutboxRow, err error) {
-	rows, err := r.db.Unsent(ctx, relayBatch, stuck...)
+// giveUp drops the lease, so that a replica that can publish takes it.
+func (r *relay) giveUp(ctx context.Context) {
+	if r.until.IsZero() {
+		return
+	}
+	r.until = time.Time{}
+	if err := r.db.DropLease(ctx, "outbox", r.holder); err != nil { // then it ends by itself
+		r.log.Debug("cannot drop the relay's lease", "error", err)
+	}
+}
+
+// publishBatch publishes the oldest event of each tenant, because all are published at the same
+// time. It returns false if none was waiting.
+func (r *relay) publishBatch(ctx context.Context) (waiting bool, err error) {
+	rows, err := r.db.NextUnsent(ctx, relayBatch, r.skip)
 	if err != nil || len(rows) == 0 {
-		return 0, nil, err
+		return false, err
 	}
 	failpoint.Hit(failpoint.OutboxRead)
-	var batch []events.Outgoing
-	var source []repo.OutboxRow // of each in the batch
-	seen := map[string]bool{}
-	for _, row := range rows {
-		if seen[row.TenantID] {
-			continue
+	batch := make([]events.Outgoing, len(rows))
+	for i, row := range rows {
+		if batch[i], err = r.outgoing(row); err != nil {
+			return false, err
 		}
-		seen[row.TenantID] = true
-		e, err := events.Structured(row.EventID, row.Type, row.TenantID, row.CreatedAt.Time, row.Data)
-		if err != nil {
-			return 0, nil, err
-		}
-		if row.OriginalID != "" {
-			e = e.WithIdentity(row.OriginalID, time.Unix(0, row.OriginalTime))
-		}
-		e.Cause = r.spans.of(row.EventID)
-		batch, source = append(batch, e), append(source, row)
 	}
-	publishing, cancel := context.WithTimeout(ctx, relayLease/2)
+	publishing, cancel := context.WithDeadline(ctx, r.until.Add(-relayMargin))
 	defer cancel()
 	var sent []int64
 	for i, publishErr := range r.bus.PublishAll(publishing, batch) {
 		switch {
 		case publishErr == nil:
-			sent = append(sent, source[i].ID)
+			sent = append(sent, rows[i].ID)
 		case errors.Is(publishErr, events.ErrTooLarge):
-			tooLarge = append(tooLarge, source[i])
+			r.skip.IDs = append(r.skip.IDs, rows[i].ID)
+			r.refuse(rows[i], publishErr)
+		case errors.Is(publishErr, events.ErrNoStream):
+			r.skip.Types = append(r.skip.Types, rows[i].Type)
+			r.refuse(rows[i], publishErr)
 		default:
 			err = publishErr
 		}
 	}
+	slices.Sort(r.skip.Types)
+	r.skip.Types = slices.Compact(r.skip.Types)
 	failpoint.Hit(failpoint.OutboxSent)
 	if markErr := r.db.MarkSent(ctx, sent); markErr != nil {
-		return 0, nil, markErr
+		return false, markErr
 	}
-	return len(rows), tooLarge, err
+	return true, err
+}
+
+func (r *relay) refuse(row repo.OutboxRow, err error) {
+	if r.refused == nil {
+		r.refused = fmt.Errorf("event %s of tenant %q: %w", row.EventID, row.TenantID, err)
+	}
+}
+
+// outgoing makes the event of a row of the outbox.
+func (r *relay) outgoing(row repo.OutboxRow) (events.Outgoing, error) {
+	e, err := events.Structured(row.EventID, row.Type, row.TenantID, row.CreatedAt.Time, row.Data)
+	if row.OriginalID != "" {
+		e = e.WithIdentity(row.OriginalID, time.Unix(0, row.OriginalTime))
+	}
+	e.Cause = r.spans.of(row.EventID)
+	return e, err
 }
 
 // spanByEvent remembers which span wrote each event of the outbox, so that the relay continues its

@@ -142,6 +142,57 @@ func TestRelayPublishesOnlyWithTheLease(t *testing.T) {
 	})
 }
 
+func TestRelayIsAReplicaWithAConnection(t *testing.T) {
+	onPostgres(t, options{Workers: 2}, func(t *testing.T, w *world) {
+		w.Create("first")
+		w.Eventually(w.Are(repo.Active, "first"))
+		w.Eventually(w.Relayed)
+		for i, cut := range w.Workers { // one of them is the relay
+			cut.Cut()
+			tenants := names(fmt.Sprint("cut-", i), 5)
+			w.Create(tenants...)
+			w.Eventually(w.Are(repo.Active, tenants...))
+			workertest.Eventually(t, 5*time.Second, w.Relayed)
+			cut.Restore()
+			w.Eventually(workertest.That("connected again", func() bool { return cut.State().Ready }))
+		}
+	})
+}
+
+func TestRelayDropsItsLeaseAfterAFailedBatch(t *testing.T) {
+	virtual(t, options{}, func(t *testing.T, w *world) {
+		limit := func(messages int64) {
+			t.Helper()
+			stream, err := w.JS.Stream(t.Context(), "PAPERMAP")
+			w.Must(err)
+			config := stream.CachedInfo().Config
+			config.MaxMsgs = messages
+			_, err = w.JS.UpdateStream(t.Context(), config)
+			w.Must(err)
+		}
+		const trouble, over = "cannot publish events out", "events out are published again"
+		release := w.API.HoldAnswers()
+		w.Create("t")
+		w.Eventually(w.Sent(1))
+		limit(1) // the stream is full
+		release()
+		w.Eventually(w.Logged(trouble, 1))
+		if taken, err := w.DB.TakeLease(t.Context(), "outbox", "another replica", 20*time.Second); err != nil || !taken {
+			t.Errorf("the lease is not free: %t, %v", taken, err)
+		}
+		w.Must(w.DB.DropLease(t.Context(), "outbox", "another replica"))
+		time.Sleep(time.Minute) // many more tries
+		limit(-1)
+		workertest.Eventually(t, 10*time.Second, w.Relayed)
+		w.Eventually(w.Logged(over, 1))
+		for _, text := range []string{trouble, over} {
+			if n := strings.Count(w.Logs.String(), text); n != 1 {
+				t.Errorf("%q was logged %d times", text, n)
+			}
+		}
+	})
+}
+
 func TestRelayDropsItsLeaseOnStop(t *testing.T) {
 	virtual(t, options{}, func(t *testing.T, w *world) {
 		w.Create("t")

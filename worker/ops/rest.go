@@ -281,19 +281,19 @@ func writeAnswer[A any](rw http.ResponseWriter, v A, err error) error {
 	return nil
 }
 
-// change publishes a tenant's suspension, resumption or deletion.
+// change publishes a tenant's suspension, resumption or deletion and answers what was seen of it:
+// 200 with the mapping when it is in force, else 202.
 func change(eventType string) func(*rest, http.ResponseWriter, *http.Request, claims) error {
 	return func(a *rest, rw http.ResponseWriter, req *http.Request, _ claims) error {
 		var reason string
 		if err := body(req, map[string]any{"reason": &reason}); err != nil {
 			return err
 		}
-		fields := map[string]string{"tenant_id": req.PathValue("tenant_id"), "reason": reason}
-		id, err := a.w.Publish(req.Context(), eventType, fields)
-		if err != nil {
-			return err
+		c, err := a.w.ChangeAccess(req.Context(), eventType, req.PathValue("tenant_id"), reason)
+		if err == nil && !c.InForce {
+			reply(rw, http.StatusAccepted, map[string]string{"event_id": c.EventID})
+			return nil
 		}
-		reply(rw, http.StatusAccepted, map[string]string{"event_id": id})
-		return nil
+		return writeAnswer(rw, c.After, err)
 	}
 }

@@ -17,7 +17,8 @@ import (
 // done are the messages that an address may name after an action; others are not shown.
 var done = map[string]string{
 	"suspended": "The tenant is suspended: it gets no more tokens.",
-	"resumed":   "The tenant gets tokens again.",
+	"resumed":   "The tenant is suspended no longer.",
+	"stored":    "The event is stored, and no worker was seen to handle it yet. The change is not in force.",
 	"resolved":  "Resolved: the tenant has its dashboard.",
 	"recreated": "Another dashboard is being created.",
 	"checked":   "The create is off the list.",
@@ -73,16 +74,23 @@ func (c *Console) resume(rw http.ResponseWriter, v *visit) error {
 	return c.change(rw, v, events.TypeTenantResumed, "resumed")
 }
 
-// change publishes an event as an upstream service would, and shows the tenant.
+// change publishes an event, and shows the tenant with what was seen of the change.
 func (c *Console) change(rw http.ResponseWriter, v *visit, eventType, what string) error {
 	id, reason := v.PostFormValue("tenant"), v.PostFormValue("reason")
 	if utf8.RuneCountInString(reason) > 500 {
 		return refuse(http.StatusBadRequest, "The reason is longer than 500 characters.")
 	}
-	err := c.w.RequestAccessChange(v.Context(), eventType, id, reason)
+	_, err := c.db.Mapping(v.Context(), id)
+	var change worker.AccessChange
+	if err == nil {
+		change, err = c.w.ChangeAccess(v.Context(), eventType, id, reason)
+	}
 	c.audit(v, eventType, err, "tenant_id", id, "reason", reason)
 	if err != nil {
 		return visible(err)
+	}
+	if !change.InForce {
+		what = "stored"
 	}
 	return after(rw, v, tenantPage(id), what)
 }
