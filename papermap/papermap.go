@@ -21,8 +21,8 @@
 //
 //   - [Sign], [MintToken], [ParseToken] and [EmbedURL] are pure functions, tested against golden
 //     values in testdata.
-//   - Every request is bounded in time and size, no redirect is followed, and the HTTP transport
-//     never sends a request twice.
+//   - Every request is bounded in time and size, no redirect is followed, and a connection is used
+//     again only shortly after its last answer, if nothing has arrived on it since.
 //   - Every failed request is an [*Error] whose [Class] says what is known of the outcome. Only
 //     what provably was not processed ([Retryable]) is retried inside a call, within [RetryBudget],
 //     and not when it is Deferred.
@@ -47,6 +47,7 @@ type Workspace struct {
 	APIURL   string  // base address without a trailing slash, e.g. https://prod.dataapi.papermap.ai
 	Key      KeyPair // signs API requests
 	EmbedKey KeyPair // signs embed tokens; a pair of its own limits what a leaked token can do
+	EmbedURL string  // of the page for iframes, without a query
 }
 
 // KeyPair is an API key of a workspace (ak_…, sk_…).

@@ -42,11 +42,10 @@ type job struct {
 // batches writes for all callers: jobs that wait at the same time share one transaction. While a
 // batch is written the next gathers by itself, so there is no delay to configure.
 //
-// On SQLite, which has one writer, there is one lane of batches. On PostgreSQL there is another one
-// for urgent jobs, and a lane's next batch begins while the last one's COMMIT is under way. One batch
-// of 60 jobs costs the server half of what three of 20 cost, so there are no more at once. A job
-// whose row is locked, and each job of a batch that failed, gets a transaction of its own beside the
-// lanes.
+// SQLite, which has one writer, has one lane of batches. PostgreSQL has a second one for urgent jobs,
+// and there a lane's next batch begins while the last one is committed. There are no more at once,
+// because a full batch costs the server much less than several small ones. A job whose row is locked,
+// and each job of a batch that failed, gets a transaction of its own beside the lanes.
 //
 // A caller gets its answer only after the COMMIT is on disk.
 type batches struct {
@@ -149,8 +148,8 @@ func gather(waiting chan *job, first *job) []*job {
 }
 
 // write does the jobs in one transaction, or, where that fails, each in one of its own. Alone means
-// that the one job waits for its row, if another process has it locked. It calls next when the
-// COMMIT is all that is left to do.
+// that the one job waits for its row, if another transaction has it locked. It calls next before
+// the COMMIT.
 func (b *batches) write(jobs []*job, alone bool, next func()) {
 	for try := 1; ; try++ {
 		err := b.commit(&jobs, alone, try == 1, next)

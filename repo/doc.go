@@ -49,8 +49,8 @@
 //
 // # Sets
 //
-// Writes about tenants (Begin, Finish, Fail, Change, Resolve, Recreate and Adopt) that wait at the
-// same time share one transaction, a batch (batch.go):
+// Writes about tenants (Begin, Finish, Fail, Change, Resolve, Recreate and Adopt), and MarkSent, that
+// wait at the same time share one transaction, a batch (batch.go):
 //
 //	lock    one SELECT of all their mappings, FOR UPDATE, in the order of tenant ids
 //	clock   read once the rows are locked: a lease never counts from before a wait
@@ -60,8 +60,8 @@
 //
 // So a batch of 64 tenants takes as many statements as one. On SQLite, which has one writer, there
 // is one batch at a time, and other writes are part of it, each within a savepoint; reads have a pool
-// of their own. On PostgreSQL there are some at once, and one more for suspensions and what people
-// do; other writes are a transaction each.
+// of their own. On PostgreSQL a batch begins while the one before it is committed; suspensions and
+// what people do have batches of their own; other writes are a transaction each.
 //
 // Batches of several replicas cannot deadlock: rows that are locked are skipped, and each of those
 // jobs waits for its row in a transaction of its own; what a batch inserts is in the order of keys.

@@ -86,8 +86,8 @@ var (
 )
 
 const selectRun = `SELECT id, workspace_id, event_id, event_source, message, slot, tenant_id,
-	from_period, to_period, status, pass, shifted, next_page, pages, total, rows_read, rows_written, rows_rejected, rows_changed, error,
-	started_at, updated_at, finished_at FROM usage_runs`
+	from_period, to_period, status, pass, shifted, next_page, pages, total, rows_read, rows_written,
+	rows_rejected, rows_changed, error, started_at, updated_at, finished_at FROM usage_runs`
 
 // TakeRunLease makes holder the only one who may run usage syncs of the workspace, over all
 // replicas, until RunLease after its last write, unless another is.
@@ -370,6 +370,7 @@ func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
 		AND id NOT IN (SELECT id FROM usage_runs
 		WHERE workspace_id = ? AND slot IS NOT NULL ORDER BY started_at DESC LIMIT 1))`
 	before := at(t.now.Add(-runsKept))
+	oldArgs := []any{before, before, run.WorkspaceID, run.WorkspaceID}
 	for _, d := range []struct {
 		query string
 		args  []any
@@ -378,8 +379,8 @@ func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
 			rejects + "status <> 'running' AND from_period >= ? AND to_period <= ?)",
 			[]any{run.FromPeriod, run.ToPeriod},
 		},
-		{rejects + old, []any{before, before, run.WorkspaceID, run.WorkspaceID}},
-		{"DELETE FROM usage_runs WHERE id IN " + others + old, []any{before, before, run.WorkspaceID, run.WorkspaceID}},
+		{rejects + old, oldArgs},
+		{"DELETE FROM usage_runs WHERE id IN " + others + old, oldArgs},
 	} {
 		if err := t.exec(ctx, d.query, append([]any{run.WorkspaceID, run.ID}, d.args...)...); err != nil {
 			return err

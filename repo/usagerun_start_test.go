@@ -183,6 +183,23 @@ func TestScheduleRunIsOncePerSlot(t *testing.T) {
 	})
 }
 
+// A worker that starts long after the newest slot, as of a yearly schedule, does not run it again.
+func TestScheduleRunRemembersTheNewestSlot(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		for _, minutes := range []int{15, 30} {
+			slot, _ := scheduleRun(t, db, minutes)
+			endRun(t, db, mustRun(t, db, slot), RunDone)
+			pass(db, time.Minute)
+		}
+		pass(db, 300*24*time.Hour)
+		endRun(t, db, startRun(t, db, "other"), RunDone)
+		same(t, "runs", count(t, db, "usage_runs"), 2)
+		if run, isNew := scheduleRun(t, db, 30); isNew {
+			t.Errorf("the newest slot is scheduled again: %+v", run)
+		}
+	})
+}
+
 // A slot needs no run of its own when another one reads what it would read: one that is running or
 // waits for Papermap, or one that starts afterwards.
 func TestScheduledRunIsSkippedIfAnotherCoversIt(t *testing.T) {

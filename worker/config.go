@@ -13,7 +13,7 @@ import (
 // Config is how the worker works.
 type Config struct {
 	Workspaces    []papermap.Workspace // the first is the default
-	EmbedURL      string               // of Papermap's page for iframes
+	EmbedURL      string               // of Papermap's page for iframes, unless the workspace has its own
 	Timeout       time.Duration        // of one API request; at most MaxTimeout
 	MaxRPS        float64              // API requests per second; 0: no limit
 	Hold          bool                 // hold tenants whose create has an unknown outcome; else create again

@@ -23,7 +23,7 @@ type usageSync struct {
 	log        *slog.Logger
 	metrics    *metrics
 	spans      *spanByEvent
-	slots      chan struct{}         // one for each event in flight; fewer than event slots, which tenants need, too
+	slots      chan struct{}         // one for each event in flight; fewer than slots of the consumer
 	turns      map[string]*usageTurn // by workspace
 	concurrent int                   // pages requested at the same time
 	draining   func() bool           // the worker is stopping

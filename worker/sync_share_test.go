@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -160,6 +161,53 @@ func TestTickWaitsForARunOfOneTenant(t *testing.T) {
 				t.Errorf("synced %+v, want only 2020-01 of one tenant", synced)
 			}
 		}
+	})
+}
+
+// Syncs of single tenants go on side by side, each of another tenant, and a run of all tenants alone.
+func TestSyncsOfSingleTenantsAreConcurrent(t *testing.T) {
+	onBoth(t, options{Config: together(8)}, func(t *testing.T, w *world) {
+		const tenants, each = 40, 3
+		w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: tenants})
+		var mu sync.Mutex
+		reading, most, total := map[string]int{}, 0, 0
+		w.API.Intercept(func(rw http.ResponseWriter, r *http.Request) {
+			if page(r) == 0 {
+				w.Simulator.ServeHTTP(rw, r)
+				return
+			}
+			mu.Lock()
+			reading[r.URL.Path]++
+			total++
+			most = max(most, total)
+			all := strings.HasSuffix(r.URL.Path, "/tenant-usage")
+			if reading[r.URL.Path] > 1 || all && total > 1 {
+				t.Errorf("%s is read by %d of %d requests", r.URL.Path, reading[r.URL.Path], total)
+			}
+			mu.Unlock()
+			time.Sleep(100 * time.Millisecond) // of the bubble
+			w.Simulator.ServeHTTP(rw, r)
+			mu.Lock()
+			reading[r.URL.Path]--
+			total--
+			mu.Unlock()
+		})
+		for n := range tenants * each {
+			w.Sync(fmt.Sprint("e", n), "workspace_id", "ws-a", "tenant_id",
+				fmt.Sprintf("org-%07d", n%tenants))
+			if n == tenants {
+				w.Sync("all", "workspace_id", "ws-a")
+			}
+		}
+		w.Eventually(w.Handled)
+		if n := len(w.synced()); n != tenants*each+1 {
+			t.Errorf("%d of %d syncs are done", n, tenants*each+1)
+		}
+		if most != 8 {
+			t.Errorf("%d requests at once, want 8", most)
+		}
+		w.checkUsage("ws-a", w.totals(w.usageRun("all", "ws-a")))
+		w.NoDeadLetters()
 	})
 }
 

@@ -172,6 +172,30 @@ func TestRefusedRunFailsWithTheReasonAndCanBeReplayed(t *testing.T) {
 	})
 }
 
+// Two services may use one event id; copies and redeliveries of each event are one run.
+func TestSyncsOfTwoSourcesWithOneIDBothRun(t *testing.T) {
+	onBoth(t, options{Config: together(1)}, func(t *testing.T, w *world) {
+		w.Simulator.SetUsage("ws-a", simulator.Usage{Tenants: 40})
+		sources := []string{"/billing", "/crm", "", strings.Repeat("/long", 10_000), "/not\xff\x00text"}
+		for range 3 {
+			for _, source := range sources {
+				headers := []string{"ce-specversion", "1.0", "ce-id", "1", "ce-source", source}
+				if source == "" {
+					headers = []string{"Papermap-Event-Id", "1"}
+				}
+				w.Publish(events.TypeUsageSync, object("workspace_id", "ws-a"), headers...)
+			}
+		}
+		w.Eventually(w.Handled)
+		list, err := w.DB.Runs(t.Context(), "1", 100)
+		w.Must(err)
+		if n := len(w.synced()); len(list) != len(sources) || n != len(sources) {
+			t.Errorf("%d runs and %d usage.synced of %d events: %+v", len(list), n, len(sources), list)
+		}
+		w.NoDeadLetters()
+	})
+}
+
 func TestRefusalOfAWorkspaceDoesNotStopOthers(t *testing.T) {
 	virtual(t, options{}, func(t *testing.T, w *world) {
 		for _, workspace := range []string{"ws-a", "ws-b"} {

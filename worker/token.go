@@ -23,6 +23,7 @@ type EmbedToken struct {
 	DashboardID  string `json:"dashboard_id"`
 	ExpiresAt    int64  `json:"expires_at"`
 	RefreshAfter int64  `json:"refresh_after"` // after 80 % of the token's life
+	ExpiresIn    int64  `json:"expires_in"`    // seconds, for those whose clock may be wrong
 	EmbedURL     string `json:"embed_url"`
 }
 
@@ -48,8 +49,6 @@ type tokenService struct {
 	metrics    *metrics
 	limits     tokenLimits
 	clock      func() time.Time // nil: the host's
-	embedURL   string
-	embedJSON  []byte // embedURL with the query up to the token, as the beginning of a JSON string
 
 	cache  *tenantCache
 	counts *tokenCounts
@@ -58,15 +57,13 @@ type tokenService struct {
 
 func newTokenService(
 	all workspaces, db *repo.DB, m *metrics, limits tokenLimits, clock func() time.Time,
-	embedURL string, auditRate int,
+	auditRate int,
 ) *tokenService {
 	s := &tokenService{
-		workspaces: all, db: db, metrics: m, limits: limits, clock: clock, embedURL: embedURL,
+		workspaces: all, db: db, metrics: m, limits: limits, clock: clock,
 		counts: &tokenCounts{}, audit: newTokenAudit(auditRate),
 	}
 	s.cache = newTenantCache(s.loadTenant)
-	quoted, _ := jsontext.AppendQuote(nil, embedURL+"?embedded-token=") // an error only for invalid UTF-8
-	s.embedJSON = quoted[:len(quoted)-1]
 	return s
 }
 
@@ -118,7 +115,8 @@ func (s *tokenService) embedToken(ctx context.Context, r TokenRequest) (token Em
 	return EmbedToken{
 		Token: string(signed), TenantID: t.id, WorkspaceID: t.ws.ID, DashboardID: t.dashboardID,
 		ExpiresAt: life.expires.Unix(), RefreshAfter: life.refreshAfter.Unix(),
-		EmbedURL: papermap.EmbedURL(s.embedURL, string(signed), t.ws.ID, t.dashboardID),
+		ExpiresIn: life.expires.Unix() - now.Unix(),
+		EmbedURL:  papermap.EmbedURL(t.ws.EmbedURL, string(signed), t.ws.ID, t.dashboardID),
 	}, nil
 }
 
@@ -211,8 +209,10 @@ func (s *tokenService) appendToken(
 	dst = strconv.AppendInt(dst, life.expires.Unix(), 10)
 	dst = append(dst, `,"refresh_after":`...)
 	dst = strconv.AppendInt(dst, life.refreshAfter.Unix(), 10)
+	dst = append(dst, `,"expires_in":`...)
+	dst = strconv.AppendInt(dst, life.expires.Unix()-now.Unix(), 10)
 	dst = append(dst, `,"embed_url":`...)
-	dst = append(dst, s.embedJSON...)
+	dst = append(dst, t.ws.embedJSON...)
 	padding := end
 	for dst[padding-1] == '=' {
 		padding--

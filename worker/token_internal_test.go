@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"testing"
 	"time"
@@ -38,10 +39,7 @@ func BenchmarkToken(b *testing.B) {
 		s := benchmarkService()
 		known := &tenant{
 			id: m.TenantID, dashboardID: m.DashboardID,
-			ws: &workspace{
-				Workspace: ws, api: papermap.NewClient(ws, papermap.ClientOptions{}),
-				minter: papermap.NewMinter(ws.EmbedKey, ws.ID),
-			},
+			ws: configured(ws),
 		}
 		s.cache.setLife(known, time.Now(), time.Hour)
 		s.cache.known.put(m.TenantID, known)
@@ -68,8 +66,12 @@ func BenchmarkToken(b *testing.B) {
 
 func benchmarkService() *tokenService {
 	limits := tokenLimits{ttl: time.Hour, maxTTL: time.Hour}
-	const embedURL = "https://papermap.ai/embedded/dashboard"
-	return newTokenService(workspaces{}, nil, newMetrics("0.0.0"), limits, nil, embedURL, 100)
+	return newTokenService(workspaces{}, nil, newMetrics("0.0.0"), limits, nil, 100)
+}
+
+func configured(ws papermap.Workspace) *workspace {
+	return newWorkspaces([]papermap.Workspace{ws}, papermap.ClientOptions{},
+		"https://papermap.ai/embedded/dashboard", nil, slog.New(slog.DiscardHandler)).list[0]
 }
 
 // straightforward is how one would write it at first.
@@ -116,10 +118,7 @@ func TestTokenFromCacheAnswersAsEmbedToken(t *testing.T) {
 	key := papermap.KeyPair{ID: "ak", Secret: papermap.NewSecret("sk")}
 	for _, id := range []string{"org-1", "org-12", "org-123", "müller & <söhne>", `a"b`} {
 		ws := papermap.Workspace{ID: "ws \"1\"&", APIURL: "http://127.0.0.1:1", Key: key, EmbedKey: key}
-		known := &tenant{id: id, dashboardID: "d/1 2", ws: &workspace{
-			Workspace: ws, api: papermap.NewClient(ws, papermap.ClientOptions{}),
-			minter: papermap.NewMinter(key, ws.ID),
-		}}
+		known := &tenant{id: id, dashboardID: "d/1 2", ws: configured(ws)}
 		s.cache.setLife(known, time.Now(), time.Hour)
 		s.cache.known.put(id, known)
 		token, err := s.embedToken(t.Context(), TokenRequest{TenantID: id})

@@ -5,10 +5,12 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/google/go-cmp/cmp"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -68,8 +70,8 @@ func TestTokensMatchTheGoldenVectors(t *testing.T) {
 					want := worker.EmbedToken{
 						Token: v.Token, TenantID: v.Tenant, WorkspaceID: v.Workspace,
 						DashboardID: v.Dashboard, ExpiresAt: v.ValidUntil,
-						RefreshAfter: v.ValidUntil - 720,
-						EmbedURL:     v.EmbedURL,
+						RefreshAfter: v.ValidUntil - 720, ExpiresIn: 3600,
+						EmbedURL: v.EmbedURL,
 					}
 					if token != want {
 						t.Errorf("got  %+v\nwant %+v", token, want)
@@ -201,4 +203,24 @@ func TestTokenLifeIsAsAskedUpToTheMaximum(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestTokensCarryTheAddressOfTheirWorkspace(t *testing.T) {
+	own := "https://eu.example.com/embedded/dashboard"
+	virtual(t, options{Config: func(c *worker.Config) { c.Workspaces[1].EmbedURL = own }},
+		func(t *testing.T, w *world) {
+			w.Publish(events.TypeTenantCreated, `{"tenant_id":"a","name":"A"}`)
+			w.Publish(events.TypeTenantCreated, `{"tenant_id":"b","name":"B","workspace_id":"ws-b"}`)
+			w.Eventually(w.Are(repo.Active, "a", "b"))
+			for tenant, address := range map[string]string{"a": w.Config.EmbedURL, "b": own} {
+				for _, token := range []worker.EmbedToken{w.Token(tenant), w.Token(tenant)} { // then from memory
+					if !strings.HasPrefix(token.EmbedURL, address+"?embedded-token=") {
+						t.Errorf("tenant %s: %s, want %s", tenant, token.EmbedURL, address)
+					}
+				}
+			}
+			if diff := cmp.Diff([]string{w.Config.EmbedURL, own}, w.Workers[0].EmbedURLs()); diff != "" {
+				t.Errorf("addresses (-want +got):\n%s", diff)
+			}
+		})
 }

@@ -88,10 +88,10 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))),
 		UserAgent: "papermap-worker/" + cfg.Version, HistoryPath: cfg.HistoryPath, Dial: cfg.Dial,
 		Observe: m.requested,
-	}, w.resumed, log)
+	}, cfg.EmbedURL, w.resumed, log)
 	w.tokens = newTokenService(w.workspaces, db.Tokens(), m, tokenLimits{
 		ttl: cfg.TokenTTL, maxTTL: cfg.TokenMaxTTL, rate: cfg.TokenRate, burst: cfg.TokenBurst,
-	}, cfg.Clock, cfg.EmbedURL, cfg.TokenAudit)
+	}, cfg.Clock, cfg.TokenAudit)
 	changed := func(tenantID string) { // for this and the other replicas
 		w.tokens.cache.invalidate(tenantID)
 		bus.AnnounceChange(tenantID)
@@ -222,5 +222,10 @@ func (w *Worker) Database() *repo.DB { return w.db.People() }
 // Bus is the worker's connection to NATS.
 func (w *Worker) Bus() *events.Bus { return w.bus }
 
-// EmbedURL is the address of Papermap's page for iframes.
-func (w *Worker) EmbedURL() string { return w.cfg.EmbedURL }
+// EmbedURLs are the addresses of the workspaces' pages for iframes.
+func (w *Worker) EmbedURLs() (list []string) {
+	for _, ws := range w.workspaces.list {
+		list = append(list, ws.EmbedURL)
+	}
+	return list
+}

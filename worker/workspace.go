@@ -1,9 +1,12 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -16,6 +19,8 @@ type workspace struct {
 	api     *papermap.Client
 	breaker *breaker
 	minter  *papermap.Minter
+
+	embedJSON []byte // EmbedURL with the query up to the token, as the beginning of a JSON string
 }
 
 // workspaces are those of the configuration, in its order.
@@ -24,17 +29,21 @@ type workspaces struct {
 	byID map[string]*workspace
 }
 
-// newWorkspaces makes the workspaces' clients. resumed is signaled when a breaker permits more
+// newWorkspaces makes the workspaces' clients. embedURL is for those without their own. resumed is
+// signaled when a breaker permits more
 // calls.
 func newWorkspaces(
-	list []papermap.Workspace, options papermap.ClientOptions, resumed chan<- struct{}, log *slog.Logger,
+	list []papermap.Workspace, options papermap.ClientOptions, embedURL string, resumed chan<- struct{},
+	log *slog.Logger,
 ) workspaces {
 	all := workspaces{byID: map[string]*workspace{}}
 	for _, w := range list {
+		w.EmbedURL = cmp.Or(w.EmbedURL, embedURL)
+		quoted, _ := jsontext.AppendQuote(nil, w.EmbedURL+"?embedded-token=") // an error only for invalid UTF-8
 		api := papermap.NewClient(w, options)
 		ws := &workspace{
 			w, api, newBreaker(api.Probe, resumed, log.With("workspace_id", w.ID)),
-			papermap.NewMinter(w.EmbedKey, w.ID),
+			papermap.NewMinter(w.EmbedKey, w.ID), quoted[:len(quoted)-1],
 		}
 		all.list, all.byID[w.ID] = append(all.list, ws), ws
 	}

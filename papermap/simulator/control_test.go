@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -224,6 +225,33 @@ func TestControlSetsUsageWholeOrNotAtAll(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, totals(t, s, "2025-01", "2025-02")); diff != "" {
 			t.Errorf("%s changed the usage (-want +got)\n%s", body, diff)
+		}
+	}
+}
+
+func TestControlIsForLoopbackNamesOnly(t *testing.T) {
+	s := New(Options{})
+	for host, want := range map[string]int{
+		"127.0.0.1:8090": 200, "127.1.2.3": 200, "localhost": 200, "LocalHost:1": 200, "a.localhost:1": 200,
+		"[::1]:8090": 200, "[::1]": 200,
+		"evil.example": 403, "evil.example:8090": 403, "localhost.evil.example": 403, "10.0.0.1:8090": 403,
+		"127.0.0.1.evil.example": 403, "": 403,
+	} {
+		for _, path := range []string{"state", "dashboards", "requests", "usage?workspace=w"} {
+			r := httptest.NewRequest("GET", "/simulator/"+path, nil)
+			r.Host = host
+			w := httptest.NewRecorder()
+			if s.ServeHTTP(w, r); w.Code != want && (want != 200 || w.Code == 403) {
+				t.Errorf("%s at host %q: %d, want %d", path, host, w.Code, want)
+			}
+		}
+		for _, path := range []string{"usage?workspace=w", "faults"} {
+			r := httptest.NewRequest("PUT", "/simulator/"+path, strings.NewReader("[]"))
+			r.Host = host
+			w := httptest.NewRecorder()
+			if s.ServeHTTP(w, r); (w.Code == 403) != (want == 403) {
+				t.Errorf("PUT %s at host %q: %d", path, host, w.Code)
+			}
 		}
 	}
 }

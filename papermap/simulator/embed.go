@@ -1,9 +1,7 @@
 package simulator
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
-	"html/template"
+	"cmp"
 	"net/http"
 	"slices"
 	"time"
@@ -11,38 +9,10 @@ import (
 	"papermap-worker/papermap"
 )
 
-const embedStyle = `body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#1c2430;background:#fff}` +
-	`h1{font-size:1.3rem;margin:0 0 1rem}` +
-	`dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:0}` +
-	`dt{color:#5b6675}dd{margin:0;overflow-wrap:anywhere}` +
-	`footer{margin-top:2rem;color:#5b6675;font-size:.85rem}`
-
-var embedPage = template.Must(template.New("embedded").Parse(`<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>{{.Title}}</title>
-<style>` + embedStyle + `</style></head><body>
-<h1>{{.Title}}</h1>
-{{if .Refused}}<p>{{.Refused}}</p>
-{{else}}<dl>
-<dt>Tenant</dt><dd>{{.Tenant}}</dd>
-<dt>Workspace</dt><dd>{{.Workspace}}</dd>
-<dt>Dashboard</dt><dd>{{.Dashboard}}</dd>
-<dt>Token expires</dt><dd><time datetime="{{.Expires}}">{{.Expires}}</time></dd>
-</dl>
-{{end}}<footer>Papermap simulator: a stand-in for the embedded dashboard.</footer>
-</body></html>
-`))
-
-// embedPolicy lets nothing run or load on the page, and lets every site frame it, as an embedded
-// dashboard requires.
-var embedPolicy = func() string {
-	sum := sha256.Sum256([]byte(embedStyle))
-	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; " +
-		"base-uri 'none'; form-action 'none'; frame-ancestors *"
-}()
-
 type embedView struct {
 	Title, Tenant, Workspace, Dashboard, Expires string
+	Life                                         int64 // seconds until Expires
+	Chart                                        chart
 	Refused                                      string // why there is no dashboard to see
 }
 
@@ -63,13 +33,15 @@ func (s *Simulator) serveEmbedded(w http.ResponseWriter, r *http.Request) {
 }
 
 // openDashboard checks a token as Papermap would, and nothing more: the tenant in it is unsigned,
-// and dashboards have no tenant to compare it with.
+// and dashboards have no tenant to compare it with. Workspace and dashboard may be left out of the
+// address, as in the sample iframe of Papermap's guide: the token names them.
 func (s *Simulator) openDashboard(token, workspaceID, dashboardID string) (embedView, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	claims, err := papermap.ParseToken(token)
 	secret, known := s.keys[claims.WorkspaceID][claims.APIKeyID]
 	key := papermap.KeyPair{ID: claims.APIKeyID, Secret: secret}
+	workspaceID, dashboardID = cmp.Or(workspaceID, claims.WorkspaceID), cmp.Or(dashboardID, claims.DashboardID)
 	asked := func(d Dashboard) bool { return d.ID == dashboardID && d.WorkspaceID == workspaceID }
 	found := slices.IndexFunc(s.dashboards, asked)
 
@@ -97,5 +69,7 @@ func (s *Simulator) openDashboard(token, workspaceID, dashboardID string) (embed
 		Title:  s.dashboards[found].Title,
 		Tenant: claims.TenantID, Workspace: workspaceID, Dashboard: dashboardID,
 		Expires: time.Unix(claims.ValidUntil, 0).UTC().Format(time.RFC3339),
+		Life:    claims.ValidUntil - s.now().Unix(),
+		Chart:   newChart(dashboardID),
 	}, http.StatusOK
 }

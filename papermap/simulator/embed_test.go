@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -52,7 +53,8 @@ func TestEmbeddedPageOpensOnlyForAValidToken(t *testing.T) {
 		{"no token", "", "ws-a", id, 401, "cannot be read"},
 		{"not base64", right + "!", "ws-a", id, 401, "cannot be read"},
 		{"other workspace in the address", right, "ws-b", id, 403, "another workspace"},
-		{"no workspace in the address", right, "", id, 403, "another workspace"},
+		{"no workspace in the address", right, "", id, 200, "ws-a"},
+		{"no dashboard in the address", right, "ws-a", "", 200, id},
 		{"other dashboard in the address", right, "ws-a", "d-2", 403, "another dashboard"},
 		{"unknown dashboard", mint(apiKey, "ws-a", "d-2", time.Hour), "ws-a", "d-2", 404,
 			"no such dashboard"},
@@ -73,15 +75,40 @@ func TestEmbeddedPageOpensOnlyForAValidToken(t *testing.T) {
 	}
 }
 
-func TestEmbeddedPageCanBeFramedAndRunsNothing(t *testing.T) {
+func TestEmbeddedPageNeedsNothingButItsToken(t *testing.T) {
+	s, address := start(t, Options{})
+	if r := send("POST", address+createPath, good(), createText("Acme", "")); r.status != 200 {
+		t.Fatal(r)
+	}
+	token, err := papermap.MintToken(apiKey, "ws-a", "org-1", s.Dashboards()[0].ID, epoch.Add(90*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := address + "/embedded/dashboard?embedded-token=" + url.QueryEscape(token)
+	r := send("GET", page, nil, "")
+	if r.status != 200 || strings.Count(r.body, "<rect ") != 12 || !strings.Contains(r.body, `data-seconds="90"`) {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	if again := send("GET", page, nil, ""); again.body != r.body {
+		t.Error("a dashboard looks different the second time")
+	}
+}
+
+func TestEmbeddedPageCanBeFramedAndRunsOnlyItsOwnScript(t *testing.T) {
 	_, address := start(t, Options{})
 	r := send("GET", address+"/embedded/dashboard", nil, "")
-	_, rest, _ := strings.Cut(r.body, "<style>")
-	style, _, found := strings.Cut(rest, "</style>")
-	sum := sha256.Sum256([]byte(style))
-	want := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; " +
+	hash := func(tag string) string {
+		_, rest, _ := strings.Cut(r.body, "<"+tag+">")
+		text, _, found := strings.Cut(rest, "</"+tag+">")
+		if !found || strings.Count(r.body, "<"+tag) != 1 {
+			t.Errorf("not one %s in the page", tag)
+		}
+		sum := sha256.Sum256([]byte(text))
+		return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
+	}
+	want := "default-src 'none'; style-src '" + hash("style") + "'; script-src '" + hash("script") + "'; " +
 		"base-uri 'none'; form-action 'none'; frame-ancestors *"
-	if got := r.header.Get("Content-Security-Policy"); !found || got != want {
+	if got := r.header.Get("Content-Security-Policy"); got != want {
 		t.Errorf("policy does not fit the page:\n got %s\nwant %s", got, want)
 	}
 	if got := r.header.Get("X-Frame-Options"); got != "" {

@@ -39,6 +39,11 @@ type Fault struct {
 	Body        string
 	ContentType string // of the replaced answer; "" means application/json
 	RetryAfter  string // header of the replaced answer, sent as it is
+	BOM         bool   // begin the answer's body with a byte order mark
+	Interim     bool   // send a 103 before the answer
+	// IdleClose closes the connection when it has been idle for so long after the answer. Idle408 does
+	// so, too, and announces it by a 408, as some balancers do.
+	IdleClose, Idle408 time.Duration
 	// Status or Body only replaces the answer: the request is processed all the same
 	Effect bool
 }
@@ -68,6 +73,10 @@ func (f *Fault) flags() *flag.FlagSet {
 	s.StringVar(&f.Body, "body", "", "a text")
 	s.StringVar(&f.ContentType, "content-type", "", "a media type")
 	s.StringVar(&f.RetryAfter, "retry-after", "", "a text")
+	s.BoolVar(&f.BOM, "bom", false, "true or false")
+	s.BoolVar(&f.Interim, "interim", false, "true or false")
+	s.DurationVar(&f.IdleClose, "idle-close", 0, "a duration above 0 such as 1.5s")
+	s.DurationVar(&f.Idle408, "idle-408", 0, "a duration above 0 such as 1.5s")
 	s.BoolVar(&f.Effect, "effect", false, "true or false")
 	return s
 }
@@ -84,14 +93,18 @@ func (f *Fault) flags() *flag.FlagSet {
 //	bomb=true                                   1 MiB that unpacks to 1 GiB
 //	header-delay=2s                             headers that come one by one
 //	header-bytes=1048576                        1 MiB of headers
+//	bom=true                                    a byte order mark before the JSON
+//	interim=true                                a 103 before the answer
+//	idle-close=1s                               the idle connection is closed after a second
+//	idle-408=1s                                 the same, announced by a 408
 //	tenant=org-7 delay=30s                      one tenant's answers come late
 //	status=500 effect=true                      "failed", yet the dashboard is there
 //	status=200 effect=true                      processed, with an empty body
 //	title=Acme status=502 body="<h1>Bad gateway</h1>" content-type=text/html
 //	status=401 body=`{"error":"Token expired","code":"TOKEN_EXPIRED","status":401}`
 //
-// on is create, usage or any; drop is before or after; truncate, endless, bomb and effect are true
-// or false; delay and header-delay are Go durations.
+// on is create, usage or any; drop is before or after; truncate, endless, bomb, bom, interim and effect
+// are true or false; delay, header-delay, idle-close and idle-408 are Go durations.
 func ParseFault(text string) (Fault, error) {
 	fail := func(format string, args ...any) (Fault, error) {
 		return Fault{}, fmt.Errorf("fault %q: %w", text, fmt.Errorf(format, args...))
@@ -136,10 +149,13 @@ func (f Fault) check() error {
 			ways++
 		}
 	}
+	adds := f.Delay != 0 || f.BOM || f.Interim || f.IdleClose != 0 || f.Idle408 != 0
 	switch {
-	case !replaces && ways == 0 && f.Delay == 0:
+	case !replaces && ways == 0 && !adds:
 		return errors.New("does nothing: give status, body, drop, truncate, endless, bomb, " +
-			"header-delay, header-bytes or delay")
+			"header-delay, header-bytes, bom, interim, idle-close, idle-408 or delay")
+	case f.IdleClose != 0 && f.Idle408 != 0:
+		return errors.New("only one of idle-close and idle-408 can happen")
 	case !replaces && (f.ContentType != "" || f.RetryAfter != "" || f.Effect):
 		return errors.New("content-type, retry-after and effect belong to status or body")
 	case (f.Drop != "" || f.Truncate) && replaces:
@@ -214,6 +230,8 @@ func (f *Fault) allows(key string) bool {
 		"count":        f.Count >= 0,
 		"delay":        f.Delay > 0,
 		"header-delay": f.HeaderDelay > 0,
+		"idle-close":   f.IdleClose > 0,
+		"idle-408":     f.Idle408 > 0,
 		"header-bytes": f.HeaderBytes >= 1 && f.HeaderBytes <= 1<<24,
 		"drop":         f.Drop == "before" || f.Drop == "after",
 		"status":       f.Status >= 200 && f.Status <= 599,

@@ -98,11 +98,11 @@ func TestParseFaultReadsEveryKey(t *testing.T) {
 
 func TestParseFaultNamesWhatIsWrong(t *testing.T) {
 	const nothing = "does nothing: give status, body, drop, truncate, endless, bomb, " +
-		"header-delay, header-bytes or delay"
+		"header-delay, header-bytes, bom, interim, idle-close, idle-408 or delay"
 	const headerBytes = "must be a whole number from 1 to 16777216"
 	const oneWay = "only one of drop, truncate, endless, bomb, header-delay and header-bytes can happen"
-	const keys = "body, bomb, content-type, count, delay, drop, effect, endless, header-bytes, " +
-		"header-delay, on, rate, retry-after, status, tenant, title, truncate"
+	const keys = "body, bom, bomb, content-type, count, delay, drop, effect, endless, header-bytes, " +
+		"header-delay, idle-408, idle-close, interim, on, rate, retry-after, status, tenant, title, truncate"
 	for text, want := range map[string]string{
 		"status=503 retry_after=1":       `unknown key "retry_after"; known keys: ` + keys,
 		"":                               nothing,
@@ -129,6 +129,8 @@ func TestParseFaultNamesWhatIsWrong(t *testing.T) {
 		"header-delay=1s header-bytes=9": oneWay,
 		"header-delay=0s":                "header-delay=0s: must be a duration above 0 such as 1.5s",
 		"header-bytes=0":                 "header-bytes=0: " + headerBytes,
+		"idle-408=0s":                    "idle-408=0s: must be a duration above 0 such as 1.5s",
+		"idle-408=1s idle-close=1s":      "only one of idle-close and idle-408 can happen",
 
 		"header-bytes=16777217":            "header-bytes=16777217: " + headerBytes,
 		"status=204 endless=true":          "an answer with status 204 has no body",
@@ -164,7 +166,7 @@ func TestFaultStringIsReadBackAsTheSameRule(t *testing.T) {
 		if f.On == onUsage {
 			f.Title = ""
 		}
-		switch rapid.IntRange(0, 7).Draw(t, "kind") {
+		switch rapid.IntRange(0, 9).Draw(t, "kind") {
 		case 0:
 			f.Drop = rapid.SampledFrom([]string{"before", "after"}).Draw(t, "drop")
 		case 1:
@@ -190,6 +192,10 @@ func TestFaultStringIsReadBackAsTheSameRule(t *testing.T) {
 			f.HeaderDelay = time.Duration(rapid.Int64Min(1).Draw(t, "header delay"))
 		case 7:
 			f.HeaderBytes = rapid.IntRange(1, 1<<24).Draw(t, "header bytes")
+		case 8:
+			f.BOM, f.IdleClose = true, time.Duration(rapid.Int64Min(0).Draw(t, "idle close"))
+		case 9:
+			f.Interim, f.Idle408 = true, time.Duration(rapid.Int64Min(0).Draw(t, "idle 408"))
 		}
 		got, err := ParseFault(f.String())
 		if err != nil {

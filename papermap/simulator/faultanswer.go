@@ -40,6 +40,15 @@ func (f Fault) answer(r *http.Request) answer {
 // write sends an answer as the rule distorts it. Aborting the handler in the middle of a body is
 // what makes net/http close the connection there.
 func (f Fault) write(w http.ResponseWriter, r *http.Request, a answer) {
+	if f.Interim && a.status != 0 {
+		w.WriteHeader(http.StatusEarlyHints)
+	}
+	if f.BOM && len(a.body) > 0 {
+		a.body = append([]byte("\ufeff"), a.body...)
+	}
+	if end, ok := r.Context().Value(idleEndKey{}).(*idleEnd); ok {
+		end.set(f)
+	}
 	switch {
 	case f.Truncate:
 		a.setHeader(w.Header())

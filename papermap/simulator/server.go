@@ -3,8 +3,10 @@ package simulator
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -14,6 +16,45 @@ type Server struct {
 	http *http.Server
 	end  context.CancelFunc // ends the requests' contexts
 	done chan struct{}
+	ends sync.Map // *idleEnd by net.Conn
+}
+
+// idleEnd ends a connection when it has been idle for a time.
+type idleEnd struct {
+	conn  net.Conn
+	mu    sync.Mutex
+	after time.Duration // 0: never
+	last  string        // words
+	timer *time.Timer
+}
+
+type idleEndKey struct{} // of a request's context
+
+// set arranges what the rule of a request says of its connection, if it says anything.
+func (e *idleEnd) set(f Fault) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case f.IdleClose > 0:
+		e.after, e.last = f.IdleClose, ""
+	case f.Idle408 > 0:
+		e.after = f.Idle408
+		e.last = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+	}
+}
+
+func (e *idleEnd) follow(state http.ConnState) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.timer != nil {
+		e.timer.Stop()
+	}
+	if state == http.StateIdle && e.after > 0 {
+		e.timer = time.AfterFunc(e.after, func() {
+			_, _ = io.WriteString(e.conn, e.last)
+			_ = e.conn.Close()
+		})
+	}
 }
 
 // Serve listens on addr (host:port; port 0 picks a free one) and serves h.
@@ -31,6 +72,19 @@ func serve(h http.Handler, listener net.Listener) *Server {
 	s.http = &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return requests },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			end := &idleEnd{conn: c}
+			s.ends.Store(c, end)
+			return context.WithValue(ctx, idleEndKey{}, end)
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if end, ok := s.ends.Load(c); ok {
+				end.(*idleEnd).follow(state)
+			}
+			if state == http.StateClosed || state == http.StateHijacked {
+				s.ends.Delete(c)
+			}
+		},
 	}
 	go func() {
 		defer close(s.done)

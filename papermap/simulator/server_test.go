@@ -1,12 +1,15 @@
 package simulator
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -48,6 +51,40 @@ func TestServerCloseEndsAnAnswerWhoseHeaderIsStillComing(t *testing.T) {
 	server.Close()
 	if rest, err := io.ReadAll(conn); err != nil || len(rest) != 0 {
 		t.Errorf("after Close: %q, %v", rest, err)
+	}
+}
+
+func TestIdleConnectionEndsAsItsFaultSays(t *testing.T) {
+	for fault, last := range map[string]string{"idle-close=1s": "", "idle-408=1s": "HTTP/1.1 408 "} {
+		synctest.Test(t, func(t *testing.T) {
+			f, err := ParseFault(fault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+			server := serve(New(Options{Faults: []Fault{f}}), l)
+			defer server.Close()
+			conn, err := l.dial(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers := bufio.NewReader(conn)
+			for range 2 { // the second before the first one's time is over
+				_, _ = io.WriteString(conn, "POST "+createPath+" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+				r, err := http.ReadResponse(answers, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				time.Sleep(600 * time.Millisecond) // the bubble's time
+			}
+			start := time.Now()
+			rest, err := io.ReadAll(answers)
+			if err != nil || !strings.HasPrefix(string(rest), last) || (last == "") != (len(rest) == 0) ||
+				time.Since(start) != 400*time.Millisecond {
+				t.Errorf("%s: %q after %v, %v", fault, rest, time.Since(start), err)
+			}
+		})
 	}
 }
 

@@ -27,9 +27,9 @@
 //     requests are hit.
 //
 // What it does not promise: it is a test tool for the loopback interface. Everything under
-// /simulator/ is open to any caller, everything is kept in memory until the process ends, and where
-// Papermap's documentation is silent (names of usage's fields, order of checks, most error bodies)
-// the answers are this package's choice.
+// /simulator/ is open to any caller that names a loopback host, everything is kept in memory until
+// the process ends, and where Papermap's documentation is silent (names of usage's fields, order of
+// checks, most error bodies) the answers are this package's choice.
 //
 // Endpoints:
 //
@@ -51,9 +51,11 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,16 +151,33 @@ func New(o Options) *Simulator {
 	s.mux.HandleFunc("GET "+api+"workspaces/{workspace}/tenants/{tenant}/usage", s.api(onUsage, s.usage))
 	s.mux.HandleFunc(api, s.api("", func(*call) answer { return failure(http.StatusNotFound, "Not found") }))
 	s.mux.HandleFunc("GET /embedded/dashboard", s.serveEmbedded)
-	s.mux.HandleFunc("GET /simulator/state", s.serveState)
-	s.mux.HandleFunc("GET /simulator/dashboards", s.serveDashboards)
-	s.mux.HandleFunc("GET /simulator/requests", s.serveRequests)
-	s.mux.HandleFunc("GET /simulator/usage", s.serveUsage)
-	s.mux.HandleFunc("PUT /simulator/usage", s.replaceUsage)
-	s.mux.HandleFunc("PUT /simulator/faults", s.serveFaults)
+	s.mux.HandleFunc("GET /simulator/state", local(s.serveState))
+	s.mux.HandleFunc("GET /simulator/dashboards", local(s.serveDashboards))
+	s.mux.HandleFunc("GET /simulator/requests", local(s.serveRequests))
+	s.mux.HandleFunc("GET /simulator/usage", local(s.serveUsage))
+	s.mux.HandleFunc("PUT /simulator/usage", local(s.replaceUsage))
+	s.mux.HandleFunc("PUT /simulator/faults", local(s.serveFaults))
 	ok := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }
 	s.mux.HandleFunc("GET /healthz", ok)
 	s.mux.HandleFunc("GET /readyz", ok) // for `papermap-worker health`
 	return s
+}
+
+// local serves requests whose Host is a loopback name or address, and refuses others: a page that a
+// person visits could reach this address by a name of its own.
+func local(handler http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		host = strings.ToLower(strings.Trim(host, "[]"))
+		if host != "localhost" && !strings.HasSuffix(host, ".localhost") && !net.ParseIP(host).IsLoopback() {
+			failure(http.StatusForbidden, "Host must be a loopback name, such as localhost").write(w)
+			return
+		}
+		handler(w, r)
+	}
 }
 
 func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -171,6 +171,7 @@ type workspaceRow struct {
 	SecretFile      string `json:"secret_key_file"`
 	EmbedKeyID      string `json:"embed_api_key_id"`
 	EmbedSecretFile string `json:"embed_secret_key_file"`
+	EmbedURL        string `json:"embed_url"`
 }
 
 // workspacesFile reads PAPERMAP_WORKSPACES_FILE, if path is not empty.
@@ -214,7 +215,10 @@ func (row workspaceRow) workspace(p *parser, name, dir string, allowHTTP bool) p
 	}
 	ws := papermap.Workspace{
 		ID: p.id(name+", workspace_id", row.ID), Key: key("", row.KeyID, row.SecretFile),
+		EmbedURL: row.EmbedURL,
 	}
+	p.check(row.EmbedURL == "" || webURL(row.EmbedURL) != nil,
+		"%s, embed_url: invalid address %q: use one without query and fragment", name, row.EmbedURL)
 	if row.APIURL != "" {
 		ws.APIURL = p.apiURL(name+", api_url", row.APIURL, allowHTTP)
 	}

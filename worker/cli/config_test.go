@@ -289,8 +289,8 @@ func TestWorkspacesFile(t *testing.T) {
 			nil},
 		"all members": {
 			`[` + row + `,"api_url":"https://h/","embed_api_key_id":"ak_3",` +
-				`"embed_secret_key_file":"` + dir + `/sk_2"}]`,
-			[]papermap.Workspace{{ID: "ws-2", APIURL: "https://h", Key: key,
+				`"embed_secret_key_file":"` + dir + `/sk_2","embed_url":"https://e/x"}]`,
+			[]papermap.Workspace{{ID: "ws-2", APIURL: "https://h", Key: key, EmbedURL: "https://e/x",
 				EmbedKey: papermap.KeyPair{ID: "ak_3", Secret: papermap.NewSecret("CANARY2")}}}, nil,
 		},
 		"an unknown member": {`[` + row + `,"secret_key":"CANARY"}]`, nil,
@@ -316,6 +316,8 @@ func TestWorkspacesFile(t *testing.T) {
 			nil, []string{"entry 1, workspace_id has white space"}},
 		"a line break in one": {`[{"workspace_id":"ws-2","api_key_id":"ak\n2","secret_key_file":"sk_2"}]`,
 			nil, []string{"entry 1, api_key_id has white space"}},
+		"an embed address with a query": {`[` + row + `,"embed_url":"https://e/x?debug=true"}]`, nil,
+			[]string{"entry 1, embed_url: invalid address"}},
 		"an address without TLS": {`[` + row + `,"api_url":"http://h"}]`, nil,
 			[]string{"entry 1, api_url: use https"}},
 	} {

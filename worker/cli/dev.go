@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -39,8 +42,35 @@ func (c *devCmd) Run(a *app) error {
 	}
 	s.config.http.Console.Dev = true
 	s.simulator.SetUsage(s.config.worker.Workspaces[0].ID, devUsage(c.Tenants, time.Now()))
+	bus, err := s.connect(a)
+	if err != nil {
+		return err
+	}
+	if s.config.http.JWT.Secret, err = devSecret(c.secretFile()); err != nil {
+		return err
+	}
+	s.config.http.Example, err = newExample(bus, s.config.worker.EmbedURL, a.log)
+	if err != nil {
+		return err
+	}
 	fmt.Fprint(a.stdout, c.guide(s))
-	return s.run(a, true, func(ctx context.Context) error { return c.fill(ctx, a, s) })
+	return s.run(a, true, func(ctx context.Context) error { return c.fill(ctx, a, s, bus) })
+}
+
+// secretFile has the key of REST tokens.
+func (c *devCmd) secretFile() string { return filepath.Join(c.Dir, "jwt-secret") }
+
+// devSecret returns the secret in a file, which it makes the first time.
+func devSecret(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		data = []byte(rand.Text() + rand.Text())
+		err = os.WriteFile(file, data, 0o600)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the key of REST tokens: %w", err)
+	}
+	return string(data), nil
 }
 
 // guide says what to try.
@@ -50,6 +80,7 @@ func (c *devCmd) guide(s *localStack) string {
 		nats = "NATS_URL=" + s.nats.URL() + " "
 	}
 	return fmt.Sprintf(`console    http://%[1]s/
+example    http://%[1]s/example (a product's page with dashboards)
 NATS       %[2]s
 Papermap   %[3]s/simulator/state (a simulator)
 health     http://%[1]s/readyz
@@ -61,9 +92,12 @@ Try, from another terminal:
   %[4]s%[5]spapermap-worker publish usage-sync --wait
   %[5]spapermap-worker usage show
   %[4]spapermap-worker publish tenant-suspended org-1
+  HTTP_JWT_SECRET_FILE=%[7]s papermap-worker jwt --scope papermap:admin
+  curl -H "Authorization: Bearer $JWT" http://%[1]s/api/v1/dashboards
 
 Ctrl-C stops it; the data stays in %[6]s.
-`, c.HTTPAddr, s.nats.URL(), s.server.URL, nats, "DATABASE_URL="+s.config.database+" ", c.Dir)
+`, c.HTTPAddr, s.nats.URL(), s.server.URL, nats, "DATABASE_URL="+s.config.database+" ", c.Dir,
+		c.secretFile())
 }
 
 // devTenant is the id of invented tenant i, from 0.
@@ -137,7 +171,7 @@ var devInvalid = []struct{ eventType, data string }{
 }
 
 // fill makes the tenants that do not exist yet, and their history.
-func (c *devCmd) fill(ctx context.Context, a *app, s *localStack) error {
+func (c *devCmd) fill(ctx context.Context, a *app, s *localStack, bus *events.Bus) error {
 	db, err := repo.Open(ctx, s.config.database)
 	if err != nil {
 		return err
@@ -154,10 +188,6 @@ func (c *devCmd) fill(ctx context.Context, a *app, s *localStack) error {
 	created, changed := c.events(known)
 	if len(created) == 0 {
 		return nil
-	}
-	bus, err := s.connect(a)
-	if err != nil {
-		return err
 	}
 	s.simulator.SetFaults(devFaults(c.Tenants)...)
 	if err := errors.Join(bus.PublishAll(ctx, created)...); err != nil {

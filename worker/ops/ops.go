@@ -47,6 +47,7 @@ type Config struct {
 	Origins     []string     // CORS: origins whose pages may call the REST API
 	Tracer      trace.Tracer // of requests to the REST API; nil: no spans
 	Console     console.Config
+	Example     http.Handler // of /example, in dev; nil: none
 }
 
 // Server is the running HTTP side: one server, or two when health and metrics have an address of
@@ -92,6 +93,10 @@ func (s *Server) Serve(w *worker.Worker) error {
 	}
 	if c.Addr != "" {
 		embed.Register(front)
+		if c.Example != nil {
+			front.Handle("/example", c.Example)
+			front.Handle("/example/", c.Example)
+		}
 		front.Handle("/", console.New(ctx, c.Console, w, log))
 	}
 	s.front.set(front)

@@ -151,7 +151,7 @@ func (c *checker) createsMarked() {
 // unprocessed reports whether the answer to a create request means that nothing was done.
 func unprocessed(r simulator.Request) bool {
 	switch {
-	case r.Status == http.StatusConflict:
+	case r.Status == http.StatusConflict, r.Status == http.StatusRequestTimeout:
 		return false
 	case r.Status == http.StatusServiceUnavailable:
 		return fault(r).RetryAfter != ""

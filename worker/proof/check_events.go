@@ -239,7 +239,8 @@ func (c *checker) deadLettersDue() {
 func refuses(status int) bool {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusConflict,
-		http.StatusTooManyRequests:
+		http.StatusTooManyRequests, http.StatusPaymentRequired, http.StatusRequestTimeout,
+		http.StatusMisdirectedRequest, http.StatusTooEarly:
 		return false
 	}
 	return status >= 400 && status < 500

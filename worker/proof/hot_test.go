@@ -1,7 +1,6 @@
 package proof_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -11,14 +10,30 @@ import (
 	"papermap-worker/worker/proof"
 )
 
-// TestHotTenantsDoNotDeadlock runs two workers on PostgreSQL, which get nothing but events about the
-// same 64 tenants, so that their batches want each other's rows all the time. The short form
-// publishes for 3 s. The long one:
+// TestHotTenantsDoNotDeadlock runs two workers on PostgreSQL, for which nothing but events about the
+// same 64 tenants waits, so that full batches want each other's rows all the time. The short form has
+// 3,000 events, the long one 300 for each second:
 //
-//	go test ./worker/proof -run TestHotTenants -v -chaos.time 1m
+//	go test ./worker/proof -run TestHotTenants -v -timeout 30m -chaos.time 1m
 func TestHotTenantsDoNotDeadlock(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, "hot", pgtest.Need(t, postgres), 1, 1, "LOG_LEVEL=warn")
+	// A batch gives up a lock after 250 ms: a deadlock is to be found before.
+	database := pgtest.Need(t, postgres) + "&deadlock_timeout=20ms"
+	s := newSystem(t, "hot", database, 1, 1, "LOG_LEVEL=warn", "WORKER_CONCURRENCY=64")
+	events := 3000
+	if !short() {
+		events = int(300 * chaosTime.Seconds())
+	}
+	l := &load{s: s, random: rand.New(rand.NewPCG(1, 1)), start: time.Now().Add(-time.Hour)}
+	for i := range 64 {
+		l.tenants = append(l.tenants, &tenant{id: fmt.Sprint("hot-", i)})
+	}
+	kinds := []string{"created", "created", "suspended", "resumed", "deleted"}
+	for range events {
+		l.about(l.tenants[l.random.IntN(len(l.tenants))], kinds[l.random.IntN(len(kinds))])
+		s.must(l.publish(t.Context(), l.queue[0]))
+		l.queue = nil
+	}
 	var workers []*process
 	for i := range 2 {
 		p, err := s.startWorker(fmt.Sprintf("worker%d", i))
@@ -26,23 +41,6 @@ func TestHotTenantsDoNotDeadlock(t *testing.T) {
 		t.Cleanup(p.kill)
 		workers = append(workers, p)
 	}
-	limit := *chaosTime
-	if short() {
-		limit = 3 * time.Second
-	}
-	l := &load{s: s, random: rand.New(rand.NewPCG(1, 1)), start: time.Now().Add(-time.Hour)}
-	for i := range 64 {
-		l.tenants = append(l.tenants, &tenant{id: fmt.Sprint("hot-", i)})
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	kinds := []string{"created", "created", "suspended", "resumed", "deleted"}
-	for sleep(ctx, 3*time.Millisecond) {
-		l.about(l.tenants[l.random.IntN(len(l.tenants))], kinds[l.random.IntN(len(kinds))])
-		s.must(l.publish(ctx, l.queue[0]))
-		l.queue = nil
-	}
-	t.Logf("%d events", len(l.published))
 	s.waitQuiet(2 * time.Minute)
 	for _, p := range workers {
 		p.terminate(t)

@@ -14,7 +14,7 @@ if (!tenantId) {
 async function token(nc, until) {
   const request = JSON.stringify({ tenant_id: tenantId, ttl_seconds: 600 });
   for (;;) {
-    const reply = await nc.request("papermap.rpc.embed-token", request, { timeout: 5000 });
+    const reply = await nc.request("papermap.rpc.embed-token", request, { timeout: 2000 });
     const answer = reply.json();
     const status = reply.headers?.get("Nats-Service-Error-Code"); // empty unless the body is an error
     if (!status) return answer;

@@ -14,11 +14,11 @@ import nats
 
 
 async def embed_token(tenant_id: str, until: float) -> dict:
-    nc = await nats.connect(os.environ.get("NATS_URL") or "nats://127.0.0.1:4222")
+    nc = await nats.connect(os.environ.get("NATS_URL") or "nats://127.0.0.1:4222", allow_reconnect=False)
     try:
         request = json.dumps({"tenant_id": tenant_id, "ttl_seconds": 600}).encode()
         while True:
-            reply = await nc.request("papermap.rpc.embed-token", request, timeout=5)
+            reply = await nc.request("papermap.rpc.embed-token", request, timeout=2)
             answer = json.loads(reply.data)
             status = (reply.headers or {}).get("Nats-Service-Error-Code")
             if not status:

@@ -12,11 +12,11 @@ import nats
 
 
 async def publish(tenant_id: str, name: str) -> None:
-    nc = await nats.connect(os.environ.get("NATS_URL") or "nats://127.0.0.1:4222")
+    nc = await nats.connect(os.environ.get("NATS_URL") or "nats://127.0.0.1:4222", allow_reconnect=False)
     try:
         data = json.dumps({"tenant_id": tenant_id, "name": name}).encode()
         ack = await nc.jetstream().publish(
-            "papermap.events.tenant.created", data, timeout=10, headers={"Nats-Msg-Id": f"signup-{tenant_id}"}
+            "papermap.events.tenant.created", data, timeout=2, headers={"Nats-Msg-Id": f"signup-{tenant_id}"}
         )
         print(f"stored in {ack.stream} as {ack.seq}, duplicate: {bool(ack.duplicate)}")
     finally:

@@ -34,6 +34,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,12 +71,16 @@ func New(ctx context.Context, cfg Config, w *worker.Worker, log *slog.Logger) *C
 		w: w, db: w.Database(), bus: w.Bus(), log: log, cfg: cfg, mux: http.NewServeMux(), now: time.Now,
 		origins: http.NewCrossOriginProtection(), sessions: newSessions(), rates: &rates{},
 	}
-	frames := "'none'"
-	if u, err := url.Parse(w.EmbedURL()); err == nil && u.Host != "" {
-		frames = u.Scheme + "://" + u.Host
+	var frames []string
+	for _, address := range w.EmbedURLs() {
+		if u, err := url.Parse(address); err == nil && u.Host != "" {
+			frames = append(frames, u.Scheme+"://"+u.Host)
+		}
 	}
+	slices.Sort(frames)
 	c.policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
-		"connect-src 'self'; frame-src " + frames + "; frame-ancestors 'none'; form-action 'self'; " +
+		"connect-src 'self'; frame-src " +
+		cmp.Or(strings.Join(slices.Compact(frames), " "), "'none'") + "; frame-ancestors 'none'; form-action 'self'; " +
 		"base-uri 'none'"
 	for _, r := range routes {
 		c.mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) { c.serve(r, rw, req) })

@@ -68,15 +68,15 @@ func TestOnReturnDisturbsOnlyWhenItMust(t *testing.T) {
 		return exp
 	}
 	v.load(t, 3600, onReturn, nil)
-	if v.run(`await clock.advance(3594)`); src() != "3600000" {
+	if v.run(`await clock.advance(3593)`); src() != "3600000" {
 		t.Errorf("the dashboard was loaded again before the end: %s", src())
 	}
-	if v.run(`await clock.advance(2)`); src() != "7170000" {
+	if v.run(`await clock.advance(2)`); src() != "7169000" {
 		t.Errorf("the dashboard was not loaded again at the end: %s", src())
 	}
 	v.load(t, 3600, onReturn, nil)
 	v.run(`await clock.advance(3580); clock.show(false); clock.show(true)`)
-	if asked := v.asked(); src() != "7170000" || len(asked) != 2 {
+	if asked := v.asked(); src() != "7169000" || len(asked) != 2 {
 		t.Errorf("the token at hand was not used on return: %s, requests %q", src(), asked)
 	}
 	v.load(t, 3600, onReturn+dashboard, nil)

@@ -13,7 +13,7 @@ const FRAME = {
     "allow-popups-to-escape-sandbox allow-downloads",
 };
 const STYLE = `
-:host { display: block; position: relative; min-height: 20rem }
+:host { display: block; position: relative; overflow: hidden; min-height: 20rem }
 :host([hidden]), [hidden] { display: none !important }
 iframe[inert] { opacity: 0 }
 iframe, div { position: absolute; inset: 0; width: 100%; height: 100%; border: 0 }
@@ -55,7 +55,8 @@ function readAnswer(body, at) {
   const { embed_url: url, expires_in: left, expires_at: until, refresh_after: renew } = body ?? {};
   const numbers = [left, until, renew].every((n) => n == null || Number.isFinite(n));
   const scheme = typeof url === "string" && parseURL(url)?.protocol;
-  const life = 1000 * (left > 0 ? left : until - Date.now() / 1000);
+  const seconds = left > 0 ? left : until - Date.now() / 1000;
+  const life = 1000 * (seconds - Math.min(1, seconds / 10)); // whole seconds may be rounded up
   if (!numbers || (scheme !== "https:" && scheme !== "http:") || !(life > 0)) return null;
   const early = (until - renew) * 1000;
   const end = at + life;

@@ -36,7 +36,7 @@ func token(tenantID string, until time.Time) error {
 		return fmt.Errorf("encode the request: %w", err)
 	}
 	for {
-		reply, err := nc.Request("papermap.rpc.embed-token", request, 5*time.Second)
+		reply, err := nc.Request("papermap.rpc.embed-token", request, 2*time.Second)
 		if err != nil { // nats.ErrNoResponders: no worker listens there
 			return fmt.Errorf("request a token for %q: %w", tenantID, err)
 		}

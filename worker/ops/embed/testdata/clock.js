@@ -8,7 +8,9 @@ if (window === top) {
   let ids = 0, busy = 0, hidden = false, gap = 0;
 
   const policy = trustedTypes.createPolicy("test", { createHTML: (html) => html });
-  const frame = () => document.querySelector("papermap-dashboard")?.shadowRoot.querySelector("iframe:not([inert])");
+  const find = (selector) => document.querySelector("papermap-dashboard")?.shadowRoot.querySelector(selector);
+  const frame = () => find("iframe:not([inert])");
+  const loading = () => find("iframe[inert]");
   const validUntil = () => Number(frame() && new URL(frame().src).searchParams.get("exp"));
 
   const clock = window.clock = {
@@ -18,6 +20,7 @@ if (window === top) {
     granting: true, // whether the backend should give tokens now
     hangs: false, // whether a request is not waited for
     gap: 0, // longest time without a valid token while the page is visible, awake and online
+    requests: 0, // also those that do not reach the backend
     events: [],
     frame,
     get timers() { return timers.size; },
@@ -28,7 +31,7 @@ if (window === top) {
     async settle() {
       await null;
       await null;
-      while (!clock.hangs && (busy || document.querySelector("papermap-dashboard")?.shadowRoot.querySelector("[inert]"))) {
+      while (!clock.hangs && (busy || loading())) {
         await new Promise((done) => delay(done, 1));
       }
     },
@@ -53,7 +56,7 @@ if (window === top) {
         if (wait > 0 && clock.now >= end && timer?.at !== clock.mono) return;
         timers.delete(id);
         timer.run();
-        await clock.settle();
+        if (busy || loading()) await clock.settle();
       }
     },
 
@@ -81,6 +84,7 @@ if (window === top) {
   window.fetch = async (...args) => {
     document.cookie = `now=${Math.round(clock.now)}; path=/`;
     busy++;
+    clock.requests++;
     try {
       const response = await request(...args);
       const body = await response.text();

@@ -1,0 +1,79 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	"papermap-worker/worker/workertest/browser"
+)
+
+func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
+	tab := browser.Open(t)
+	axe, err := os.ReadFile("worker/ops/console/testdata/axe.min.js")
+	must(t, err)
+	p := start(t, nil, "dev", "--dir", t.TempDir(), "--nats-port", "0", "--simulator-port", "0", "--http-addr",
+		"127.0.0.1:0")
+	t.Cleanup(func() { p.stop(t) })
+	base := "http://" + p.address(t)
+	frame := func() (src string) {
+		t.Helper()
+		tab.Do(chromedp.Evaluate(`document.querySelector("papermap-dashboard")?.shadowRoot
+			?.querySelector("iframe:not([inert])")?.src ?? ""`, &src))
+		return src
+	}
+	says := func(text string) {
+		t.Helper()
+		eventually(t, func() error {
+			var page string
+			tab.Do(chromedp.Evaluate(`"" + document.body?.innerText + document.querySelector("papermap-dashboard")
+				?.shadowRoot?.querySelector("[part=error]").innerText`,
+				&page))
+			if !strings.Contains(page, text) {
+				return fmt.Errorf("the page does not say %q:\n%s", text, page)
+			}
+			return nil
+		})
+	}
+
+	tab.Screen(1000, 800, "light")
+	tab.Do(chromedp.Navigate(base + "/example"))
+	says("Nobody is logged in")
+	for _, customer := range []struct{ id, name string }{{"example-acme", "Acme"}, {"example-globex", "Globex"}} {
+		tab.Do(chromedp.Click(`button[value="`+customer.id+`"]`, chromedp.ByQuery))
+		says("Tenant " + customer.id)
+		eventually(t, func() error {
+			src := frame()
+			if src == "" {
+				return errors.New("no dashboard is shown")
+			}
+			answer, text, err := read(http.Get(src))
+			if err == nil && (answer.StatusCode != 200 || !strings.Contains(text, customer.name)) {
+				err = fmt.Errorf("%s: %s does not show %s", src, answer.Status, customer.name)
+			}
+			return err
+		})
+	}
+	for _, theme := range []string{"light", "dark"} {
+		tab.Screen(1000, 800, theme)
+		tab.Accessible(string(axe), "example "+theme)
+		tab.Picture("example-" + theme)
+	}
+	tab.Do(chromedp.Click(`button[formaction="/example/suspend"]`, chromedp.ByQuery))
+	eventually(t, func() error { // until the suspension is in force
+		if frame() == "" {
+			return nil
+		}
+		tab.Do(chromedp.Click("#refresh", chromedp.ByQuery))
+		return errors.New("the suspended tenant sees its dashboard")
+	})
+	says("You do not have access to this dashboard.")
+	says(`papermap-error {"status":403,"code":"TENANT_SUSPENDED","retryAfter":null,"retrying":false}`)
+	tab.Do(chromedp.Click(`button[value="example-acme"]`, chromedp.ByQuery))
+	says("papermap-ready")
+}
