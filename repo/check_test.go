@@ -12,6 +12,7 @@ import (
 
 func TestCheckFindsAFileThatIsGone(t *testing.T) {
 	move := func(path string) error { return os.Rename(path, path+".away") }
+	moveFolder := func(path string) error { return move(filepath.Dir(path)) }
 	replace := func(path string) error {
 		data, err := os.ReadFile(path)
 		return errors.Join(err, move(path), os.WriteFile(path, data, 0o600))
@@ -29,7 +30,7 @@ func TestCheckFindsAFileThatIsGone(t *testing.T) {
 		"log replaced":     {replace, "-wal", "-wal was replaced under", false},
 		"lock removed":     {os.Remove, ".lock", ".lock was removed under", true},
 		"lock replaced":    {replace, ".lock", ".lock was replaced under", true},
-		"folder moved":     {func(path string) error { return move(filepath.Dir(path)) }, "", "removed under", false},
+		"folder moved":     {moveFolder, "", "removed under", false},
 		"nothing happened": {func(string) error { return nil }, "", "", true},
 	} {
 		t.Run(name, func(t *testing.T) {

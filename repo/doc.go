@@ -59,7 +59,7 @@
 //	write   at most one INSERT and one UPDATE for each table (sets.go), and COMMIT
 //
 // So a batch of 64 tenants takes as many statements as one. On SQLite, which has one writer, there
-// is one batch at a time, and other writes are part of it, each within a savepoint; reads have a pool
+// is one batch at a time, and other writes are part of it, each within a savepoint; reads have pools
 // of their own. On PostgreSQL a batch begins while the one before it is committed; suspensions and
 // what people do have batches of their own; other writes are a transaction each.
 //

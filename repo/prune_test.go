@@ -22,7 +22,9 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 			VALUES ('recent', 't', 'x', '{}', '2026-01-01T00:00:00.000Z', '2026-01-30T12:00:00.000Z'),
 			('unsent', 't', 'x', '{}', '2020-01-01T00:00:00.000Z', NULL)`)
 		outcomes := []Outcome{OutcomeSent, OutcomeCreated, OutcomeRefused, OutcomeUnknown, OutcomeOrphaned}
-		for age, at := range map[string]string{"old": "2025-02-27T00:00:00.000Z", "recent": "2025-03-02T00:00:00.000Z"} {
+		for age, at := range map[string]string{
+			"old": "2025-02-27T00:00:00.000Z", "recent": "2025-03-02T00:00:00.000Z",
+		} {
 			started, err := time.Parse(time.RFC3339, at)
 			must(t, err)
 			for i, outcome := range outcomes {

@@ -69,15 +69,25 @@ type queryer interface {
 }
 
 // Migrate brings the database up to date. It returns the names of what it applied. It calls onWait
-// with true when it begins to wait for another program that migrates, and with false when that is
-// over.
+// with true when it waits for another program that migrates, and at last with false.
 func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (names []string, err error) {
+	waited := false
+	defer func() {
+		if waited {
+			onWait(false)
+		}
+	}()
 	for {
 		// This read takes no lock: a database that is up to date is left alone.
 		if err := Check(ctx, db, d); !errors.Is(err, ErrBehind) {
 			return names, err
 		}
-		name, err := applyWhenFree(ctx, db, d, onWait)
+		name, err := applyWhenFree(ctx, db, d, func() {
+			if !waited {
+				waited = true
+				onWait(true)
+			}
+		})
 		if err != nil {
 			return names, fmt.Errorf("migrate the database: %w", err)
 		}
@@ -89,23 +99,16 @@ func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (nam
 }
 
 // applyWhenFree is applyNext, but waits while another program migrates.
-func applyWhenFree(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (name string, err error) {
-	begun := time.Now()
-	for waited := false; ; waited = true {
-		name, err = applyNext(ctx, db, d)
-		locked := errors.Is(err, errLocked)
-		switch {
-		case !locked && waited:
-			onWait(false)
+func applyWhenFree(ctx context.Context, db *sql.DB, d Dialect, wait func()) (name string, err error) {
+	for begun := time.Now(); ; {
+		if name, err = applyNext(ctx, db, d); !errors.Is(err, errLocked) {
 			return name, err
-		case !locked:
-			return name, err
-		case time.Since(begun) >= lockWait:
+		}
+		if time.Since(begun) >= lockWait {
 			return "", fmt.Errorf("%w for more than %v: if none is, end the connection that holds the lock",
 				err, lockWait)
-		case !waited:
-			onWait(true)
 		}
+		wait()
 		select {
 		case <-time.After(200 * time.Millisecond):
 		case <-ctx.Done():
