@@ -15,13 +15,16 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 
 	"papermap-worker/worker/failpoint"
 )
 
 const (
-	checkEvery = 5 * time.Second // between looks at the consumer's settings, while events are fetched
-	fetchWait  = time.Second     // how long a pull waits for events, and so how long a stop may wait for it
+	checkEvery   = 5 * time.Second      // between looks at the consumer's settings, while events are fetched
+	failureLines = rate.Limit(1.0 / 30) // per second, of each kind
+
+	fetchWait = time.Second // how long a pull waits for events, and so how long a stop may wait for it
 )
 
 // Consumer fetches events from one durable consumer and handles them, at most Slots at a time. It
@@ -48,6 +51,9 @@ type Consumer struct {
 	slots    chan struct{} // one element for each slot in use
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
+
+	// Of log lines about failures, which come with every event while something is down.
+	failures, unsettled *rate.Limiter
 }
 
 // MainConsumer returns the consumer of tenant.created and usage.sync.
@@ -64,6 +70,7 @@ func (b *Bus) consumer(durable string, slots int, grace time.Duration) *Consumer
 	return &Consumer{
 		Durable: durable, Slots: slots, Grace: grace,
 		bus: b, log: b.log.With("consumer", durable), slots: make(chan struct{}, slots),
+		failures: rate.NewLimiter(failureLines, 1), unsettled: rate.NewLimiter(failureLines, 1),
 	}
 }
 
@@ -278,7 +285,11 @@ func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event,
 		return "acknowledged"
 	case errors.As(err, &permanent):
 		if err := c.bus.publishDead(ctx, raw, e, permanent); err != nil {
-			log.ErrorContext(ctx, "cannot store a dead letter; the event stays", "error", err)
+			level := slog.LevelDebug
+			if c.failures.Allow() {
+				level = slog.LevelError
+			}
+			log.Log(ctx, level, "cannot store a dead letter; the event stays", "error", err)
 			again(Delay(e.Deliveries))
 			span.SetStatus(codes.Error, "the dead letter could not be stored")
 			return "failed"
@@ -296,7 +307,11 @@ func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event,
 		return "retried"
 	}
 	after := Delay(e.Deliveries)
-	log.WarnContext(ctx, "event failed and is delivered again later", "after", after, "error", err)
+	level := slog.LevelDebug
+	if c.failures.Allow() { // while the database is away every event fails
+		level = slog.LevelWarn
+	}
+	log.Log(ctx, level, "event failed and is delivered again later", "after", after, "error", err)
 	again(after)
 	span.SetStatus(codes.Error, "failed")
 	return "failed"
@@ -305,7 +320,7 @@ func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event,
 // logFailed logs that an acknowledgement could not be sent. The event is then delivered again after
 // ackWait, which handlers must bear anyway.
 func (c *Consumer) logFailed(operation string, msg jetstream.Msg, err error) {
-	if err != nil {
+	if err != nil && c.unsettled.Allow() {
 		c.log.Warn("cannot acknowledge an event; it will be delivered again",
 			"operation", operation, "subject", msg.Subject(), "error", err)
 	}

@@ -94,6 +94,7 @@ func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEv
 			if json.Unmarshal(r.Data, &body) != nil || json.Unmarshal(body.Data, p.Dashboard) != nil {
 				return true // not published by a worker
 			}
+			p.ID = body.ID
 		} else if e, err := Decode(r); err == nil {
 			p.Event = e
 		} else {

@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 )
 
 // Request is a request to an endpoint.
@@ -31,6 +32,10 @@ type Request struct {
 type Endpoint struct {
 	Name     string // of the subject, after "<prefix>.rpc."
 	PerToken bool   // the subject has one more token
+
+	// Timeout is how long after its arrival a request must be answered; 0: requestTimeout. Endpoints of
+	// one name have the same.
+	Timeout time.Duration
 
 	// Handle answers. It may block until ctx ends. A *[ServiceError] is sent to the caller; any other
 	// error is logged, and the caller gets UNAVAILABLE.
@@ -61,10 +66,12 @@ type ServiceError struct {
 func (e *ServiceError) Error() string { return fmt.Sprintf("%s (%d): %s", e.Code, e.Status, e.Message) }
 
 const (
-	serviceWorkers = 32   // requests answered concurrently
+	serviceWorkers = 32   // requests of one kind answered concurrently
 	aheadWorkers   = 8    // and of those of FastQueueFirst
 	serviceQueue   = 1024 // requests that wait, of each kind; more are refused with UNAVAILABLE
 	requestTimeout = 5 * time.Second
+
+	ownInboxes = 2 // of Service.inboxes, before those of NATS_REPLY_PREFIXES
 
 	// The client library's buffer for requests that arrive faster than they can even be refused; it
 	// drops what does not fit.
@@ -80,51 +87,59 @@ type Service struct {
 	micro   micro.Service
 	inboxes []string // prefixes of the reply subjects that are answered
 	log     *slog.Logger
-	queue   chan request
-	ahead   chan request
-	mu      sync.RWMutex // held for reading while a request is queued
+	failed  *rate.Limiter    // of log lines about requests that failed
+	queues  map[string]queue // by the endpoint's name: none waits for requests of another kind
+	mu      sync.RWMutex     // held for reading while a request is queued
 	stopped bool
 	workers sync.WaitGroup
 	buffers sync.Pool // of replies of Fast
 }
 
+// queue holds the requests of one kind in the order of their arrival. All have the same time, so that
+// whoever waits in front of a request is answered or refused before that one's time is up.
+type queue struct{ normal, ahead chan request }
+
 type request struct {
 	micro.Request
 	endpoint *Endpoint
+	arrived  time.Time
 	ctx      context.Context // never ends; with the span of a traced request
 }
 
 func (r request) event() Request {
 	q := Request{Data: r.Data(), Trace: r.ctx}
 	if r.endpoint.PerToken {
-		q.Token = r.Subject()[strings.LastIndexByte(r.Subject(), '.')+1:]
+		q.Token = r.token()
 	}
 	return q
 }
 
+func (r request) token() string { return r.Subject()[strings.LastIndexByte(r.Subject(), '.')+1:] }
+
 // Serve starts the micro service named papermap-worker. It answers only reply subjects that begin
-// with _INBOX., _R_. (a server's own, for imported services) or one of replyPrefixes.
+// with _INBOX., _R_. (a server's own, for imported services) or one of replyPrefixes, on a tenant's
+// own subject followed by the tenant.
 //
 //	service, err := bus.Serve("1.2.3", nil, events.Endpoint{Name: "usage", Handle: usage})
 //	…
 //	service.Stop() // before the bus is closed
 func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoint) (*Service, error) {
 	s := &Service{
-		bus: b, inboxes: []string{"_INBOX.", "_R_."}, log: b.log,
-		queue: make(chan request, serviceQueue), ahead: make(chan request, serviceQueue),
+		bus: b, inboxes: []string{"_INBOX.", "_R_."}, log: b.log, queues: map[string]queue{},
+		failed: rate.NewLimiter(rate.Every(10*time.Second), 1),
 	}
 	s.buffers.New = func() any { return new([]byte) }
 	for _, p := range replyPrefixes {
 		s.inboxes = append(s.inboxes, strings.TrimSuffix(p, ".")+".")
 	}
-	for queue, workers := range map[chan request]int{s.queue: serviceWorkers, s.ahead: aheadWorkers} {
-		for range workers {
-			s.workers.Go(func() {
-				for r := range queue {
-					s.answer(r)
-				}
-			})
+	for _, e := range endpoints {
+		if _, made := s.queues[e.Name]; made {
+			continue
 		}
+		q := queue{make(chan request, serviceQueue), make(chan request, serviceQueue)}
+		s.queues[e.Name] = q
+		s.work(q.normal, serviceWorkers)
+		s.work(q.ahead, aheadWorkers)
 	}
 	var err error
 	s.micro, err = micro.AddService(b.nc, micro.Config{
@@ -139,7 +154,9 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		if e.PerToken {
 			name, subject = name+"-per-token", subject+".*"
 		}
-		handler := micro.HandlerFunc(func(r micro.Request) { s.accept(request{r, &e, context.Background()}) })
+		handler := micro.HandlerFunc(func(r micro.Request) {
+			s.accept(request{r, &e, time.Now(), context.Background()})
+		})
 		err := s.micro.AddEndpoint(name, handler, micro.WithEndpointSubject(subject),
 			micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
 		if err != nil {
@@ -147,6 +164,17 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		}
 	}
 	return s, nil
+}
+
+// work starts workers that answer the requests of a queue.
+func (s *Service) work(queue <-chan request, workers int) {
+	for range workers {
+		s.workers.Go(func() {
+			for r := range queue {
+				s.answer(r)
+			}
+		})
+	}
 }
 
 // Stop accepts no more requests and returns when those in flight are answered.
@@ -157,8 +185,10 @@ func (s *Service) Stop() {
 	s.acceptArrived()
 	s.mu.Lock()
 	s.stopped = true
-	close(s.queue)
-	close(s.ahead)
+	for _, q := range s.queues {
+		close(q.normal)
+		close(q.ahead)
+	}
 	s.mu.Unlock()
 	s.workers.Wait()
 }
@@ -180,19 +210,19 @@ func (s *Service) acceptArrived() {
 // by Fast, queues the request, or refuses it at once when too many wait: it must never block, or the
 // library's buffer fills and drops requests unanswered.
 func (s *Service) accept(r request) {
-	if !s.answerable(r.Reply()) {
+	if !s.answerable(r) {
 		return
 	}
 	if s.bus.o.Tracer != nil && len(r.Headers()) > 0 {
 		r.ctx = s.traced(r)
 	}
-	queue := s.queue
+	queue := s.queues[r.endpoint.Name].normal
 	switch s.answerFast(r) {
 	case FastAnswered:
 		trace.SpanFromContext(r.ctx).End()
 		return
 	case FastQueueFirst:
-		queue = s.ahead
+		queue = s.queues[r.endpoint.Name].ahead
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -240,9 +270,15 @@ func (s *Service) answerFast(r request) (v FastResult) {
 }
 
 // answerable reports whether the reply subject is an inbox. Anything else gets nothing, not even an
-// error: that would be a message where the requester chose.
-func (s *Service) answerable(reply string) bool {
-	for _, p := range s.inboxes {
+// error: that would be a message where the requester chose. On a tenant's own subject a prefix of
+// NATS_REPLY_PREFIXES is followed by that tenant, so that one tenant's token cannot be sent to
+// another's inbox.
+func (s *Service) answerable(r request) bool {
+	reply := r.Reply()
+	for i, p := range s.inboxes {
+		if i >= ownInboxes && r.endpoint.PerToken {
+			p += r.token() + "."
+		}
 		if strings.HasPrefix(reply, p) && len(reply) > len(p) {
 			return true
 		}
@@ -252,10 +288,14 @@ func (s *Service) answerable(reply string) bool {
 
 // answer runs in a worker of the pool.
 func (s *Service) answer(r request) {
-	ctx, cancel := context.WithTimeout(r.ctx, requestTimeout)
+	ctx, cancel := context.WithDeadline(r.ctx, r.arrived.Add(cmp.Or(r.endpoint.Timeout, requestTimeout)))
 	defer cancel()
 	defer trace.SpanFromContext(r.ctx).End()
-	data, err := s.call(ctx, r)
+	var data []byte
+	err := ctx.Err() // it may have waited too long
+	if err == nil {
+		data, err = s.call(ctx, r)
+	}
 	var known *ServiceError
 	switch {
 	case err == nil:
@@ -263,7 +303,10 @@ func (s *Service) answer(r request) {
 	case errors.As(err, &known):
 		s.refuse(r, known)
 	default:
-		s.log.ErrorContext(ctx, "a request failed", "endpoint", r.endpoint.Name, "error", err)
+		if s.failed.Allow() {
+			s.log.ErrorContext(ctx, "a request failed; the log has one line at most in 10 s",
+				"endpoint", r.endpoint.Name, "error", err)
+		}
 		s.refuse(r, unavailable("the worker cannot answer now; try again"))
 	}
 }

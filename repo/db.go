@@ -253,12 +253,6 @@ func (t *tx) get(ctx context.Context, dest any, query string, args ...any) error
 	}))
 }
 
-// exists reports whether FROM and what follows it selects a row.
-func (t *tx) exists(ctx context.Context, from string, args ...any) (found bool, err error) {
-	err = t.get(ctx, &found, "SELECT EXISTS (SELECT 1 FROM "+from+")", args...)
-	return found, err
-}
-
 // list reads all rows into the slice at dest.
 func (t *tx) list(ctx context.Context, dest any, query string, args ...any) error {
 	return traced(ctx, t.db.dialect, query, func(ctx context.Context) error {

@@ -120,12 +120,16 @@ func (c *tenantCache) get(ctx context.Context, tenantID string) (*tenant, error)
 	if known, _, err := c.lookup([]byte(tenantID), time.Now()); known != nil || err != nil {
 		return known, err
 	}
-	loaded, err, _ := c.flights.Do(tenantID, func() (any, error) { return c.query(ctx, tenantID) })
-	if err != nil {
-		return nil, err
-	}
-	if t := loaded.(*tenant); c.fresh(t, time.Now()) {
-		return t, nil
+	flight := c.flights.DoChan(tenantID, func() (any, error) { return c.query(ctx, tenantID) })
+	select {
+	case loaded := <-flight:
+		if loaded.Err != nil {
+			return nil, loaded.Err
+		}
+		if t := loaded.Val.(*tenant); c.fresh(t, time.Now()) {
+			return t, nil
+		}
+	case <-ctx.Done():
 	}
 	return nil, errLateAnswer
 }

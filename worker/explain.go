@@ -138,6 +138,10 @@ func (x *explanation) explainUnfinished(now time.Time) {
 	m := x.Mapping
 	since := dateTime(x.lastAttempt().StartedAt.Time)
 	switch {
+	case x.unconfigured() != 0:
+		x.say("It has no dashboard yet: it belongs to workspace %s, which is not configured.", m.WorkspaceID)
+		x.do("Add the workspace to PAPERMAP_WORKSPACES_FILE and restart the workers. "+
+			"Then `papermap-worker dead replay %d`.", x.unconfigured())
 	case m.Stage == repo.Creating && now.Before(m.ClaimableAt.Time):
 		x.say("It has no dashboard yet: its creation began at %s.", since)
 		x.do("Look again in a few seconds.")
@@ -165,6 +169,16 @@ func (x *explanation) explainUnfinished(now time.Time) {
 			dateTime(m.UpdatedAt.Time))
 		x.do("Look again in a few seconds; if nothing changes, `papermap-worker doctor`.")
 	}
+}
+
+// unconfigured is the dead letter of a tenant.created whose workspace is not configured, the newest; else 0.
+func (f Facts) unconfigured() uint64 {
+	for _, d := range slices.Backward(f.DeadLetters) {
+		if d.Type == events.TypeTenantCreated && d.Code == codeUnknownWorkspace {
+			return d.Sequence
+		}
+	}
+	return 0
 }
 
 // pauseAdvice is what to do about each kind of pause.

@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -17,10 +19,12 @@ import (
 // the same words.
 type Finding = events.Finding
 
+const databaseCheck = "database" // the name of its findings
+
 // CheckDatabase checks that the tables are this program's, can be read, and take writes. migrate
 // says that serve would migrate them. It returns nothing when all is well.
 func CheckDatabase(ctx context.Context, db *repo.DB, migrate bool) []Finding {
-	const check = "database"
+	const check = databaseCheck
 	switch err := db.CheckSchema(ctx); {
 	case errors.Is(err, repo.ErrSchemaBehind) && migrate:
 		return []Finding{{Check: check, Found: "it is behind this program: serve migrates it"}}
@@ -49,7 +53,7 @@ func DatabaseFinding(err error) Finding {
 		fix = "stop the worker, put the right file in its place, start it, and run " +
 			"`papermap-worker replay --since` a time before this"
 	}
-	return Finding{Check: "database", Found: err.Error(), Fix: fix, Fatal: true}
+	return Finding{Check: databaseCheck, Found: err.Error(), Fix: fix, Fatal: true}
 }
 
 // CheckPapermap reads one row of usage with the workspace's API key. That checks the address, the
@@ -88,30 +92,36 @@ func checkSkew(skew time.Duration) Finding {
 // doctor reports it.
 type trouble struct{ kind, found, fix string }
 
+// pauseFound is what each kind of trouble is, in words that strangers may read.
+var pauseFound = map[string]string{
+	PauseCredentials:   "Papermap refuses the credentials",
+	PauseConfiguration: "Papermap's API is not at PAPERMAP_API_URL",
+	PauseQuota:         "Papermap says that the workspace's quota is used up",
+	PauseFailing:       "calls to Papermap keep failing",
+}
+
 // troubleOf returns what a failed call to the API shows.
 func troubleOf(err error) trouble {
 	var api *papermap.Error
 	errors.As(err, &api)
+	kind, fix := PauseFailing, "can this host reach the address? The worker waits, and tokens still work"
 	switch {
 	case api != nil && api.Class == papermap.Credentials:
-		return trouble{PauseCredentials, "Papermap refuses the credentials",
-			"check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID"}
+		kind, fix = PauseCredentials, "check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID"
 	case api != nil && api.Class == papermap.Configuration:
-		return trouble{PauseConfiguration, "Papermap's API is not at PAPERMAP_API_URL",
-			"correct the address; or check the workspace id"}
+		kind, fix = PauseConfiguration, "correct the address; or check the workspace id"
 	case api != nil && api.Class == papermap.Quota:
-		return trouble{PauseQuota, "Papermap says that the workspace's quota is used up",
-			"raise the quota at Papermap; the worker tries one dashboard every 15 minutes at least"}
+		kind, fix = PauseQuota, "raise the quota at Papermap; the worker tries one dashboard every 15 minutes at least"
 	case api != nil && api.Unreadable:
 		return trouble{PauseFailing, "Papermap's answers name no dashboard",
 			"each create may have made one: see `papermap-worker attempts list`; is PAPERMAP_API_URL right?"}
 	}
-	return trouble{PauseFailing, "calls to Papermap keep failing",
-		"can this host reach the address? The worker waits, and tokens still work"}
+	return trouble{kind, pauseFound[kind], fix}
 }
 
 const (
 	healthEvery   = 10 * time.Second // between checks of NATS and the database
+	healthPoll    = time.Second / 4  // between looks whether a connection was lost or made
 	healthTimeout = 5 * time.Second  // of one check
 )
 
@@ -120,8 +130,10 @@ const (
 type health struct {
 	bus       *events.Bus
 	db        *repo.DB
+	log       *slog.Logger
 	consuming func() bool
 	last      atomic.Pointer[[]Finding] // nil before the first check
+	fatal     map[string]Finding        // of the last check, by what was looked at
 }
 
 // run checks until ctx ends.
@@ -134,7 +146,7 @@ func (h *health) run(ctx context.Context) {
 			h.check(ctx)
 			before, checked = now, time.Now()
 		}
-		if !events.Sleep(ctx, time.Second) {
+		if !events.Sleep(ctx, healthPoll) {
 			return
 		}
 	}
@@ -143,15 +155,43 @@ func (h *health) run(ctx context.Context) {
 func (h *health) check(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	list := checkUsable(ctx, h.db)
-	if h.bus.Connected() == nil {
+	list := CheckDatabase(ctx, h.db, false)
+	connected := h.bus.Connected() == nil
+	if connected {
 		list = append(list, h.bus.CheckTopology(ctx)...)
 	}
 	h.last.Store(&list)
+	h.report(list, connected)
 }
 
-// fatal returns what the last check found that the worker cannot work with.
-func (h *health) fatal() (reasons []string) {
+// report logs what is fatal when it is found first, and when it is over.
+func (h *health) report(list []Finding, connected bool) {
+	fatal := map[string]Finding{}
+	for _, f := range list {
+		if f.Fatal {
+			fatal[f.Check] = f
+		}
+	}
+	for check, f := range h.fatal {
+		_, still := fatal[check]
+		switch {
+		case still:
+		case !connected && check != databaseCheck: // it was not looked at
+			fatal[check] = f
+		default:
+			h.log.Info("a trouble is over", "check", check)
+		}
+	}
+	for check, f := range fatal {
+		if _, known := h.fatal[check]; !known {
+			h.log.Error("the worker cannot work like this", "check", check, "found", f.Found, "do", f.Fix)
+		}
+	}
+	h.fatal = fatal
+}
+
+// reasons returns what the last check found that the worker cannot work with.
+func (h *health) reasons() (reasons []string) {
 	last := h.last.Load()
 	if last == nil {
 		return []string{"the first check of NATS and the database has not ended"}
@@ -172,7 +212,8 @@ type State struct {
 }
 
 // State returns the result of the last checks and runs none itself. A pause because of Papermap
-// leaves the worker ready: it still mints tokens and handles suspensions.
+// leaves the worker ready: it still mints tokens and handles suspensions. Its reason says no more than
+// its kind, because strangers read it; the log and the console have Papermap's own words.
 func (w *Worker) State() State {
 	s := State{Ready: true, Consuming: "yes"}
 	notReady := func(reason string) {
@@ -187,7 +228,7 @@ func (w *Worker) State() State {
 	} else if !w.main.Healthy() || !w.access.Healthy() {
 		notReady("the consumers are not running; the log says why")
 	}
-	for _, reason := range w.health.fatal() {
+	for _, reason := range w.health.reasons() {
 		notReady(reason)
 	}
 	for _, ws := range w.workspaces.list {
@@ -198,7 +239,8 @@ func (w *Worker) State() State {
 		if s.Ready {
 			s.Consuming = "paused"
 		}
-		s.Reasons = append(s.Reasons, fmt.Sprintf("workspace %s is paused: %s", ws.ID, pause.Reason))
+		s.Reasons = append(s.Reasons, fmt.Sprintf("workspace %s is paused: %s", ws.ID,
+			cmp.Or(pauseFound[pause.Kind], "creating dashboards is not possible")))
 	}
 	for _, ws := range w.workspaces.list {
 		if skew, known := ws.api.ClockSkew(); known && skew.Abs() > WarnClockSkew {

@@ -96,7 +96,8 @@ func TestOperatorsActionSaysWhenItIsNotInForce(t *testing.T) {
 		w.Eventually(w.Are(repo.Suspended, "t"))
 
 		// NATS's clock was set back by an hour since the tenant's newest event.
-		w.SQL.MustExec(fmt.Sprint("UPDATE tenant_dashboards SET resumed_event = ", time.Now().Add(time.Hour).UnixNano()))
+		w.SQL.MustExec(fmt.Sprint("UPDATE tenant_dashboards SET resumed_event = ",
+			time.Now().Add(time.Hour).UnixNano()))
 		before := len(w.Stored("PAPERMAP", "papermap.events.tenant.suspended"))
 		_, err = w.Workers[0].ChangeAccess(t.Context(), events.TypeTenantSuspended, "t", "")
 		refusedWith(t, err, 409)

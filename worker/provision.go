@@ -4,13 +4,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"golang.org/x/time/rate"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -62,6 +62,7 @@ type provisioner struct {
 	maxAttempts int                   // counted failures after which a tenant has failed for good
 	changed     func(tenantID string) // called after each change of a mapping that other replicas may cache
 	wakeRelay   func()                // called after each event out
+	unwritten   *rate.Limiter         // of log lines about outcomes that cannot be recorded
 }
 
 // handle gives the tenant its dashboard, unless it has one, must not have one, or another worker is
@@ -111,8 +112,8 @@ func (p *provisioner) provision(ctx context.Context, ws *workspace, e events.Eve
 	case repo.StepElsewhere: // its workspace is not the one that the event names
 		other, ok := p.workspaces.find(claim.Mapping.WorkspaceID)
 		if !ok {
-			return fmt.Errorf("tenant %q belongs to workspace %q, which is not configured any more",
-				c.TenantID, claim.Mapping.WorkspaceID)
+			return permanent(codeUnknownWorkspace, "tenant %q belongs to workspace %q, which is not configured: "+
+				"add it to PAPERMAP_WORKSPACES_FILE, then replay this", c.TenantID, claim.Mapping.WorkspaceID)
 		}
 		return p.provision(ctx, other, e, c)
 	case repo.StepRefused:
@@ -218,13 +219,12 @@ func (a *attempt) record(ctx context.Context, dashboard papermap.Dashboard) (rec
 // lost, the create would be repeated. It gives up after one try once ctx has ended, which is when
 // the grace period of a stop is over.
 func (p *provisioner) retryUntilWritten(ctx context.Context, write func(context.Context) error) error {
-	var warned logOnce
 	return backoff.RetryNotify(
 		func() error { return write(context.WithoutCancel(ctx)) },
 		backoff.WithContext(backoff.NewExponentialBackOff(
 			backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(writeRetryMax)), ctx),
 		func(err error, _ time.Duration) {
-			if warned.begins(true) {
+			if p.unwritten.Allow() { // every create in flight meets it
 				p.log.WarnContext(ctx, "cannot record the outcome of a create; retrying",
 					"error", err)
 			}

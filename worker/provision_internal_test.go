@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"papermap-worker/events"
 	"papermap-worker/repo"
 )
@@ -16,7 +18,7 @@ import (
 func TestProvisionerRetriesUntilWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
-		p := &provisioner{log: slog.New(slog.NewTextHandler(&log, nil))}
+		p := &provisioner{unwritten: rate.NewLimiter(0, 1), log: slog.New(slog.NewTextHandler(&log, nil))}
 		began, last := time.Now(), time.Now()
 		err := p.retryUntilWritten(t.Context(), func(context.Context) error {
 			if wait := time.Since(last); wait > 2*writeRetryMax {
@@ -38,7 +40,7 @@ func TestProvisionerRetriesUntilWritten(t *testing.T) {
 
 func TestProvisionerStopsRetryingWhenTheGraceIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &provisioner{log: slog.New(slog.DiscardHandler)}
+		p := &provisioner{unwritten: rate.NewLimiter(0, 1), log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		began, away := time.Now(), errors.New("away")
@@ -61,7 +63,7 @@ func TestProvisionerStopsRetryingWhenTheGraceIsOver(t *testing.T) {
 
 // A commit that took longer than the lease, or a host that slept, is not Papermap's failure.
 func TestProvisionerDefersWhenTheLeaseEndedBeforeTheRequest(t *testing.T) {
-	p := &provisioner{log: slog.New(slog.DiscardHandler)}
+	p := &provisioner{unwritten: rate.NewLimiter(0, 1), log: slog.New(slog.DiscardHandler)}
 	claim := repo.Claim{Until: time.Now().Add(leaseMargin)}
 	_, cause := (&attempt{provisioner: p, claim: claim}).call(t.Context())
 	f := p.classify(t.Context(), events.Event{}, cause)
@@ -75,7 +77,7 @@ func TestProvisionerDefersWhenTheLeaseEndedBeforeTheRequest(t *testing.T) {
 }
 
 func TestProvisionerDelaysTheRetryAfterAnUnknownOutcome(t *testing.T) {
-	p := &provisioner{log: slog.New(slog.DiscardHandler)}
+	p := &provisioner{unwritten: rate.NewLimiter(0, 1), log: slog.New(slog.DiscardHandler)}
 	f := p.classify(t.Context(), events.Event{Deliveries: 1}, unknownOutcome("timeout"))
 	if f.RetryAfter < 3*time.Second || f.Result.Outcome != repo.OutcomeUnknown {
 		t.Errorf("%+v, want a retry after 3 s at the earliest", f)

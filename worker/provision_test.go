@@ -408,13 +408,21 @@ func TestPausedOrMissingWorkspaceMakesNoAttempts(t *testing.T) {
 		w.Eventually(w.paused("workspace ws-b is paused"))
 		w.Create("paused", "gone") // for the default workspace, which is open
 		w.Eventually(func() error {
-			waits, gone := strings.Count(w.Logs.String(), "the workspace is paused"),
-				strings.Count(w.Logs.String(), "is not configured any more")
-			if waits < 6 || gone < 3 {
-				return fmt.Errorf("offered %d and %d times", waits, gone)
+			if waits := strings.Count(w.Logs.String(), "the workspace is paused"); waits < 6 {
+				return fmt.Errorf("offered %d times", waits)
 			}
 			return nil
 		})
+		if dead := w.DeadLetters(); len(dead) != 1 ||
+			dead[0].Header.Get("Papermap-Error-Code") != "UNKNOWN_WORKSPACE" {
+			t.Errorf("dead letters %+v", dead)
+		}
+		_, report, err := w.Workers[0].Report(t.Context(), "gone")
+		w.Must(err)
+		if want := "workspace ws-gone, which is not configured"; !strings.Contains(report.Summary, want) ||
+			!strings.Contains(strings.Join(report.Next, " "), "dead replay 1") {
+			t.Errorf("the report says %q, %q", report.Summary, report.Next)
+		}
 		if n, a := w.Creates("paused"), w.Attempts("paused"); n != len(a) || w.Outcomes("gone") != "refused" {
 			t.Errorf("paused: %d requests, attempts %+v; gone: attempts %s", n, a, w.Outcomes("gone"))
 		}

@@ -177,7 +177,8 @@ func TestRelayDropsItsLeaseAfterAFailedBatch(t *testing.T) {
 		limit(1) // the stream is full
 		release()
 		w.Eventually(w.Logged(trouble, 1))
-		if taken, err := w.DB.TakeLease(t.Context(), "outbox", "another replica", 20*time.Second); err != nil || !taken {
+		taken, err := w.DB.TakeLease(t.Context(), "outbox", "another replica", 20*time.Second)
+		if err != nil || !taken {
 			t.Errorf("the lease is not free: %t, %v", taken, err)
 		}
 		w.Must(w.DB.DropLease(t.Context(), "outbox", "another replica"))

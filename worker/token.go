@@ -27,6 +27,10 @@ type EmbedToken struct {
 	EmbedURL     string `json:"embed_url"`
 }
 
+// tokenWait is how long a request for a token may wait for the database. Callers wait 2 s; by then
+// they must have the answer that there is none.
+const tokenWait = 1300 * time.Millisecond
+
 // tokenLimits are the settings of tokens.
 type tokenLimits struct {
 	ttl, maxTTL time.Duration // default and maximum life
@@ -99,7 +103,9 @@ func (s *tokenService) embedToken(ctx context.Context, r TokenRequest) (token Em
 	if err != nil {
 		return token, err
 	}
-	t, err := s.cache.get(ctx, r.TenantID)
+	waiting, cancel := context.WithTimeout(ctx, tokenWait)
+	defer cancel()
+	t, err := s.cache.get(waiting, r.TenantID)
 	if err != nil {
 		return token, err
 	}
@@ -139,7 +145,7 @@ func (s *tokenService) authorize(t *tenant, q tokenRequest, now time.Time) (toke
 	case t.refused != nil:
 		return tokenLife{}, t.refused
 	case t.ws.api == nil:
-		return tokenLife{}, fmt.Errorf("workspace %q of tenant %q is not configured", t.ws.ID, t.id)
+		return tokenLife{}, errNotConfigured
 	}
 	if err := t.ws.checkClock(); err != nil {
 		return tokenLife{}, err
@@ -224,6 +230,9 @@ func (s *tokenService) appendToken(
 	dst = papermap.AppendEmbedQuery(dst, t.ws.ID, t.dashboardID)
 	return append(dst, `"}`...), nil
 }
+
+var errNotConfigured = serviceError(503, "UNAVAILABLE", 60,
+	"the tenant's workspace is not configured: set PAPERMAP_WORKSPACES_FILE")
 
 // tokenRefused returns the documented error unless the mapping is active.
 func tokenRefused(status repo.Status) *events.ServiceError {

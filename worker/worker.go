@@ -100,6 +100,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	w.provisioner = &provisioner{
 		workspaces: w.workspaces, db: db, log: log, metrics: m, spans: spans, hold: cfg.Hold,
 		maxAttempts: cfg.MaxAttempts, changed: changed, wakeRelay: w.relay.wake,
+		unwritten: rate.NewLimiter(rate.Every(30*time.Second), 1),
 	}
 	w.accessHandler = &accessHandler{w.workspaces, db, log, changed}
 	w.usage = &usageSync{
@@ -119,7 +120,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	w.main.Admit, w.main.Handle, w.main.Observe = w.admit, w.handle, m.eventHandled
 	w.access = bus.AccessConsumer(accessSlots, cfg.Grace)
 	w.access.Handle, w.access.Observe = w.handle, m.eventHandled
-	w.health = &health{bus: bus, db: db, consuming: func() bool {
+	w.health = &health{bus: bus, db: db, log: log, consuming: func() bool {
 		return w.main.Healthy() && w.access.Healthy()
 	}}
 	for _, ws := range w.workspaces.list {

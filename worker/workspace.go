@@ -59,11 +59,13 @@ func (all workspaces) find(id string) (*workspace, bool) {
 	return ws, ok
 }
 
+const codeUnknownWorkspace = "UNKNOWN_WORKSPACE" // of dead letters
+
 // ofEvent is find for an event, where an unknown workspace is the publisher's mistake.
 func (all workspaces) ofEvent(id string) (*workspace, error) {
 	ws, ok := all.find(id)
 	if !ok {
-		return nil, permanent("UNKNOWN_WORKSPACE", "workspace %q is not configured: "+
+		return nil, permanent(codeUnknownWorkspace, "workspace %q is not configured: "+
 			"set PAPERMAP_WORKSPACE_ID or PAPERMAP_WORKSPACES_FILE, or correct the event", id)
 	}
 	return ws, nil

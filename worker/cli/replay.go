@@ -68,8 +68,13 @@ type streamState struct {
 func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamState, error) {
 	s := &streamState{dashboards: map[string]repo.Dashboard{}, changes: map[string][]repo.Change{}}
 	created := map[string]time.Time{} // the newest tenant.created so far, by tenant
+	seen := map[string]bool{}         // ids of dashboards' events: a late copy is not the newest
 	return s, bus.ScanSince(ctx, since, func(e events.StoredEvent) error {
 		if d := e.Dashboard; d != nil {
+			if seen[e.ID] {
+				return nil
+			}
+			seen[e.ID] = true
 			s.dashboards[d.TenantID] = repo.Dashboard{
 				TenantID: d.TenantID, WorkspaceID: d.WorkspaceID, ID: d.DashboardID, Title: d.Title,
 				CreatedEvent: created[d.TenantID],

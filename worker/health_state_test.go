@@ -1,0 +1,60 @@
+package worker_test
+
+import (
+	"strings"
+	"testing"
+
+	"papermap-worker/repo"
+	"papermap-worker/worker"
+	"papermap-worker/worker/workertest"
+)
+
+// Strangers read readiness: it says what kind of trouble Papermap makes, and not what Papermap says.
+func TestReadinessDoesNotShowPapermapsWords(t *testing.T) {
+	virtual(t, options{
+		Faults: []string{"status=401 body=`{\"message\":\"key of customer 4711 is barred\"}`"},
+	}, func(t *testing.T, w *world) {
+		w.Create("t")
+		w.Eventually(w.paused("workspace ws-a is paused: Papermap refuses the credentials"))
+		if s := w.Workers[0].State(); strings.Contains(strings.Join(s.Reasons, " "), "4711") {
+			t.Errorf("readiness says %q", s.Reasons)
+		}
+		if p := w.Workers[0].Pause("ws-a"); !strings.Contains(p.Reason, "4711") {
+			t.Errorf("the console says %q", p.Reason)
+		}
+	})
+}
+
+// What doctor calls fatal about the database is what readiness says.
+func TestReadinessFindsADatabaseOfAnotherVersion(t *testing.T) {
+	virtual(t, options{}, func(t *testing.T, w *world) {
+		w.Create("t")
+		w.Eventually(w.Are(repo.Active, "t"))
+		w.SQL.MustExec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)")
+		w.Eventually(workertest.That("not ready", func() bool { return !w.Workers[0].State().Ready }))
+		said := w.Workers[0].State().Reasons
+		doctor := worker.CheckDatabase(t.Context(), w.DB, false)
+		if len(said) != 1 || len(doctor) != 1 || said[0] != doctor[0].String() {
+			t.Errorf("readiness says %q, doctor %q", said, doctor)
+		}
+		w.SQL.MustExec("DELETE FROM goose_db_version WHERE version_id = 99999")
+		w.Eventually(workertest.That("ready", func() bool { return w.Workers[0].State().Ready }))
+	})
+}
+
+func TestLogHasNoLineForEachEventWhileTheDatabaseFails(t *testing.T) {
+	virtual(t, options{}, func(t *testing.T, w *world) {
+		w.Create("t")
+		w.Eventually(w.Are(repo.Active, "t"))
+		w.SQL.MustExec("ALTER TABLE tenant_dashboards RENAME TO gone")
+		tenants := names("t", 200)
+		w.Create(tenants...)
+		const line = `"level":"WARN","msg":"event failed`
+		w.Eventually(w.Logged("event failed and is delivered again later", 400))
+		if n := strings.Count(w.Logs.String(), line); n < 1 || n > 5 {
+			t.Errorf("%d lines about events that failed", n)
+		}
+		w.SQL.MustExec("ALTER TABLE gone RENAME TO tenant_dashboards")
+		w.Eventually(w.Are(repo.Active, tenants...))
+	})
+}
