@@ -107,7 +107,7 @@ func TestDecodeRefusesPoisonAsPermanent(t *testing.T) {
 		{"no name", `{"tenant_id":"a"}`, codeField},
 		{"name blank", `{"tenant_id":"a","name":" \t"}`, codeField},
 		{"name null", `{"tenant_id":"a","name":null}`, codeField},
-		{"optional field null", `{"tenant_id":"a","name":"b","title":null}`, codeField},
+		{"optional fields null", `{"tenant_id":"a","name":"b","title":null,"workspace_id":null,"created_by":null}`, ""},
 		{"workspace with white space after", `{"tenant_id":"a","name":"b","workspace_id":"w "}`, codeField},
 		{"workspace of 256 characters", `{"tenant_id":"a","name":"b","workspace_id":"` + strings.Repeat("w",
 			256) + `"}`, codeField},
@@ -526,7 +526,7 @@ func TestDecodeObjectReadsOnlyWhatItWasAskedFor(t *testing.T) {
 	text, absent := "before", "kept"
 	var number, none *int64
 	var value, null, missing jsontext.Value
-	err := DecodeObject([]byte(`{"text":"a\u00e9","number":-60,"value":{"x":[1]},"null":null,"other":null}`), map[string]any{
+	err := DecodeObject([]byte(`{"text":"a\u00e9","number":-60,"value":{"x":[1]},"null":null,"other":null,"absent":null,"none":null}`), map[string]any{
 		"text": &text, "absent": &absent, "number": &number, "none": &none, "value": &value, "null": &null,
 		"missing": &missing,
 	})
@@ -548,7 +548,7 @@ func TestDecodeObjectTakesWholeNumbersOnly(t *testing.T) {
 		// as the range ends
 		{"0", true}, {"60", true}, {"-1", true}, {"9223372036854775807", true}, {"9223372036854775808",
 			true}, {"-99999999999999999999", true},
-		{"1.5", false}, {"1.0", false}, {"1e3", false}, {`"60"`, false}, {"null", false}, {"true",
+		{"1.5", false}, {"1.0", false}, {"1e3", false}, {`"60"`, false}, {"true",
 			false}, {"[60]", false},
 		{"+1", false}, {"060", false},
 	} {

@@ -21,7 +21,8 @@ import (
 //
 // It refuses everything that two readers could understand differently: duplicate names at any depth,
 // a name that differs from a known one only by case, invalid UTF-8, lone surrogates, anything before
-// or after the object, nesting deeper than 10,000, and null or a wrong type for a known name.
+// or after the object, nesting deeper than 10,000, and a wrong type for a known name. A text or number
+// that is null counts as absent.
 // Messages name fields and never quote values. After an error some of the fields may have been read.
 //
 //	var tenant string
@@ -70,6 +71,9 @@ type valueError string
 func (e valueError) Error() string { return string(e) }
 
 func assign(dest any, name string, value jsontext.Value) error {
+	if _, raw := dest.(*jsontext.Value); !raw && value.Kind() == 'n' {
+		return nil
+	}
 	switch dest := dest.(type) {
 	case *string:
 		if value.Kind() != '"' {

@@ -2,6 +2,7 @@ package events_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,8 @@ func TestSchemasAndDecoderAgreeOnTenantIDs(t *testing.T) {
 			`"` + strings.Repeat("🏢", 255) + `"`: true,
 			`"` + strings.Repeat("🏢", 256) + `"`: false,
 			`""`:                                 eventType == events.TypeUsageSync, // there it is optional
-			`null`:                               false, `1`: false, `true`: false, `{}`: false,
+			`null`:                               eventType == events.TypeUsageSync,
+			`1`:                                  false, `true`: false, `{}`: false,
 			`["a"]`: false,
 			`" a"`:  false, `"a "`: false, `" "`: false, `"\u00a0a"`: false, `"a\u3000"`: false,
 			`"a\u2028"`: false, `"\u1680a"`: false,
@@ -115,6 +117,7 @@ func TestSchemasAndDecoderRefuseTheSameOfEveryField(t *testing.T) {
 		}
 		var doc struct {
 			Properties map[string]any `json:"properties"`
+			Required   []string       `json:"required"`
 		}
 		if err := json.Unmarshal(text, &doc); err != nil {
 			t.Fatal(err)
@@ -123,7 +126,8 @@ func TestSchemasAndDecoderRefuseTheSameOfEveryField(t *testing.T) {
 			for _, value := range []string{`null`, `1`, `true`, `[]`, `{}`, `"a\u0000"`} {
 				fields := map[string]string{"tenant_id": `"a"`, "name": `"b"`}
 				fields[name] = value
-				agree(t, eventType, eventType, object(fields), false)
+				optional := !slices.Contains(doc.Required, name)
+				agree(t, eventType, eventType, object(fields), value == `null` && optional)
 			}
 			for _, other := range []string{strings.ToUpper(name), strings.ToUpper(name[:1]) + name[1:]} {
 				agree(t, eventType, eventType, object(map[string]string{"tenant_id": `"a"`, "name": `"b"`,

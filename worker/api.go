@@ -34,6 +34,8 @@ type Dashboard struct {
 	Status      repo.Status `json:"status"`
 	CreatedAt   repo.Time   `json:"created_at"`
 	UpdatedAt   repo.Time   `json:"updated_at"`
+
+	Description, CreatedBy *string `json:"-"` // REST shows them; nil: none
 }
 
 // DashboardRequest asks for a tenant's mapping.
@@ -114,10 +116,17 @@ func dashboardOf(m repo.Mapping) Dashboard {
 		TenantID: m.TenantID, WorkspaceID: m.WorkspaceID, Title: m.Title, Status: m.Status,
 		CreatedAt: m.CreatedAt, UpdatedAt: m.UpdatedAt,
 	}
-	if m.DashboardID != "" {
-		d.DashboardID = &m.DashboardID
-	}
+	d.DashboardID, d.Description, d.CreatedBy =
+		nullable(m.DashboardID), nullable(m.Description), nullable(m.CreatedBy)
 	return d
+}
+
+// nullable is nil for an empty text.
+func nullable(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
 }
 
 // Tenants lists at most limit mappings in the order of tenant ids, those after the id after; of one
@@ -185,14 +194,20 @@ const createPoll = 50 * time.Millisecond
 // as it is by then, with status pending or creating: the event is in the stream and will be
 // handled.
 func (a *API) Create(ctx context.Context, fields map[string]string) (Dashboard, error) {
-	tenantID := fields["tenant_id"]
 	eventID, err := a.Publish(ctx, events.TypeTenantCreated, fields)
 	if err != nil {
 		return Dashboard{}, err
 	}
-	d := Dashboard{TenantID: tenantID, WorkspaceID: fields["workspace_id"], Status: repo.Pending}
+	return a.awaitCreated(ctx, eventID, Dashboard{
+		TenantID: fields["tenant_id"], WorkspaceID: fields["workspace_id"], Status: repo.Pending,
+	})
+}
+
+// awaitCreated waits for the outcome of a tenant.created, and returns d if none is known when ctx
+// ends.
+func (a *API) awaitCreated(ctx context.Context, eventID string, d Dashboard) (Dashboard, error) {
 	for {
-		m, err := a.db.Mapping(untraced(context.WithoutCancel(ctx)), tenantID)
+		m, err := a.db.Mapping(untraced(context.WithoutCancel(ctx)), d.TenantID)
 		if err != nil && !errors.Is(err, repo.ErrNotFound) {
 			return d, err
 		}

@@ -33,6 +33,7 @@ type metrics struct {
 	tokenTime   prometheus.Histogram
 	memory      prometheus.Counter // tenants that were looked up for a token, and found there
 	database    prometheus.Counter
+	refused     *prometheus.CounterVec // by reason
 	usageRuns   *prometheus.CounterVec // by status
 	usageRows   *prometheus.CounterVec // by outcome
 	usageDone   *prometheus.GaugeVec   // pages of the run in flight in this process, by workspace
@@ -83,6 +84,8 @@ func newMetrics(version string) *metrics {
 		"workspace_id")
 	m.usageRows = counter("usage_rows_total",
 		"Rows of usage, by outcome: read, written, rejected or went_down.", "outcome")
+	m.refused = counter("http_refused_total",
+		"HTTP requests to REST and console that were refused, by reason.", "reason")
 	lookups := counter("token_lookups_total",
 		"Tenants that were looked up for a token, by where: memory or database.", "in")
 	m.memory, m.database = lookups.WithLabelValues("memory"), lookups.WithLabelValues("database")
@@ -108,6 +111,12 @@ func (m *metrics) initialize() {
 		m.attempts.WithLabelValues(string(outcome))
 	}
 	m.tokens.WithLabelValues("UNAVAILABLE")
+	for _, reason := range []string{
+		"no_token", "invalid_token", "access_denied", "not_found", "invalid_request", "wrong_login",
+		"cross_site", "not_local",
+	} {
+		m.refused.WithLabelValues(reason)
+	}
 	for _, status := range []repo.RunStatus{
 		repo.RunDone, repo.RunIncomplete, repo.RunFailed, repo.RunSkipped,
 	} {

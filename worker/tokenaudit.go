@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -57,7 +58,8 @@ func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 	write := func(l auditLine) {
 		log.InfoContext(l.ctx, "minted an embed token", "tenant_id", l.tenant.id,
 			"workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID, "expires", l.expires.UTC(),
-			"fingerprint", hex.EncodeToString(l.fingerprint[:]), "left_out", a.leftOut.Swap(0))
+			"fingerprint", hex.EncodeToString(l.fingerprint[:]), "actor", cmp.Or(Actor(l.ctx), "nats"),
+			"left_out", a.leftOut.Swap(0))
 	}
 	for ctx.Err() == nil {
 		select {

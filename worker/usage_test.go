@@ -102,7 +102,7 @@ func TestUsageIsAnsweredInPages(t *testing.T) {
 		}
 		for _, body := range []string{
 			``, `null`, `[]`, `{"page":0}`, `{"page":-1}`, `{"page":2147483649}`, `{"page":"1"}`,
-			`{"page":1.5}`, `{"per_page":0}`, `{"per_page":1001}`, `{"per_page":null}`,
+			`{"page":1.5}`, `{"per_page":0}`, `{"per_page":1001}`,
 			`{"tenant_id":""}{}`, `{"tenant_id":" x"}`, `{"tenant_id":7}`, `{"tenant_id":"a\u0000"}`,
 			`{"Tenant_id":"x"}`, `{"from_period":"2026-13"}`, `{"from_period":"2026-1"}`,
 			`{"to_period":"March"}`, `{"to_period":202603}`, `{"workspace_id":1}`, `{"page":1,"page":1}`,

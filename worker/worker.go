@@ -55,6 +55,7 @@ type Worker struct {
 	bus      *events.Bus
 	log      *slog.Logger
 	metrics  *metrics
+	refusals *refusals
 	draining atomic.Bool
 
 	workspaces workspaces
@@ -84,6 +85,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	}
 	m, spans := newMetrics(cfg.Version), newSpanByEvent()
 	w := &Worker{cfg: cfg, db: db, bus: bus, log: log, metrics: m, resumed: make(chan struct{}, 1)}
+	w.refusals = newRefusals(m.refused)
 	w.workspaces = newWorkspaces(cfg.Workspaces, papermap.ClientOptions{
 		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))),
 		UserAgent: "papermap-worker/" + cfg.Version, HistoryPath: cfg.HistoryPath, Dial: cfg.Dial,

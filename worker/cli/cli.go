@@ -8,8 +8,8 @@
 //
 // Each command is in the file that has its name, as a struct of its flags and a method Run. Beside
 // them, cli.go has the grammar, config.go the settings and settings.go what checks them, connect.go
-// opens NATS and the database for a command, tracing.go sets up OpenTelemetry, and print.go prints
-// tables and JSON.
+// opens NATS and the database for a command, tracing.go sets up OpenTelemetry, log.go the log,
+// and print.go prints tables and JSON. warnings.go says which settings are unsafe.
 //
 // A new command is a struct in [grammar], and a file. Its Run takes what it needs: an *app, a
 // *repo.DB, and, if it embeds natsSettings, an *events.Bus; they are closed when it ends. Settings
@@ -47,7 +47,10 @@ type grammar struct {
 	Replay   replayCmd   `cmd:"" help:"Publish the stream's events again, into a restored database."`
 	Usage    usageCmd    `cmd:"" help:"Show and export synced usage."`
 	Doctor   doctorCmd   `cmd:"" help:"Check configuration, NATS, database and Papermap."`
+	JWT      jwtCmd      `cmd:"" name:"jwt" help:"Mint a bearer token for REST, to try it."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
+
+	ConsoleUser consoleUserCmd `cmd:"" help:"Make a line for CONSOLE_USERS_FILE."`
 
 	logSettings `group:"Log"`
 }
@@ -76,12 +79,14 @@ var examples = map[string]string{
 	"usage export":             "papermap-worker usage export --from 2026-01 --to 2026-03 > usage.csv",
 	"usage run":                "papermap-worker usage run --json",
 	"doctor":                   "papermap-worker doctor --json",
+	"jwt":                      "papermap-worker jwt --tenant-id org-1 --scope papermap:create --ttl 10m",
+	"console-user":             "papermap-worker console-user ann --role viewer >> console-users",
 }
 
 // app is what every command gets.
 type app struct {
 	version  string
-	ctx      context.Context // ends at SIGINT and SIGTERM
+	ctx      context.Context // ends at SIGINT, SIGTERM and SIGHUP
 	stdout   io.Writer
 	log      *slog.Logger
 	problems []string // of the log settings
@@ -111,6 +116,7 @@ func usageErrorf(format string, args ...any) error {
 // empty for any other build.
 func Run(release string, args []string, stdout, stderr io.Writer) int {
 	unsetEmpty()
+	syscall.Umask(syscall.Umask(0) | 0o077) // files are for this user alone
 	var g grammar
 	a := &app{version: programVersion(release), stdout: stdout}
 	helped := false
@@ -130,6 +136,12 @@ func Run(release string, args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintf(stderr, "papermap-worker: %v\nTry `papermap-worker --help`.\n", err)
 		return 2
+	}
+	if slices.Contains(longRunning, command.Command()) {
+		signal.Ignore(syscall.SIGPIPE) // or a log that nobody reads any more would end the process
+		log := newBackgroundLog(stderr)
+		defer log.close()
+		stderr = log
 	}
 	var cancel context.CancelFunc
 	a.ctx, cancel = untilSignal()
@@ -151,6 +163,10 @@ func Run(release string, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// longRunning are the commands whose work goes on when their output cannot be written. Others end, as
+// a pipe to head expects.
+var longRunning = []string{"serve", "dev", "simulate"}
+
 // newKong returns a parser of the command line that sets what into points to. Settings, which are
 // the flags of a group, come from the environment as well, under the flag's name: --max-attempts is
 // MAX_ATTEMPTS.
@@ -171,12 +187,15 @@ func newKong(into any, options ...kong.Option) *kong.Kong {
 	}))...)
 }
 
-// untilSignal returns a context that ends at SIGINT and SIGTERM. From then on a second signal ends
-// the process at once, by its default action.
+// untilSignal returns a context that ends at SIGINT, SIGTERM and SIGHUP, unless nohup has that ignored.
+// From then on a second signal ends the process at once, by its default action.
 func untilSignal() (ctx context.Context, cancel context.CancelFunc) {
 	ctx, cancel = context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	go func() {
 		select {
 		case <-signals:

@@ -3,8 +3,6 @@ package cli
 import (
 	"cmp"
 	"fmt"
-	"io"
-	"log/slog"
 	"math"
 	"net/url"
 	"os"
@@ -13,7 +11,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"golang.org/x/term"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -61,16 +58,25 @@ type workSettings struct {
 	Grace         string `name:"shutdown-grace" default:"25s" help:"Time for events in flight at shutdown."`
 	ReplyPrefixes string `name:"nats-reply-prefixes" help:"More reply prefixes to answer, comma-separated."`
 	JWKS          string `name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
-	JWTIssuer     string `name:"http-jwt-issuer" help:"Required issuer of REST tokens."`
-	JWTAudience   string `name:"http-jwt-audience" help:"Required audience of REST tokens."`
 	CORSOrigins   string `name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
+	UsersFile     string `name:"console-users-file" help:"Console users: lines name:role:bcrypt."`
+	Proxies       string `name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is believed."`
+	jwtSettings
 	httpSettings
+}
+
+// jwtSettings are what bearer tokens of the REST API must say.
+type jwtSettings struct {
+	JWTIssuer   string `name:"http-jwt-issuer" help:"Required issuer of REST tokens."`
+	JWTAudience string `name:"http-jwt-audience" help:"Required audience of REST tokens."`
 }
 
 // httpSettings are where HTTP is served; health needs them as well.
 type httpSettings struct {
 	HTTPAddr    string `name:"http-addr" default:"127.0.0.1:8080" help:"Console, health and REST, or off."`
 	MetricsAddr string `name:"metrics-addr" help:"Address of health and metrics instead."`
+	HTTPCert    string `name:"http-tls-cert" help:"Certificate, to serve HTTPS."`
+	HTTPKey     string `name:"http-tls-key" help:"Its key."`
 }
 
 // natsSettings are about NATS. Every command that connects to it has them.
@@ -180,7 +186,7 @@ func workspacesFile(p *parser, path, defaultURL string, allowHTTP bool) (all []p
 		return nil
 	}
 	var rows []workspaceRow
-	data, err := os.ReadFile(path)
+	data, err := readText(path)
 	if err == nil {
 		err = json.Unmarshal(data, &rows, json.RejectUnknownMembers(true))
 	}
@@ -251,7 +257,16 @@ func (s workSettings) http(p *parser) ops.Config {
 		JWT: ops.JWT{
 			Secret: p.secret("HTTP_JWT_SECRET"), JWKS: s.JWKS, Issuer: s.JWTIssuer, Audience: s.JWTAudience,
 		},
-		Console: console.Config{Token: p.secret("CONSOLE_TOKEN")}, Origins: splitList(s.CORSOrigins),
+		Console: console.Config{Token: p.consoleToken(p.secret("CONSOLE_TOKEN")), UsersFile: s.UsersFile},
+		Origins: splitList(s.CORSOrigins), Proxies: p.prefixes("TRUSTED_PROXIES", s.Proxies),
+		TLS: p.certificate("HTTP_TLS_CERT", s.HTTPCert, "HTTP_TLS_KEY", s.HTTPKey),
+	}
+	if s.UsersFile != "" {
+		data, err := os.ReadFile(s.UsersFile)
+		if err == nil {
+			_, err = console.ParseUsers(data)
+		}
+		p.check(err == nil, "CONSOLE_USERS_FILE: %v", err)
 	}
 	if c.Addr == "off" {
 		c.Addr = ""
@@ -261,6 +276,8 @@ func (s workSettings) http(p *parser) ops.Config {
 		"HTTP_JWT_SECRET and HTTP_JWT_JWKS are both set: unset one")
 	p.check(!strings.Contains(c.JWT.JWKS, "://") || strings.HasPrefix(c.JWT.JWKS, "https://"),
 		"HTTP_JWT_JWKS: invalid address: use a path or an https address")
+	p.check(c.JWT.JWKS == "" || c.JWT.Audience != "", "HTTP_JWT_AUDIENCE is required with HTTP_JWT_JWKS: "+
+		"a token that the same keys signed for another service would be accepted")
 	for _, origin := range c.Origins {
 		u := webURL(origin)
 		p.check(u != nil && u.Path == "",
@@ -321,23 +338,4 @@ func (p *parser) databaseURL() string {
 	err := repo.CheckAddress(address)
 	p.check(err == nil, "DATABASE_URL: %v", err)
 	return address
-}
-
-// logger returns a logger that writes to w.
-func (s logSettings) logger(p *parser, w io.Writer) *slog.Logger {
-	var level slog.Level
-	err := level.UnmarshalText([]byte(s.LogLevel))
-	p.check(err == nil, "LOG_LEVEL: invalid level %q: use debug, info, warn or error", s.LogLevel)
-	format := p.oneOf("LOG_FORMAT", s.LogFormat, "auto", "text", "json")
-	options := &slog.HandlerOptions{Level: level}
-	if format == "text" || format == "auto" && onTerminal(w) {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
-}
-
-// onTerminal reports whether a person may read what is written to w.
-func onTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd()))
 }

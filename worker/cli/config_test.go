@@ -3,6 +3,7 @@ package cli
 import (
 	stdcmp "cmp"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -158,10 +159,14 @@ func TestSettingsAreChecked(t *testing.T) {
 		"METRICS_ADDR":         {[]string{"0.0.0.0:9090"}, []string{"9090", "off"}},
 		"HTTP_JWT_SECRET":      {[]string{"CANARY"}, nil},
 		"HTTP_JWT_SECRET_FILE": {[]string{file}, []string{"/nowhere"}},
-		"CONSOLE_TOKEN":        {[]string{"CANARY"}, nil},
-		"CONSOLE_TOKEN_FILE":   {[]string{file}, []string{"/nowhere"}},
-		"HTTP_JWT_JWKS": {[]string{"keys.json", "https://h/keys"},
-			[]string{"http://h/keys", "ftp://h"}},
+		"CONSOLE_TOKEN":        {[]string{"CANARY-of-16-char", "CANÄRY-16-chäräc"}, []string{"x", "CANARY-15-chars"}},
+		"CONSOLE_TOKEN_FILE":   {nil, []string{"/nowhere", file}},              // too short
+		"HTTP_JWT_JWKS":        {nil, []string{"keys.json", "https://h/keys"}}, // without HTTP_JWT_AUDIENCE
+		"HTTP_TLS_CERT":        {nil, []string{file}},                          // alone
+		"HTTP_TLS_KEY":         {nil, []string{file}},
+		"CONSOLE_USERS_FILE":   {nil, []string{file, "/nowhere"}},
+		"TRUSTED_PROXIES": {[]string{"10.0.0.0/8", "10.0.0.1, ::1,fd00::/8"},
+			[]string{"10.0.0.0/33", "proxy", "10.0.0.0/8,x", "*"}},
 		"HTTP_JWT_ISSUER":   {[]string{"https://issuer.example.com/"}, nil},
 		"HTTP_JWT_AUDIENCE": {[]string{"papermap"}, nil},
 		"HTTP_CORS_ORIGINS": {
@@ -203,8 +208,8 @@ func TestSecretComesFromVariableOrFile(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	marked, utf16 := write("marked", "\ufeffsk CANARY\r\n"), write("utf16", "\xff\xfes\x00k\x00")
 	full, empty, blank := write("full", "sk CANARY \r\n\n"), write("empty", ""), write("blank", "\n")
+	marked, wide := write("marked", "\uFEFFsk_CANARY\r\n"), write("wide", "\xff\xfes\x00k\x00")
 	for name, c := range map[string]struct {
 		changes map[string]string
 		secret  string
@@ -229,9 +234,9 @@ func TestSecretComesFromVariableOrFile(t *testing.T) {
 			"PAPERMAP_EMBED_SECRET_KEY_FILE": dir + "/none"}, secretCanary,
 			"PAPERMAP_EMBED_SECRET_KEY_FILE: open " + dir + "/none: no such file or directory"},
 		"byte order mark": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": marked},
-			"sk CANARY", ""},
-		"UTF-16": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": utf16}, "",
-			"PAPERMAP_SECRET_KEY_FILE: " + utf16 + " is not UTF-8 text, perhaps UTF-16: save it as UTF-8"},
+			"sk_CANARY", ""},
+		"UTF-16": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": wide}, "",
+			"PAPERMAP_SECRET_KEY_FILE: " + wide + " is UTF-16: save it as UTF-8"},
 		"blank file": {map[string]string{"PAPERMAP_SECRET_KEY": "", "PAPERMAP_SECRET_KEY_FILE": blank}, "",
 			"PAPERMAP_SECRET_KEY_FILE: " + blank + " is empty"},
 	} {
@@ -374,15 +379,22 @@ func TestRESTHasOneKey(t *testing.T) {
 		"HTTP_JWT_AUDIENCE": "you", "HTTP_CORS_ORIGINS": "https://a, https://b"})
 	want := ops.Config{Addr: "127.0.0.1:8080", JWT: ops.JWT{Secret: secret, Issuer: "me", Audience: "you"},
 		Origins: []string{"https://a", "https://b"}}
-	if diff := cmp.Diff(want, cfg.http); diff != "" || len(p) > 0 {
+	if diff := cmp.Diff(want, cfg.http, cmpopts.IgnoreUnexported(netip.Prefix{})); diff != "" || len(p) > 0 {
 		t.Errorf("%v\n%s", p, diff)
 	}
 	if cfg, p := configure(t, nil); cfg.http.JWT.Given() || len(p) > 0 {
 		t.Errorf("without a key: %+v (%v)", cfg.http, p)
 	}
-	if _, p := configure(t, map[string]string{"HTTP_JWT_SECRET": secret,
+	if _, p := configure(t, map[string]string{"HTTP_JWT_SECRET": secret, "HTTP_JWT_AUDIENCE": "papermap",
 		"HTTP_JWT_JWKS": "keys.json"}); len(p) != 1 || !strings.Contains(p[0], "unset one") {
 		t.Errorf("both keys: %q", p)
+	}
+	for source, fine := range map[string]bool{"keys.json": true, "https://h/keys": true, "http://h/keys": false,
+		"ftp://h": false} {
+		_, p := configure(t, map[string]string{"HTTP_JWT_JWKS": source, "HTTP_JWT_AUDIENCE": "papermap"})
+		if (len(p) == 0) != fine {
+			t.Errorf("key set %s: %q", source, p)
+		}
 	}
 }
 

@@ -87,7 +87,7 @@ func demoDashboards(ctx context.Context, out io.Writer, bus *events.Bus) error {
 		if err != nil {
 			return err
 		}
-		status, _, err := httpGet(ctx, token.EmbedURL) // as an iframe would
+		status, _, err := httpGet(ctx, http.DefaultClient, token.EmbedURL) // as an iframe would
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("papermap refused the token: status %d", status)
 		}

@@ -40,7 +40,11 @@ func (c *devCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	s.config.http.Console.Dev = true
+	p := a.parser()
+	s.config.http.Console.Dev, s.config.http.Console.Token = true, p.consoleToken(p.secret("CONSOLE_TOKEN"))
+	if err := p.err(); err != nil {
+		return err
+	}
 	s.simulator.SetUsage(s.config.worker.Workspaces[0].ID, devUsage(c.Tenants, time.Now()))
 	bus, err := s.connect(a)
 	if err != nil {

@@ -6,11 +6,12 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
+	"unicode/utf16"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"papermap-worker/events"
 	"papermap-worker/repo"
 )
 
@@ -65,40 +66,53 @@ func (f jsonFlag) printList(w io.Writer, value any, rows table, none string) err
 	return err
 }
 
-// printable replaces what could move the cursor or break the table; others choose the names that
-// are printed.
+// printable escapes what could move the cursor or break the table, and what is invisible, so that no
+// id looks like another one: others choose the names that are printed.
 func printable(cell string) string {
 	if cell == "" {
 		return "-"
 	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, cell)
+	return events.Visible(cell)
 }
 
-// printableLines replaces what could move the cursor, and indents JSON.
+// printableLines escapes what could move the cursor, and indents JSON.
 func printableLines(text string) string {
 	if value := jsontext.Value(text); value.Indent(jsontext.WithIndent("  ")) == nil {
 		text = string(value)
 	}
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
-		lines[i] = strings.TrimSuffix(printable(line+" "), " ")
+		lines[i] = events.Visible(line)
 	}
 	return strings.Join(lines, "\n")
 }
 
-// printJSON prints indented JSON with a line break at its end. An empty list is [], not null.
+// printJSON prints indented JSON with a line break at its end. An empty list is [], not null. What is
+// invisible on a terminal is escaped, which JSON's readers undo.
 func printJSON(w io.Writer, v any) error {
-	err := json.MarshalWrite(w, v, jsontext.WithIndent("  "), json.FormatNilSliceAsNull(false))
+	data, err := json.Marshal(v, jsontext.WithIndent("  "), json.FormatNilSliceAsNull(false))
 	if err != nil {
 		return fmt.Errorf("print JSON: %w", err)
 	}
-	_, err = fmt.Fprintln(w)
+	_, err = fmt.Fprintln(w, visibleJSON(string(data)))
 	return err
+}
+
+// visibleJSON escapes invisible characters, which JSON permits in strings alone, as JSON does.
+func visibleJSON(text string) string {
+	var out strings.Builder
+	for _, r := range text {
+		switch {
+		case r == '\n' || !events.Invisible(r):
+			out.WriteRune(r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(&out, `\u%04x\u%04x`, high, low)
+		default:
+			fmt.Fprintf(&out, `\u%04x`, r)
+		}
+	}
+	return out.String()
 }
 
 // unixTime writes seconds since the epoch for people.

@@ -65,8 +65,8 @@ func (c *serveCmd) warn(log *slog.Logger, cfg serveConfig) {
 	if cfg.worker.TokenAudit > 0 && !log.Enabled(context.Background(), slog.LevelInfo) {
 		log.Warn("LOG_LEVEL hides the log lines on minted tokens: set it to info, or EMBED_TOKEN_AUDIT to 0")
 	}
-	if n := len(cfg.http.Console.Token); n > 0 && n < 16 {
-		log.Warn("CONSOLE_TOKEN is shorter than 16 bytes and could be guessed: use `openssl rand -hex 16`")
+	for _, warning := range unsafe(cfg) {
+		log.Warn("the configuration is unsafe", "why", warning)
 	}
 	if n := len(cfg.http.JWT.Secret); n > 0 && n < 32 {
 		log.Warn("HTTP_JWT_SECRET is shorter than HS256's 32 bytes (RFC 7518) and could be guessed")

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"bytes"
+	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -67,15 +70,55 @@ func (p *parser) given(name string) bool { return p.getenv(name) != "" || p.gete
 // secretFile returns the content of a file without the line breaks at its end and the byte order
 // mark that some editors put at its beginning.
 func (p *parser) secretFile(name, path string) string {
-	data, err := os.ReadFile(path)
-	text := strings.TrimRight(strings.TrimPrefix(string(data), "\ufeff"), "\r\n")
+	data, err := readText(path)
+	text := strings.TrimRight(string(data), "\r\n")
 	p.check(err == nil, "%s: %v", name, err)
 	if !utf8.ValidString(text) || strings.Contains(text, "\x00") {
-		p.check(false, "%s: %s is not UTF-8 text, perhaps UTF-16: save it as UTF-8", name, path)
+		p.check(false, "%s: %s is not UTF-8 text: save it as UTF-8", name, path)
 		return ""
 	}
 	p.check(err != nil || text != "", "%s: %s is empty", name, path)
 	return text
+}
+
+// readText reads a file, without the byte order mark that some editors put at its beginning.
+func readText(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return nil, fmt.Errorf("%s is UTF-16: save it as UTF-8", path)
+	}
+	return bytes.TrimPrefix(data, []byte("\uFEFF")), err
+}
+
+// consoleToken checks CONSOLE_TOKEN. What is right is always let in, so it must not be guessed.
+func (p *parser) consoleToken(token string) string {
+	p.check(token == "" || utf8.RuneCountInString(token) >= 8,
+		"CONSOLE_TOKEN is shorter than 8 characters and could be guessed: use `openssl rand -hex 16`")
+	return token
+}
+
+// prefixes reads a list of CIDRs; an address is a CIDR of one.
+func (p *parser) prefixes(name, text string) (list []netip.Prefix) {
+	for _, one := range splitList(text) {
+		prefix, err := netip.ParsePrefix(one)
+		if ip, wrong := netip.ParseAddr(one); wrong == nil {
+			prefix, err = ip.Prefix(ip.BitLen())
+		}
+		p.check(err == nil, "%s: invalid network %q: use one like 10.0.0.0/8", name, one)
+		list = append(list, prefix)
+	}
+	return list
+}
+
+// certificate reads a certificate and its key, if both are given.
+func (p *parser) certificate(certName, cert, keyName, key string) *tls.Certificate {
+	p.check((cert == "") == (key == ""), "%s and %s go together: set both or neither", certName, keyName)
+	if cert == "" || key == "" {
+		return nil
+	}
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	p.check(err == nil, "%s and %s: %v", certName, keyName, err)
+	return &pair
 }
 
 // duration reads a duration with its unit, such as 10s, from lowest to highest.

@@ -93,9 +93,10 @@ var brokenSystems = []struct {
 		"warn +Papermap, workspace ws-test, key ak_test .*429",
 		"→ try again later; the worker waits, too"}},
 	{"key set of REST that is not there", func(_ *testing.T, s *system) []string {
-		return []string{"HTTP_JWT_JWKS=" + s.db + ".keys"}
+		return []string{"HTTP_JWT_JWKS=" + s.db + ".keys", "HTTP_JWT_AUDIENCE=papermap"}
 	}, 1, []string{"ERROR +REST keys .*papermap.db.keys: no such file", "→ correct HTTP_JWT_JWKS"}},
-	{"key set of REST that does not answer", with("HTTP_JWT_JWKS=https://127.0.0.1:1/keys"), 0, []string{
+	{"key set of REST that does not answer", with("HTTP_JWT_JWKS=https://127.0.0.1:1/keys",
+		"HTTP_JWT_AUDIENCE=papermap"), 0, []string{
 		"warn +REST keys .*connection refused", "→ until it answers, callers' tokens are refused"}},
 	{"NATS unreachable", with("NATS_URL=nats://127.0.0.1:1"), 1, []string{
 		"ERROR +NATS +connect to NATS", "→ is the server running"}},

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -83,6 +84,35 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		ts.Check(err)
 		_, err = js.Publish(context.Background(), args[0], []byte(args[2]), jetstream.WithMsgID(args[1]))
 		ts.Check(err)
+	},
+
+	// http STATUS ADDRESS [FILE] checks the status of a GET, with the bearer token that a file has.
+	"http": func(ts *testscript.TestScript, _ bool, args []string) {
+		token := ""
+		if len(args) > 2 {
+			token = strings.TrimSpace(ts.ReadFile(args[2]))
+		}
+		status, err := httpStatus(args[1], token)
+		ts.Check(err)
+		if fmt.Sprint(status) != args[0] {
+			ts.Fatalf("status %d, want %s", status, args[0])
+		}
+	},
+
+	// certificate CERT KEY writes a certificate and its key.
+	"certificate": func(ts *testscript.TestScript, _ bool, args []string) {
+		ts.Check(makeCertificate(ts.MkAbs(args[0]), ts.MkAbs(args[1])))
+	},
+
+	// mode MODE FILE... checks permissions.
+	"mode": func(ts *testscript.TestScript, _ bool, args []string) {
+		for _, file := range args[1:] {
+			info, err := os.Stat(ts.MkAbs(file))
+			ts.Check(err)
+			if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[0] {
+				ts.Fatalf("%s has mode %s, want %s", file, got, args[0])
+			}
+		}
 	},
 
 	// exits CODE COMMAND... runs a command that ends with the code.

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"compress/gzip"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -206,5 +207,68 @@ func TestKeyFileIsReadAgainWhenItChanges(t *testing.T) {
 		write(setOf(t, old))
 		answers(old, 200)
 		answers(next, 401)
+	})
+}
+
+func TestKeySetsAreBoundedAndFollowNoRedirect(t *testing.T) {
+	t.Parallel()
+	key := newSigner(t, "2026")
+	set := setOf(t, key)
+	plain := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write(set) }))
+	t.Cleanup(plain.Close)
+	served := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/http":
+			http.Redirect(rw, r, plain.URL, http.StatusFound)
+		case "/https":
+			http.Redirect(rw, r, "/keys", http.StatusMovedPermanently)
+		case "/large":
+			_, _ = fmt.Fprintf(rw, `{"keys":[],"x":"%s"}`, strings.Repeat("x", maxKeySet))
+		case "/bomb":
+			rw.Header().Set("Content-Encoding", "gzip")
+			packed := gzip.NewWriter(rw)
+			for range 64 {
+				_, _ = packed.Write(make([]byte, maxKeySet))
+			}
+			_ = packed.Close()
+		default:
+			_, _ = rw.Write(set)
+		}
+	}))
+	t.Cleanup(served.Close)
+	for path, want := range map[string]string{"/http": "status 302", "/https": "status 301",
+		"/large": "larger than 1048576 bytes", "/bomb": "larger than 1048576 bytes", "/keys": "<nil>"} {
+		if err := (JWT{JWKS: served.URL + path}).CheckKeySet(t.Context()); !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%s: %v, want %s", path, err, want)
+		}
+	}
+}
+
+func TestAFileWithKeysOfUnknownTypesLosesTheKeyThatIsTakenOut(t *testing.T) {
+	old, next := newSigner(t, "2025"), newSigner(t, "2026")
+	path := t.TempDir() + "/keys.json"
+	write := func(signers ...signer) {
+		t.Helper()
+		text := `{"keys":[` + unknownKeys
+		for _, s := range signers {
+			text += "," + s.key(t, "")
+		}
+		if err := os.WriteFile(path, []byte("\uFEFF"+text+"]}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(old)
+	virtual(t, JWT{JWKS: path}, func(t *testing.T, w *world) {
+		w.ok(w.ask("GET", api, old.admin(t), ""), 200)
+		write(next)
+		time.Sleep(2 * fileEvery)
+		w.ok(w.ask("GET", api, next.admin(t), ""), 200)
+		w.refused(w.ask("GET", api, old.admin(t), ""), 401, "Invalid token")
+		write()
+		time.Sleep(2 * fileEvery)
+		w.refused(w.ask("GET", api, next.admin(t), ""), 401, "Invalid token")
+		if n := strings.Count(w.Logs.String(), "they are skipped"); n != 1 {
+			t.Errorf("skipped keys are logged %d times", n)
+		}
 	})
 }

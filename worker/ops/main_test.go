@@ -161,7 +161,7 @@ func (w *world) ask(method, path, token, body string, headers ...string) answer 
 
 // fits says whether a path is of a route.
 func fits(route, path string) bool {
-	want, got := strings.Split(route, "/"), strings.Split(path, "/")
+	want, got := strings.Split(route, "/"), strings.Split(strings.TrimSuffix(path, "/"), "/")
 	if len(want) != len(got) {
 		return false
 	}

@@ -6,7 +6,7 @@
 //	/metrics  for Prometheus; names begin with papermap_
 //	/api/v1/  REST, for callers with a bearer token: see openapi.json; off until there is a key
 //	/embed/   <papermap-dashboard>, for pages of customers: see package embed
-//	/         the console, for people: see package console
+//	/         the console, for people: see package console; off until there is a log-in
 //
 // A server runs next to its worker, in the same process, and calls it directly:
 //
@@ -22,17 +22,22 @@ package ops
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/net/netutil"
 
 	"papermap-worker/worker"
 	"papermap-worker/worker/ops/console"
@@ -44,8 +49,10 @@ type Config struct {
 	Addr        string // of console and REST API, for example 127.0.0.1:8080; empty: none
 	MetricsAddr string // of health and metrics; empty: Addr
 	JWT         JWT
-	Origins     []string     // CORS: origins whose pages may call the REST API
-	Tracer      trace.Tracer // of requests to the REST API; nil: no spans
+	Origins     []string         // CORS: origins whose pages may call the REST API
+	TLS         *tls.Certificate // nil: HTTP
+	Proxies     []netip.Prefix   // whose X-Forwarded-For is believed
+	Tracer      trace.Tracer     // of requests to the REST API; nil: no spans
 	Console     console.Config
 	Example     http.Handler // of /example, in dev; nil: none
 }
@@ -61,6 +68,9 @@ type Server struct {
 	ctx           context.Context // ends with stop
 	stop          context.CancelFunc
 }
+
+// maxConnections is how many connections an address has at a time; others wait.
+const maxConnections = 1024
 
 // Start is Listen and Serve.
 func Start(c Config, w *worker.Worker, log *slog.Logger) (*Server, error) {
@@ -97,6 +107,8 @@ func (s *Server) Serve(w *worker.Worker) error {
 			front.Handle("/example", c.Example)
 			front.Handle("/example/", c.Example)
 		}
+	}
+	if c.Addr != "" && c.Console.Enabled() {
 		front.Handle("/", console.New(ctx, c.Console, w, log))
 	}
 	s.front.set(front)
@@ -115,17 +127,68 @@ func (s *Server) listen(setting, addr string, handler http.Handler) error {
 	}
 	s.addr = listener.Addr().String()
 	server := &http.Server{
-		Addr: s.addr, Handler: handler, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		Addr: s.addr, Handler: s.guard(handler), ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 	}
+	listener = netutil.LimitListener(listener, maxConnections)
+	if s.config.TLS != nil {
+		server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{*s.config.TLS}}
+	}
 	s.servers = append(s.servers, server)
 	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		var err error
+		if s.config.TLS != nil {
+			err = server.ServeTLS(listener, "", "")
+		} else {
+			err = server.Serve(listener)
+		}
+		if !errors.Is(err, http.ErrServerClosed) {
 			s.log.Error("the HTTP server stopped", "error", err)
 		}
 	}()
 	return nil
+}
+
+// guard handles what holds for every request: its remote address is the client's, also behind a
+// trusted proxy, and no browser guesses the type of an answer.
+func (s *Server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		rw.Header().Set("X-Content-Type-Options", "nosniff")
+		req.RemoteAddr = client(req, s.config.Proxies)
+		next.ServeHTTP(rw, req)
+	})
+}
+
+// client is the address of the request's client: of the connection, or, if that is a trusted
+// proxy's, the last one in X-Forwarded-For that is not. What stands before it anybody could have
+// written.
+func client(req *http.Request, proxies []netip.Prefix) string {
+	trusted := func(ip netip.Addr) bool {
+		return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(ip) })
+	}
+	peer, err := netip.ParseAddrPort(req.RemoteAddr)
+	if err != nil || !trusted(peer.Addr().Unmap()) {
+		return req.RemoteAddr
+	}
+	found := req.RemoteAddr
+	hops := strings.Split(strings.Join(req.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		hop = strings.TrimSpace(hop)
+		ip, err := netip.ParseAddr(strings.Trim(hop, "[]"))
+		if err != nil {
+			withPort, err := netip.ParseAddrPort(hop)
+			if err != nil {
+				break
+			}
+			ip = withPort.Addr()
+		}
+		ip = ip.Unmap().WithZone("")
+		if found = ip.String(); !trusted(ip) {
+			break
+		}
+	}
+	return found
 }
 
 func registerProbes(mux *http.ServeMux, w *worker.Worker, log *slog.Logger) {

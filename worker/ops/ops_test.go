@@ -33,7 +33,7 @@ func TestMetricsAddressMovesHealthAndLeavesREST(t *testing.T) {
 	w := start(t, c)
 	probes := *w
 	probes.base = w.health
-	for path, want := range map[string][2]int{"/": {200, 404}, "/healthz": {404, 200}, "/readyz": {404, 200},
+	for path, want := range map[string][2]int{"/": {404, 404}, "/healthz": {404, 200}, "/readyz": {404, 200},
 		"/metrics": {404, 200}, "/api/v1/openapi.json": {200, 404}} {
 		if got := [2]int{w.ask("GET", path, "", "").status,
 			probes.ask("GET", path, "", "").status}; got != want {
@@ -83,5 +83,16 @@ func TestServerCutsOffAClientThatDoesNotFinishItsRequest(t *testing.T) {
 				<-done
 			})
 		})
+	}
+}
+
+func TestNoAnswerLetsABrowserGuessItsType(t *testing.T) {
+	t.Parallel()
+	w := start(t, secretOnly)
+	for _, path := range []string{api, api + "/none", "/api/none", "/api/v1/openapi.json", "/healthz", "/readyz",
+		"/metrics", "/none"} {
+		if got := w.ask("GET", path, "", "").header.Get("X-Content-Type-Options"); got != "nosniff" {
+			t.Errorf("%s: X-Content-Type-Options %q", path, got)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -11,7 +12,9 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 	"go.opentelemetry.io/otel/trace"
@@ -30,6 +33,7 @@ const (
 	maxBody    = 64 << 10         // bytes
 	createWait = 10 * time.Second // for the outcome of a create
 	maxListed  = 1000
+	maxReason  = 500 // characters, as in the console
 )
 
 // problem is an error answer (RFC 9457).
@@ -40,6 +44,21 @@ type problem struct {
 
 func (p *problem) Error() string { return p.detail }
 
+// reason is the label of papermap_http_refused_total.
+func (p *problem) reason() string {
+	switch {
+	case p == errMissing:
+		return "no_token"
+	case p == errInvalid:
+		return "invalid_token"
+	case p.status == http.StatusForbidden:
+		return "access_denied"
+	case p.status == http.StatusNotFound:
+		return "not_found"
+	}
+	return "invalid_request"
+}
+
 // rest is the REST API.
 type rest struct {
 	w       *worker.Worker
@@ -49,35 +68,50 @@ type rest struct {
 	log     *slog.Logger
 }
 
-// route is one operation of the API.
+// route is one operation of the API. Its path may end in a slash.
 type route struct {
 	method, path string
-	tenant       bool // a tenant's own claim is enough, for the tenant of the path
+	access       access
+	action       string // the name of what it changes, for the log; empty: nothing
 	handle       func(*rest, http.ResponseWriter, *http.Request, claims) error
 }
 
+// access is what a route requires of its caller.
+type access int
+
+const (
+	admins      access = iota // the scope papermap:admin
+	pathTenant                // or a claim of the path's tenant
+	queryTenant               // or a claim of the query's tenant
+	bodyTenant                // or what the handler checks
+)
+
 var routes = []route{
-	{"POST", "/api/v1/dashboards", false, (*rest).create},
-	{"GET", "/api/v1/dashboards", false, (*rest).list},
-	{"GET", "/api/v1/dashboards/{tenant_id}", true, (*rest).show},
-	{"DELETE", "/api/v1/dashboards/{tenant_id}", false, change(events.TypeTenantDeleted)},
-	{"POST", "/api/v1/dashboards/{tenant_id}/embed-token", true, (*rest).embedToken},
-	{"POST", "/api/v1/dashboards/{tenant_id}/suspend", false, change(events.TypeTenantSuspended)},
-	{"POST", "/api/v1/dashboards/{tenant_id}/resume", false, change(events.TypeTenantResumed)},
-	{"GET", "/api/v1/usage", false, (*rest).usage},
+	{"POST", "/api/v1/dashboards", bodyTenant, "create", (*rest).create},
+	{"GET", "/api/v1/dashboards", admins, "", (*rest).list},
+	{"GET", "/api/v1/dashboards/{tenant_id}", pathTenant, "", (*rest).show},
+	{"DELETE", "/api/v1/dashboards/{tenant_id}", admins, "delete", change(events.TypeTenantDeleted)},
+	{"POST", "/api/v1/dashboards/{tenant_id}/embed-token", pathTenant, "", (*rest).embedToken},
+	{"POST", "/api/v1/dashboards/{tenant_id}/suspend", admins, "suspend", change(events.TypeTenantSuspended)},
+	{"POST", "/api/v1/dashboards/{tenant_id}/resume", admins, "resume", change(events.TypeTenantResumed)},
+	{"GET", "/api/v1/usage", queryTenant, "", (*rest).usage},
 }
 
 func (a *rest) register(mux *http.ServeMux) {
-	mux.HandleFunc("GET /api/v1/openapi.json", func(rw http.ResponseWriter, _ *http.Request) {
+	handle := func(method, path string, handler http.HandlerFunc) {
+		mux.HandleFunc(method+" "+path, handler)
+		mux.HandleFunc(method+" "+path+"/{$}", handler)
+	}
+	handle("GET", "/api/v1/openapi.json", func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
 		_, _ = rw.Write(openAPI)
 	})
 	for _, r := range routes {
-		mux.HandleFunc(r.method+" "+r.path, a.traced(r, func(rw http.ResponseWriter, req *http.Request) {
+		handle(r.method, r.path, a.traced(r, func(rw http.ResponseWriter, req *http.Request) {
 			a.allowOrigin(rw, req)
 			rw.Header().Set("Cache-Control", "no-store")
-			if err := a.serve(r, rw, req); err != nil {
-				a.refuse(rw, req, err)
+			if c, err := a.serve(r, rw, req); err != nil {
+				a.refuse(rw, req, c, err)
 			}
 		}))
 	}
@@ -90,7 +124,8 @@ func (a *rest) register(mux *http.ServeMux) {
 		rw.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("/api/", func(rw http.ResponseWriter, req *http.Request) {
-		a.refuse(rw, req, &problem{http.StatusNotFound, "No such resource: see /api/v1/openapi.json"})
+		none := &problem{http.StatusNotFound, "No such resource: see /api/v1/openapi.json"}
+		a.refuse(rw, req, claims{}, none)
 	})
 }
 
@@ -105,40 +140,59 @@ func (a *rest) allowOrigin(rw http.ResponseWriter, req *http.Request) bool {
 	return true
 }
 
-func (a *rest) serve(r route, rw http.ResponseWriter, req *http.Request) error {
+// serve calls the route's handler if the caller has access. It returns who that is.
+func (a *rest) serve(r route, rw http.ResponseWriter, req *http.Request) (claims, error) {
 	c, err := a.auth.verify(req)
 	if err != nil {
-		return err
+		return c, err
 	}
-	if !c.admin() && !(r.tenant && c.permits(req.PathValue("tenant_id"))) {
-		return errDenied
+	query := req.URL.Query()
+	switch permitted := c.admin(); {
+	case permitted, r.access == bodyTenant:
+	case r.access == pathTenant && c.permits(req.PathValue("tenant_id")):
+	case r.access == queryTenant && len(query["tenant_id"]) == 1 && c.permits(query.Get("tenant_id")):
+	default:
+		return c, errDenied
 	}
 	if id := req.PathValue("tenant_id"); id != "" {
 		if err := events.ValidateTenantID(id); err != nil {
-			return &problem{http.StatusBadRequest, err.Error()}
+			return c, &problem{http.StatusBadRequest, err.Error()}
 		}
 	}
 	req.Body = http.MaxBytesReader(rw, req.Body, maxBody)
-	return r.handle(a, rw, req, c)
+	req = req.WithContext(worker.WithActor(req.Context(), c.actor()))
+	if err := r.handle(a, rw, req, c); err != nil {
+		return c, err
+	}
+	if r.action != "" {
+		a.log.InfoContext(req.Context(), "REST action", "action", r.action, "actor", c.actor(),
+			"tenant_id", req.PathValue("tenant_id"), "remote", req.RemoteAddr)
+	}
+	return c, nil
 }
 
 // refuse answers with a problem. What is not the caller's mistake goes to the log alone.
-func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
+func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, c claims, err error) {
 	var p *problem
 	var known *events.ServiceError
 	var tooLarge *http.MaxBytesError
 	code := ""
 	switch {
 	case errors.As(err, &p):
+		a.w.Refused(req, p.reason(), c.actor(), err)
 	case errors.As(err, &known):
 		p, code = &problem{known.Status, known.Message}, known.Code
 		if known.RetryAfter > 0 {
 			rw.Header().Set("Retry-After", strconv.Itoa(known.RetryAfter))
 		}
+		if known.Status == http.StatusBadRequest {
+			a.w.Refused(req, p.reason(), c.actor(), err)
+		}
 	case errors.As(err, &tooLarge):
 		p = &problem{
 			http.StatusRequestEntityTooLarge, fmt.Sprintf("The body is larger than %d bytes", maxBody),
 		}
+		a.w.Refused(req, p.reason(), c.actor(), err)
 	default:
 		a.log.ErrorContext(req.Context(), "a request failed",
 			"method", req.Method, "path", req.URL.Path, "error", err)
@@ -159,6 +213,14 @@ func (a *rest) refuse(rw http.ResponseWriter, req *http.Request, err error) {
 
 // body reads the request's JSON object, as strictly as an event; an empty body is an empty object.
 func body(req *http.Request, fields map[string]any) error {
+	for _, coding := range req.Header.Values("Content-Encoding") {
+		if !strings.EqualFold(strings.TrimSpace(coding), "identity") && strings.TrimSpace(coding) != "" {
+			return &problem{
+				http.StatusUnsupportedMediaType,
+				"The body has a Content-Encoding: send it without, as plain JSON",
+			}
+		}
+	}
 	data, err := io.ReadAll(req.Body)
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return err
@@ -175,21 +237,47 @@ func body(req *http.Request, fields map[string]any) error {
 	return nil
 }
 
-func (a *rest) create(rw http.ResponseWriter, req *http.Request, _ claims) error {
-	var tenantID, workspaceID, name, title, description, createdBy string
+// mapping is a tenant's mapping as REST shows it.
+type mapping struct {
+	worker.Dashboard
+	Description *string `json:"description"` // null: none
+	CreatedBy   *string `json:"created_by"`  // null: not known
+}
+
+func mappingOf(d worker.Dashboard) mapping { return mapping{d, d.Description, d.CreatedBy} }
+
+// create publishes tenant.created. A tenant may create its own dashboard, with fields that decide
+// nothing for others.
+func (a *rest) create(rw http.ResponseWriter, req *http.Request, c claims) error {
+	var tenantID, workspaceID, name, title, description, createdBy, dashboardID string
 	err := body(req, map[string]any{
 		"tenant_id": &tenantID, "workspace_id": &workspaceID, "name": &name, "title": &title,
-		"description": &description, "created_by": &createdBy,
+		"description": &description, "created_by": &createdBy, "dashboard_id": &dashboardID,
 	})
-	if err != nil {
+	own := !c.admin()
+	switch {
+	case own && !slices.Contains(c.scopes, createScope):
+		return errDenied
+	case err != nil:
 		return err
+	case own && !c.permits(tenantID):
+		return errDenied
+	case own && (workspaceID != "" || createdBy != "" || dashboardID != ""):
+		return &problem{http.StatusForbidden,
+			"Access denied: workspace_id, created_by and dashboard_id need the scope " + adminScope}
+	}
+	fields := map[string]string{
+		"tenant_id": tenantID, "workspace_id": workspaceID, "name": name, "title": title,
+		"description": description, "created_by": cmp.Or(createdBy, c.creator()),
+		"dashboard_id": dashboardID,
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), createWait)
 	defer cancel()
-	d, err := a.w.Create(ctx, map[string]string{
-		"tenant_id": tenantID, "workspace_id": workspaceID, "name": name, "title": title,
-		"description": description, "created_by": createdBy,
-	})
+	create := a.w.Create
+	if own {
+		create = a.w.CreateUnknown
+	}
+	d, err := create(ctx, fields)
 	if err != nil {
 		return err
 	}
@@ -198,7 +286,7 @@ func (a *rest) create(rw http.ResponseWriter, req *http.Request, _ claims) error
 	if d.DashboardID != nil && d.Status != repo.Deleted { // else it is the one before the deletion
 		status = http.StatusCreated
 	}
-	reply(rw, status, d)
+	reply(rw, status, mappingOf(d))
 	return nil
 }
 
@@ -223,9 +311,12 @@ func (a *rest) list(rw http.ResponseWriter, req *http.Request, _ claims) error {
 		return err
 	}
 	answer := struct {
-		Dashboards []worker.Dashboard `json:"dashboards"`
-		Next       string             `json:"next_cursor,omitempty"`
-	}{list, ""}
+		Dashboards []mapping `json:"dashboards"`
+		Next       string    `json:"next_cursor,omitempty"`
+	}{make([]mapping, len(list)), ""}
+	for i, d := range list {
+		answer.Dashboards[i] = mappingOf(d)
+	}
 	if len(list) == limit {
 		answer.Next = list[limit-1].TenantID
 	}
@@ -235,7 +326,7 @@ func (a *rest) list(rw http.ResponseWriter, req *http.Request, _ claims) error {
 
 func (a *rest) show(rw http.ResponseWriter, req *http.Request, _ claims) error {
 	d, err := a.w.Dashboard(req.Context(), worker.DashboardRequest{TenantID: req.PathValue("tenant_id")})
-	return writeAnswer(rw, d, err)
+	return writeAnswer(rw, mappingOf(d), err)
 }
 
 func (a *rest) embedToken(rw http.ResponseWriter, req *http.Request, _ claims) error {
@@ -289,11 +380,14 @@ func change(eventType string) func(*rest, http.ResponseWriter, *http.Request, cl
 		if err := body(req, map[string]any{"reason": &reason}); err != nil {
 			return err
 		}
+		if utf8.RuneCountInString(reason) > maxReason {
+			return &problem{http.StatusBadRequest, fmt.Sprintf("reason has more than %d characters", maxReason)}
+		}
 		c, err := a.w.ChangeAccess(req.Context(), eventType, req.PathValue("tenant_id"), reason)
 		if err == nil && !c.InForce {
 			reply(rw, http.StatusAccepted, map[string]string{"event_id": c.EventID})
 			return nil
 		}
-		return writeAnswer(rw, c.After, err)
+		return writeAnswer(rw, mappingOf(c.After), err)
 	}
 }

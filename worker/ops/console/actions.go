@@ -29,7 +29,8 @@ var done = map[string]string{
 
 // audit logs who did what, and whether it succeeded.
 func (c *Console) audit(v *visit, action string, err error, what ...any) {
-	line := append([]any{"action", action, "who", v.who(), "remote", v.RemoteAddr}, what...)
+	who := []any{"action", action, "who", v.who(), "actor", v.actor(), "remote", v.RemoteAddr}
+	line := append(who, what...)
 	if err != nil {
 		c.log.Warn("a console action failed", append(line, "error", err)...)
 		return

@@ -5,8 +5,9 @@
 //
 //   - Reading works without JavaScript. Scripts only refresh what is shown and draw charts. All
 //     files are in the binary.
-//   - With a token people log in. Without one the console answers this computer alone (see local)
-//     and is read-only, unless Config.Dev says otherwise.
+//   - People log in: with the console's token, or with a name and a password. Who has the role
+//     viewer changes nothing. For development there is no log-in, and the console answers this
+//     computer alone (see local).
 //   - No page of another site can cause an action, and text that a stranger chose stays text:
 //     html/template escapes it, and the policy allows no inline script or style.
 //   - Every action, and every log-in, is a line in the log with who and what.
@@ -28,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -45,24 +47,33 @@ import (
 
 // Config is who may do what.
 type Config struct {
-	Token string // to log in with; empty: this computer only
-	Dev   bool   // without a token one may act too
+	Token     string // to log in with, as an operator
+	UsersFile string // of users with passwords: see ParseUsers
+	Dev       bool   // without Token and UsersFile: this computer may act
 }
+
+// Enabled reports whether anybody has access.
+func (c Config) Enabled() bool { return c.Dev || c.login() }
+
+// login reports whether people log in.
+func (c Config) login() bool { return c.Token != "" || c.UsersFile != "" }
 
 // Console serves the pages.
 type Console struct {
-	w        *worker.Worker
-	db       *repo.DB
-	bus      *events.Bus
-	log      *slog.Logger
-	cfg      Config
-	mux      *http.ServeMux
-	policy   string // Content-Security-Policy
-	origins  *http.CrossOriginProtection
-	sessions *sessions
-	rates    *rates
-	sums     sums
-	now      func() time.Time
+	w         *worker.Worker
+	db        *repo.DB
+	bus       *events.Bus
+	log       *slog.Logger
+	cfg       Config
+	mux       *http.ServeMux
+	policy    string // Content-Security-Policy
+	origins   *http.CrossOriginProtection
+	users     *users
+	sessions  *sessions
+	passwords *passwords
+	rates     *rates
+	sums      sums
+	now       func() time.Time
 }
 
 // New makes the console. It counts rates until ctx ends.
@@ -70,6 +81,7 @@ func New(ctx context.Context, cfg Config, w *worker.Worker, log *slog.Logger) *C
 	c := &Console{
 		w: w, db: w.Database(), bus: w.Bus(), log: log, cfg: cfg, mux: http.NewServeMux(), now: time.Now,
 		origins: http.NewCrossOriginProtection(), sessions: newSessions(), rates: &rates{},
+		users: newUsers(cfg.UsersFile, log), passwords: newPasswords(),
 	}
 	var frames []string
 	for _, address := range w.EmbedURLs() {
@@ -94,8 +106,8 @@ type access int
 
 const (
 	open access = iota // for everybody who may reach the console
-	read               // logged in, where there is a token
-	act                // not where it is read-only
+	read               // logged in, where people log in
+	act                // not for the role viewer
 )
 
 // route is a page or an action. GET changes nothing.
@@ -137,15 +149,24 @@ var routes = []route{
 type visit struct {
 	*http.Request
 	session string // fingerprint of who logged in; empty: not logged in
+	user    string // name of who logged in with a password
 	mayAct  bool
 }
 
-// who identifies the visitor in the log.
+// who identifies the visitor's session in the log.
 func (v *visit) who() string {
 	if v.session != "" {
 		return "session " + v.session
 	}
 	return "this computer"
+}
+
+// actor is who the visitor is, for records of what was done.
+func (v *visit) actor() string {
+	if v.user != "" {
+		return "console:" + v.user
+	}
+	return "console"
 }
 
 // refusal is an error that the visitor sees.
@@ -168,14 +189,31 @@ func (c *Console) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	if c.cfg.Token == "" {
+	if !c.cfg.login() {
 		if why := local(r); why != "" {
+			c.w.Refused(r, "not_local", "", errors.New(why))
 			http.Error(rw, "The console has no log-in (CONSOLE_TOKEN is not set), "+
 				"so it is for this computer only: "+why+".", http.StatusForbidden)
 			return
 		}
 	}
 	c.mux.ServeHTTP(rw, r)
+}
+
+// errCrossSite is a request that another site's page caused.
+var errCrossSite = &refusal{
+	http.StatusForbidden, "The request comes from another site's page, so it was refused.",
+}
+
+// crossSite reports whether another site's page caused a request. Following a link from there, in a
+// tab of its own, is fine.
+func (c *Console) crossSite(r *http.Request) bool {
+	if c.origins.Check(r) != nil {
+		return true
+	}
+	site := r.Header.Get("Sec-Fetch-Site")
+	navigates := r.Header.Get("Sec-Fetch-Mode") == "navigate" && r.Header.Get("Sec-Fetch-Dest") == "document"
+	return site != "" && site != "same-origin" && site != "none" && !navigates
 }
 
 // local says why a request is not surely of a person at this computer; nothing when it is. The name
@@ -203,30 +241,37 @@ func local(r *http.Request) string {
 
 // serve calls the route's handler if the visitor has access.
 func (c *Console) serve(r route, rw http.ResponseWriter, req *http.Request) {
-	v := &visit{Request: req, mayAct: c.cfg.Dev && c.cfg.Token == ""}
-	if c.cfg.Token != "" {
-		v.session = c.sessions.find(req, c.now())
-		v.mayAct = v.session != ""
+	v := &visit{Request: req, mayAct: c.cfg.Dev && !c.cfg.login()}
+	if c.crossSite(req) {
+		c.w.Refused(req, "cross_site", "", errCrossSite)
+		c.fail(rw, v, errCrossSite)
+		return
+	}
+	if c.cfg.login() {
+		if s, ok := c.sessions.find(req, c.now()); ok && c.permitted(s, v) {
+			v.session = s.print
+		}
 		if r.access != open && v.session == "" {
 			c.toLogin(rw, v)
 			return
 		}
 	}
-	err := c.origins.Check(req)
-	switch {
-	case err != nil:
-		err = refuse(http.StatusForbidden, "The request comes from another site's page, so it was refused.")
-	case r.access == act && !v.mayAct:
-		err = refuse(http.StatusForbidden,
-			"The console is read-only here: set CONSOLE_TOKEN and log in to act.")
-	default:
+	var err error
+	if r.access == act && !v.mayAct {
+		c.w.Refused(req, "access_denied", v.actor(), errViewer)
+		err = errViewer
+	} else {
 		req.Body = http.MaxBytesReader(rw, req.Body, 1<<20)
+		v.Request = req.WithContext(worker.WithActor(req.Context(), v.actor()))
 		err = r.handle(c, rw, v)
 	}
 	if err != nil {
 		c.fail(rw, v, err)
 	}
 }
+
+// errViewer is an action of a user who may only look.
+var errViewer = &refusal{http.StatusForbidden, "Your role is viewer: it is read-only."}
 
 // fail shows an error. Details of what is not the visitor's mistake go to the log alone.
 func (c *Console) fail(rw http.ResponseWriter, v *visit, err error) {
@@ -252,6 +297,7 @@ type page struct {
 	Here     string // path and query of this page
 	Now      time.Time
 	LoggedIn bool
+	User     string
 	MayAct   bool
 	Done     string // what an action did
 	Data     any
@@ -261,7 +307,8 @@ type page struct {
 func (c *Console) render(rw http.ResponseWriter, v *visit, status int, name, title string, data any) error {
 	p := page{
 		Title: title, Section: name, Theme: themeOf(v.Request), Here: here(v), Now: c.now(),
-		LoggedIn: v.session != "", MayAct: v.mayAct, Done: done[v.URL.Query().Get("done")], Data: data,
+		LoggedIn: v.session != "", User: v.user, MayAct: v.mayAct,
+		Done: done[v.URL.Query().Get("done")], Data: data,
 	}
 	var out bytes.Buffer
 	if err := pages[name].ExecuteTemplate(&out, "frame.html", p); err != nil {
@@ -269,7 +316,7 @@ func (c *Console) render(rw http.ResponseWriter, v *visit, status int, name, tit
 	}
 	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
 	rw.WriteHeader(status)
-	_, _ = rw.Write(out.Bytes()) // an error means that the visitor has gone
+	_, _ = io.WriteString(rw, visiblePage(out.String())) // an error means that the visitor has gone
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"papermap-worker/events"
 	"papermap-worker/repo"
 )
 
@@ -17,6 +18,7 @@ var functions = template.FuncMap{
 	"ago": ago, "count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits,
 	"rate": perSecond, "iso": iso, "name": shortName, "plural": plural, "query": query,
 	"duration": duration, "stamp": stamp, "month": monthName,
+	"visible": events.Visible,
 }
 
 // ago says how long ago something was, as people do.
@@ -120,6 +122,34 @@ func query(pairs ...string) template.URL {
 		}
 	}
 	return template.URL("?" + q.Encode()) // all that is not a letter or a digit is encoded
+}
+
+// shown is whether a character of a page's text stays as it is.
+func shown(r rune) bool { return r == '\n' || r == '\r' || r == '\t' || !events.Invisible(r) }
+
+// visiblePage escapes the invisible characters in the text of a page, so that no id looks like another
+// one. In tags they stay: an action needs the id itself. Templates escape < and > in texts and in
+// attributes, so these are always of tags.
+func visiblePage(page string) string {
+	if !strings.ContainsFunc(page, func(r rune) bool { return !shown(r) }) {
+		return page
+	}
+	var out strings.Builder
+	tag := false
+	for _, r := range page {
+		switch {
+		case r == '<':
+			tag = true
+		case r == '>':
+			tag = false
+		}
+		if tag || shown(r) {
+			out.WriteRune(r)
+		} else {
+			out.WriteString(events.Visible(string(r)))
+		}
+	}
+	return out.String()
 }
 
 // meaning of each status, in a few words.

@@ -135,9 +135,11 @@ func TestWithoutATokenOnlyLocalRequestsAreServed(t *testing.T) {
 	})
 }
 
-func TestWithoutATokenAndDevTheConsoleIsReadOnly(t *testing.T) {
-	virtual(t, Config{}, inTrouble, func(t *testing.T, w *world) {
+func TestViewersSeeEverythingAndChangeNothing(t *testing.T) {
+	file := usersFile(t, "vera:viewer:"+hashed("view-everything"), "olga:operator:"+hashed("operate-it-all"))
+	virtual(t, Config{UsersFile: file}, inTrouble, func(t *testing.T, w *world) {
 		w.trouble()
+		w.loginAs("vera", "view-everything")
 		for _, p := range paths(act) {
 			if r := w.ask(p[0], p[1], everything); r.status != http.StatusForbidden ||
 				!strings.Contains(r.body, "read-only") {
@@ -155,6 +157,44 @@ func TestWithoutATokenAndDevTheConsoleIsReadOnly(t *testing.T) {
 			}
 		}
 		w.unchanged()
+		w.loginAs("olga", "operate-it-all")
+		w.act("/tenant/suspend", url.Values{"tenant": {"good"}, "reason": {"unpaid"}})
+		if !strings.Contains(w.Logs.String(), `"actor":"console:olga"`) {
+			t.Error("the log does not name who acted")
+		}
+	})
+}
+
+func TestCrossSiteReadsAreRefusedExceptNavigation(t *testing.T) {
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		fetch := func(site, mode, dest string) func(*http.Request) {
+			return func(r *http.Request) {
+				r.Header.Set("Sec-Fetch-Site", site)
+				r.Header.Set("Sec-Fetch-Mode", mode)
+				r.Header.Set("Sec-Fetch-Dest", dest)
+			}
+		}
+		for _, p := range slices.Concat(paths(open), paths(read)) {
+			if p[0] != "GET" {
+				continue
+			}
+			for _, site := range []string{"cross-site", "same-site"} {
+				for _, how := range [][2]string{{"no-cors", "image"}, {"no-cors", "script"}, {"cors", "empty"},
+					{"navigate", "iframe"}, {"no-cors", "document"}} {
+					if r := w.ask("GET", p[1], nil, fetch(site, how[0], how[1])); r.status != 403 {
+						t.Errorf("%s, %s, %v: %d", p[1], site, how, r.status)
+					}
+				}
+			}
+		}
+		for _, ok := range []func(*http.Request){
+			fetch("cross-site", "navigate", "document"), fetch("none", "navigate", "document"),
+			fetch("same-origin", "cors", "empty"), func(*http.Request) {},
+		} {
+			if r := w.ask("GET", "/tenants", nil, ok); r.status != 200 {
+				t.Errorf("a visit: %d", r.status)
+			}
+		}
 	})
 }
 
@@ -261,9 +301,9 @@ func TestActionsAreLogged(t *testing.T) {
 				t.Errorf("no %s in\n%s", want, all)
 			}
 		}
-		who := fmt.Sprintf(`"who":"session %s"`,
-			w.console.sessions.find(&http.Request{Header: http.Header{"Cookie": {w.session.String()}}},
-				time.Now()))
+		mine, _ := w.console.sessions.find(&http.Request{Header: http.Header{"Cookie": {w.session.String()}}},
+			time.Now())
+		who := fmt.Sprintf(`"who":"session %s","actor":"console"`, mine.print)
 		for _, line := range lines {
 			if !strings.Contains(line, who) || !strings.Contains(line, `"remote":"127.0.0.1:`) {
 				t.Errorf("no %s in %s", who, line)
@@ -275,4 +315,35 @@ func TestActionsAreLogged(t *testing.T) {
 // host sets the host of a request that is asked.
 func host(name string) func(*http.Request) {
 	return func(r *http.Request) { r.Host = name }
+}
+
+func TestInvisibleCharactersAreShownEscaped(t *testing.T) {
+	const id = "org\u200b-1\u202e"
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		w.Publish(events.TypeTenantCreated, fmt.Sprintf(`{"tenant_id":%q,"name":"A\u00a0B"}`, id))
+		w.Publish(events.TypeTenantCreated, `{"tenant_id":"org\u200b-2"`)
+		w.becomes(id, repo.Active)
+		w.letters(1)
+		for _, path := range []string{"/tenants", "/tenant?id=" + url.QueryEscape(id), "/dead", "/dead/1"} {
+			page := w.get(path).body
+			for _, hidden := range []string{"\u200b", "\u202e", "\u00a0"} {
+				if strings.Contains(tags.ReplaceAllString(page, ""), hidden) {
+					t.Errorf("%s shows %q as it is", path, hidden)
+				}
+			}
+			if path != "/dead" && !strings.Contains(text(page), `org\u200b-`) {
+				t.Errorf("%s does not show the id escaped", path)
+			}
+		}
+		w.act("/tenant/suspend", url.Values{"tenant": {id}})
+		w.becomes(id, repo.Suspended)
+		page := w.get("/tenant?id=" + url.QueryEscape(id)).body
+		if !strings.Contains(page, `name="tenant" value="`+id+`"`) {
+			t.Error("the form does not name the tenant itself")
+		}
+	})
+	if got := visiblePage("<p title=\"\u200b\">a\u200b\n\t–“☀◐☾€</p>"); got !=
+		"<p title=\"\u200b\">a\\u200b\n\t–“☀◐☾€</p>" {
+		t.Error(got)
+	}
 }
