@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -29,10 +31,13 @@ type Options struct {
 	TLSKey      string
 	InboxPrefix string // of this connection's inboxes; empty means _INBOX
 
+	Domain string // of JetStream; empty: the server's own
+
 	Subjects      Subjects
 	Stream        string        // dead letters are kept in the stream of this name and _DEAD
-	ManageStreams bool          // create streams that are missing; never changes one that exists
+	ManageStreams bool          // create streams that are missing, and add missing subjects
 	Replicas      int           // of the streams, in a cluster
+	MaxBytes      int64         // of each stream that is created; 0: no limit
 	MaxAge        time.Duration // after which the stream drops an event, handled or not; dead letters stay
 
 	Wait bool   // keep trying when the server cannot be reached yet, instead of returning an error
@@ -58,10 +63,13 @@ type Bus struct {
 	closed chan struct{}
 	slow   *rate.Limiter // of log lines about requests that were dropped
 
-	mu      sync.Mutex
-	lastErr error // the last reason for having no connection
+	unanswerable atomic.Int64 // requests with a reply subject that is not answered
 
-	ensuring sync.Mutex // held while streams are looked up and made
+	top supervisor
+
+	mu      sync.Mutex
+	lastErr error           // the last reason for having no connection
+	denials map[string]bool // errors of permissions that are in the log
 }
 
 // Connect connects to NATS. With o.Wait it returns at once and connects when the server is there.
@@ -71,12 +79,13 @@ type Bus struct {
 func Connect(o Options, log *slog.Logger) (*Bus, error) {
 	b := &Bus{
 		o: o, log: log, closed: make(chan struct{}), slow: rate.NewLimiter(rate.Every(10*time.Second), 1),
+		top: supervisor{turn: make(chan struct{}, 1)}, denials: map[string]bool{},
 	}
 	failed := make(chan error, 1) // the first failure to connect
 	options := append(b.handlers(failed),
 		nats.Name(o.Name), nats.MaxReconnects(-1), nats.ReconnectWait(time.Second),
 		nats.IgnoreAuthErrorAbort(), nats.RetryOnFailedConnect(o.Wait),
-		nats.ReconnectBufSize(-1)) // what was reported as failed must not be sent after a reconnect
+		nats.ReconnectBufSize(-1)) // what was reported as failed must not be published later
 	credentials, err := o.credentials()
 	if err != nil {
 		return nil, err
@@ -93,10 +102,24 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 	}
 	// Without a timeout, publishes that got no acknowledgement would add up to the limit of those in
 	// flight, and then stop all others.
-	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
+	timeout := jetstream.WithPublishAsyncTimeout(publishWait)
+	if o.Domain != "" {
+		b.js, err = jetstream.NewWithDomain(b.nc, o.Domain, timeout)
+	} else {
+		b.js, err = jetstream.New(b.nc, timeout)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open JetStream: %w", err)
 	}
 	return b, nil
+}
+
+// api returns the subject of a call of JetStream's API.
+func (b *Bus) api(call string) string {
+	if b.o.Domain != "" {
+		return "$JS." + b.o.Domain + ".API." + call
+	}
+	return "$JS.API." + call
 }
 
 // handlers log what happens to the connection.
@@ -123,6 +146,10 @@ func (b *Bus) handlers(failed chan<- error) []nats.Option {
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrSlowConsumer) && !b.slow.Allow() {
 				return // in a flood it comes with every request that is dropped
+			}
+			if errors.Is(err, nats.ErrPermissionViolation) &&
+				(strings.Contains(err.Error(), replyCheck) || b.wasLogged(err)) {
+				return
 			}
 			attrs := []any{"error", err}
 			if sub != nil {
@@ -181,6 +208,20 @@ func (b *Bus) reason(err error) error {
 		b.lastErr = err
 	}
 	return b.lastErr
+}
+
+// wasLogged reports whether an error of permissions was logged before: it comes with every try.
+func (b *Bus) wasLogged(err error) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.denials[err.Error()] {
+		return true
+	}
+	if len(b.denials) < 1000 {
+		b.denials[err.Error()] = true
+		return false
+	}
+	return !b.slow.Allow()
 }
 
 // Close sends what is buffered, waits for running callbacks and closes the connection. When ctx ends
@@ -283,15 +324,32 @@ func (b *Bus) AnnounceChange(tenantID string) {
 
 // OnChange calls do for each tenant whose mapping this or another replica has changed, until stop.
 func (b *Bus) OnChange(do func(tenantID string)) (stop func(), err error) {
-	sub, err := b.nc.Subscribe(b.o.Subjects.Changed(), func(m *nats.Msg) { do(string(m.Data)) })
+	sub, err := b.nc.Subscribe(b.o.Subjects.Changed(), func(m *nats.Msg) {
+		defer logPanic(b.log, m.Subject)
+		do(string(m.Data))
+	})
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to changes: %w", err)
 	}
 	return func() { _ = sub.Unsubscribe() }, nil // it fails only without a connection
 }
 
+// logPanic, deferred by a callback of the client library, keeps a panic from ending the process.
+func logPanic(log *slog.Logger, subject string) {
+	if p := recover(); p != nil {
+		log.Error("a callback panicked", "subject", subject, "panic", p, "stack", string(debug.Stack()))
+	}
+}
+
+// Error codes of the server that the client library has no name for.
+const (
+	errHeaderTooLarge   = 10097
+	errMaxBytesRequired = 10113 // by the account, for its streams
+)
+
 // withHint adds to an error of JetStream what a person can do about it.
 func (b *Bus) withHint(err error) error {
+	var refused *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		return fmt.Errorf("no stream captures this subject; is the worker running, "+
@@ -299,9 +357,12 @@ func (b *Bus) withHint(err error) error {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
 		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("start the NATS server with JetStream (-js): %w", err)
+	case errors.As(err, &refused) && refused.ErrorCode == errMaxBytesRequired:
+		return fmt.Errorf("%w: set NATS_STREAM_MAX_BYTES", err)
 	case errors.Is(err, nats.ErrReconnectBufExceeded): // whose limit is none
 		return cmp.Or(b.Connected(), err)
-	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
+	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum),
+		errors.As(err, &refused) && refused.ErrorCode == errHeaderTooLarge:
 		return fmt.Errorf("%w (%w)", ErrTooLarge, err)
 	}
 	return err

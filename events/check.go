@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,27 +33,32 @@ func (f Finding) String() string {
 const checkTimeout = 2 * time.Second
 
 // Check is CheckTopology with what only an operator's doctor asks, because the worker's own user need
-// not have the rights: the account, and other streams. It changes nothing.
-func (b *Bus) Check(ctx context.Context) []Finding {
+// not have the rights: the account, and other streams. It changes nothing. replyPrefixes are those of
+// [Bus.Serve].
+func (b *Bus) Check(ctx context.Context, replyPrefixes []string) []Finding {
+	b.setReplies(replyPrefixes)
 	list := []Finding{b.checkServer()}
 	account, ok := b.checkAccount(ctx)
-	if account.Found != "" {
-		list = append(list, account)
-	}
+	list = append(list, account...)
 	if !ok {
 		return list
 	}
-	return append(append(list, b.checkStreams(ctx)...), b.checkOverlaps(ctx)...)
+	return slices.Concat(list, b.checkStreams(ctx), b.checkOverlaps(ctx))
 }
 
-// CheckTopology looks at the server, the streams and the consumers as the worker needs them, and
-// changes nothing. Where all is well, a Finding without Fix says what is there. [Bus.EnsureStreams]
-// fails by what is fatal here.
+// CheckTopology looks at the server, the streams, the consumers and the rights of this user as the
+// worker needs them, and changes nothing. Where all is well, a Finding without Fix says what is there.
 func (b *Bus) CheckTopology(ctx context.Context) []Finding {
-	return append([]Finding{b.checkServer()}, b.checkStreams(ctx)...)
+	list := append([]Finding{b.checkServer()}, b.checkStreams(ctx)...)
+	isFatal := func(f Finding) bool { return f.Fatal }
+	defer b.lockTopology()()
+	if b.top.err != nil && !slices.ContainsFunc(list, isFatal) {
+		list = append(list, Finding{"consumers", b.top.err.Error(), "see the log", true})
+	}
+	return list
 }
 
-// checkStreams checks the streams and their consumers.
+// checkStreams checks the streams, their consumers, and what this user may do.
 func (b *Bus) checkStreams(ctx context.Context) []Finding {
 	var list []Finding
 	for _, s := range b.streams() {
@@ -60,7 +67,7 @@ func (b *Bus) checkStreams(ctx context.Context) []Finding {
 	for _, name := range consumers {
 		list = append(list, b.checkConsumer(ctx, name))
 	}
-	return list
+	return append(list, b.checkRights(ctx)...)
 }
 
 func (b *Bus) checkServer() Finding {
@@ -73,21 +80,38 @@ func (b *Bus) checkServer() Finding {
 	return Finding{Check: "NATS server", Found: found}
 }
 
-// checkAccount returns false when there is no JetStream, and an empty Finding when the user may not
-// ask.
-func (b *Bus) checkAccount(ctx context.Context) (f Finding, ok bool) {
+// checkAccount returns false when there is no JetStream, and no Finding when the user may not ask.
+func (b *Bus) checkAccount(ctx context.Context) (list []Finding, ok bool) {
+	const check = "JetStream"
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	account, err := b.js.AccountInfo(ctx)
 	switch {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled),
 		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount), errors.Is(err, nats.ErrNoResponders):
-		return Finding{"JetStream", "it is not enabled for this account",
-			"start the server with JetStream (-js), or enable it for the account", true}, false
-	case err == nil:
-		f = Finding{Check: "JetStream", Found: fmt.Sprintf("%d streams in this account", account.Streams)}
+		return []Finding{{check, "it is not enabled for this account",
+			"start the server with JetStream (-js), or enable it for the account; " +
+				"or set NATS_JS_DOMAIN, if it is in another domain", true}}, false
+	case err != nil:
+		return nil, true
 	}
-	return f, true
+	tiers := map[string]jetstream.Tier{"": account.Tier}
+	maps.Copy(tiers, account.Tiers)
+	for name, tier := range tiers {
+		limits := tier.Limits
+		if limits.MaxStore > 0 && tier.Store+minMessage > uint64(limits.MaxStore) {
+			list = append(list, Finding{check, strings.TrimSpace(fmt.Sprintf("the account's storage %s is full: "+
+				"%d of %d bytes", name, tier.Store, limits.MaxStore)), "raise the account's limit", true})
+		}
+		if limits.MaxBytesRequired && b.o.MaxBytes == 0 && b.o.ManageStreams {
+			list = append(list, Finding{check, "the account requires max_bytes of its streams",
+				"set NATS_STREAM_MAX_BYTES: without it, serve cannot make a stream that is missing", true})
+		}
+	}
+	if len(list) == 0 {
+		list = []Finding{{Check: check, Found: fmt.Sprintf("%d streams in this account", account.Streams)}}
+	}
+	return list, true
 }
 
 func (b *Bus) checkStream(ctx context.Context, s streamSpec) []Finding {
@@ -105,7 +129,7 @@ func (b *Bus) checkStream(ctx context.Context, s streamSpec) []Finding {
 			"give the user the permissions of docs/nats; is NATS_STREAM right?", true}}
 	}
 	info := stream.CachedInfo()
-	if list := s.check(info.Config); len(list) > 0 {
+	if list := s.check(info); len(list) > 0 {
 		return list
 	}
 	found := fmt.Sprintf("%d messages, %d replicas", info.State.Msgs, info.Config.Replicas)
@@ -120,10 +144,17 @@ func (b *Bus) checkConsumer(ctx context.Context, name string) Finding {
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
 		return b.checkCreate(ctx, check, "CONSUMER.CREATE."+b.o.Stream+"."+name)
+	case errors.Is(err, jetstream.ErrNotPullConsumer):
+		return Finding{check, "it is a push consumer", "restart the worker: it makes it again when it starts", false}
 	case err != nil:
 		return Finding{check, err.Error(), "give the user the permissions of docs/nats", true}
 	}
 	info := consumer.CachedInfo()
+	if info.Paused {
+		return Finding{check, fmt.Sprintf("it is paused for %v more: it delivers nothing",
+			info.PauseRemaining.Round(time.Second)),
+			"nats consumer resume " + b.o.Stream + " " + name, true}
+	}
 	if names := changedSettings(info.Config, b.consumerConfig(name)); len(names) > 0 {
 		return Finding{check, "its settings were changed: " + strings.Join(names, ", "),
 			"restart the worker: it restores them when it starts", false}
@@ -137,7 +168,7 @@ func (b *Bus) checkConsumer(ctx context.Context, name string) Finding {
 func (b *Bus) checkCreate(ctx context.Context, check, api string) Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if _, err := b.nc.RequestWithContext(ctx, "$JS.API."+api, nil); err != nil {
+	if _, err := b.nc.RequestWithContext(ctx, b.api(api), nil); err != nil {
 		return Finding{check, "it does not exist, and this user may not create it",
 			"give it the permissions of docs/nats, or create it", true}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,10 +20,10 @@ import (
 )
 
 const (
-	checkEvery   = 5 * time.Second      // between looks at the consumer's settings, while events are fetched
 	failureLines = rate.Limit(1.0 / 30) // per second, of each kind
 
-	fetchWait = time.Second // how long a pull waits for events, and so how long a stop may wait for it
+	fetchWait  = time.Second // how long a pull waits for events, and so how long a stop may wait for it
+	maxSettles = 5           // looks for the stream, a second apart, before an event is left to be delivered again
 )
 
 // Consumer fetches events from one durable consumer and handles them, at most Slots at a time. It
@@ -115,44 +114,22 @@ func (c *Consumer) Run(ctx context.Context) {
 	c.inFlight.Wait()
 }
 
-// consume fetches and handles events until ctx ends or something is wrong with the stream or the
-// consumer. It calls ready when both are as they must be.
+// consume fetches and handles events until ctx ends or something is wrong with the streams or the
+// consumers. It calls ready when they are there.
 func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
 	}
-	if err := c.bus.EnsureStreams(ctx); err != nil {
+	if _, _, err := c.bus.supervise(ctx, c.Durable, 0); err != nil {
 		return err
 	}
-	js, err := c.ensure(ctx)
-	if err != nil {
-		return err
-	}
-	created, checked := js.CachedInfo().Config, time.Now()
 	ready()
 	for ctx.Err() == nil { // acquireSlots alone would still find free slots now and then
-		if time.Since(checked) > checkEvery {
-			checked = time.Now()
-			info, err := js.Info(ctx)
-			switch {
-			case errors.Is(err, jetstream.ErrConsumerNotFound):
-				return fmt.Errorf("look up consumer %s: %w", c.Durable, err)
-			case err != nil: // a fetch finds out what is wrong; if nothing is, the permission is missing
-				checked = checked.Add(time.Minute)
-			case len(changedSettings(info.Config, created)) > 0: // no fetch would fail: events just stay away
-				c.log.WarnContext(ctx, "the consumer's settings were changed; restoring them",
-					"settings", strings.Join(changedSettings(info.Config, created), ", "))
-				if js, err = c.ensure(ctx); err != nil {
-					return err
-				}
-				created = js.CachedInfo().Config
-			}
-		}
 		n, err := c.acquireSlots(ctx)
 		if err != nil {
 			return err
 		}
-		if err := c.fetch(ctx, work, js, n); err != nil {
+		if err := c.fetch(ctx, work, n); err != nil {
 			return err
 		}
 		if err := c.bus.Connected(); err != nil {
@@ -189,64 +166,126 @@ func (c *Consumer) acquireSlots(ctx context.Context) (int, error) {
 }
 
 // fetch requests n events, for which slots are acquired, and starts a handler for each that comes.
-func (c *Consumer) fetch(ctx, work context.Context, js jetstream.Consumer, n int) error {
+func (c *Consumer) fetch(ctx, work context.Context, n int) error {
 	defer func() {
 		for range n {
 			<-c.slots
 		}
 	}()
+	js, incarnation, err := c.bus.supervise(ctx, c.Durable, checkEvery)
+	if err != nil {
+		return err
+	}
 	batch, err := js.Fetch(n, jetstream.FetchMaxWait(fetchWait))
 	if err != nil {
 		return fmt.Errorf("fetch: %w", err)
 	}
 	for msg := range batch.Messages() {
+		d := &delivery{Msg: msg, c: c, incarnation: incarnation}
 		if ctx.Err() != nil {
 			// Without a delay, it would come back by this very pull.
-			c.logFailed("return", msg, msg.NakWithDelay(fetchWait))
+			d.finish(work, "return", func() error { return msg.NakWithDelay(fetchWait) })
 			continue
 		}
 		n-- // the handler releases this slot
 		c.inFlight.Go(func() {
 			defer func() { <-c.slots }()
-			c.handle(work, msg)
+			c.handle(work, d)
 		})
 	}
 	if err := batch.Error(); err != nil {
+		if errors.Is(err, jetstream.ErrConsumerDeleted) {
+			c.bus.streamMayBeAnother()
+		}
 		return fmt.Errorf("fetch: %w", err)
 	}
 	return nil
 }
 
-// handle handles one event and acknowledges it. Until then it extends the event's AckWait, also
-// during a drain.
-func (c *Consumer) handle(ctx context.Context, msg jetstream.Msg) {
-	start := time.Now()
-	beats := time.NewTicker(ackWait / 3)
-	done := make(chan struct{})
-	go func() {
-		defer beats.Stop()
-		for {
-			select {
-			case <-beats.C:
-				c.logFailed("extend", msg, msg.InProgress())
-			case <-done:
-				return
+// delivery is a message that was fetched, and what may be told to the server about it.
+type delivery struct {
+	jetstream.Msg
+	c           *Consumer
+	incarnation uint64 // of the stream that it is a message of
+}
+
+// settle tells the server about the message, unless its stream is gone: the same number in a stream
+// that was made again is another event's.
+func (d *delivery) settle(ctx context.Context, tell func() error) error {
+	if err := d.current(ctx); err != nil {
+		return err
+	}
+	return tell()
+}
+
+// finish is settle for the last time. What cannot be told is no loss: the event is then delivered again
+// after ackWait, which handlers must bear anyway.
+func (d *delivery) finish(ctx context.Context, operation string, tell func() error) {
+	if err := d.settle(ctx, tell); err != nil {
+		d.c.log.Warn("cannot acknowledge an event; it will be delivered again",
+			"operation", operation, "subject", d.Subject(), "error", err)
+	}
+}
+
+var errOtherStream = errors.New("its stream was made again or restored meanwhile")
+
+// current returns nil if the stream is the one that the message was fetched from. While the server
+// does not tell, it asks again.
+func (d *delivery) current(ctx context.Context) error {
+	for tries := 1; ; tries++ {
+		now, err := d.c.bus.incarnation(ctx)
+		switch {
+		case err == nil && now != d.incarnation:
+			return errOtherStream
+		case err == nil:
+			return nil
+		case tries == maxSettles || !Sleep(ctx, time.Second):
+			return fmt.Errorf("look up the stream: %w", err)
+		}
+	}
+}
+
+// extend extends the message's AckWait until stop is called, which returns when nothing more is sent:
+// an extension after the acknowledgement would be an error.
+func (d *delivery) extend(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // also during a drain
+	var beats sync.WaitGroup
+	beats.Go(func() {
+		for Sleep(ctx, ackWait/3) {
+			if err := d.settle(ctx, d.InProgress); err != nil && ctx.Err() == nil {
+				d.c.log.Debug("cannot extend the deadline of an event", "subject", d.Subject(), "error", err)
 			}
 		}
-	}()
-	raw, meta, err := c.bus.raw(msg)
-	ctx, span := c.startProcess(ctx, msg.Subject(), raw, int(meta.NumDelivered))
+	})
+	return func() {
+		cancel()
+		beats.Wait()
+	}
+}
+
+// handle handles one event and acknowledges it. Until then it extends the event's AckWait, also
+// during a drain.
+func (c *Consumer) handle(ctx context.Context, d *delivery) {
+	defer logPanic(c.log, d.Subject()) // what is not acknowledged is delivered again
+	start := time.Now()
+	stop := d.extend(ctx)
+	defer stop()
+	raw, meta, err := c.bus.raw(d)
+	ctx, span := c.startProcess(ctx, d.Subject(), raw, int(meta.NumDelivered))
 	defer span.End()
 	e := Event{Deliveries: int(meta.NumDelivered)}
 	if err == nil {
 		e, err = c.process(ctx, raw, e.Deliveries)
 	}
-	close(done) // before the acknowledgement: an extension after it would be an error
-	outcome := c.ack(ctx, msg, raw, e, err)
+	stop()
+	outcome := c.ack(ctx, d, raw, e, err)
 	if c.Observe != nil {
 		c.Observe(raw.Type, outcome, time.Since(start))
 	}
 }
+
+// jetstreamSize is the header of a message whose data the consumer was told to leave out.
+const jetstreamSize = "Nats-Msg-Size"
 
 // process decodes the event and handles it. A panic is a failure of this event alone.
 func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Event, err error) {
@@ -257,6 +296,9 @@ func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Even
 			err = errors.New("the handler panicked")
 		}
 	}()
+	if raw.Header.Get(jetstreamSize) != "" && len(raw.Data) == 0 && deliveries <= 5 {
+		return e, errors.New("it came without its data, by a consumer that somebody set to headers_only")
+	}
 	e, err = Decode(raw)
 	e.Deliveries = deliveries
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("messaging.message.id", e.ID))
@@ -267,19 +309,19 @@ func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Even
 }
 
 // ack is the one place that tells the server the outcome of an event, err. By then it is committed.
-func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event, err error) (outcome string) {
+func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err error) (outcome string) {
 	var permanent *Permanent
 	var retry *Retry
 	log := c.log.With("event_id", e.ID, "type", raw.Type)
 	span := trace.SpanFromContext(ctx)
 	again := func(after time.Duration) {
-		c.logFailed("delay", msg, msg.NakWithDelay(after))
+		d.finish(ctx, "delay", func() error { return d.NakWithDelay(after) })
 		span.AddEvent("delivered again later",
 			trace.WithAttributes(attribute.String("papermap.after", after.String())))
 	}
 	switch {
 	case err == nil:
-		c.logFailed("acknowledge", msg, msg.Ack())
+		d.finish(ctx, "acknowledge", d.Ack)
 		span.AddEvent("acknowledged")
 		failpoint.Hit(failpoint.Acked)
 		return "acknowledged"
@@ -299,7 +341,7 @@ func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event,
 		span.SetStatus(codes.Error, permanent.Code)
 		failpoint.Hit(failpoint.DeadStored)
 		log.WarnContext(ctx, "event became a dead letter", "code", permanent.Code, "error", permanent)
-		c.logFailed("terminate", msg, msg.Term())
+		d.finish(ctx, "terminate", d.Term)
 		return "dead"
 	case errors.As(err, &retry):
 		log.DebugContext(ctx, "event will be redelivered", "after", retry.After, "reason", err)
@@ -315,15 +357,6 @@ func (c *Consumer) ack(ctx context.Context, msg jetstream.Msg, raw Raw, e Event,
 	again(after)
 	span.SetStatus(codes.Error, "failed")
 	return "failed"
-}
-
-// logFailed logs that an acknowledgement could not be sent. The event is then delivered again after
-// ackWait, which handlers must bear anyway.
-func (c *Consumer) logFailed(operation string, msg jetstream.Msg, err error) {
-	if err != nil && c.unsettled.Allow() {
-		c.log.Warn("cannot acknowledge an event; it will be delivered again",
-			"operation", operation, "subject", msg.Subject(), "error", err)
-	}
 }
 
 // raw returns a message as the stream stores it, and what the server says of its delivery.

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -332,7 +334,7 @@ func TestConsumerReturnsAnEventOnceWhenStopped(t *testing.T) {
 		const slots = 8
 		c := b.MainConsumer(slots, time.Second)
 		c.Handle = func(context.Context, Event) error { t.Error("handled while stopping"); return nil }
-		js, err := c.ensure(t.Context())
+		js, _, err := b.supervise(t.Context(), MainConsumer, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -347,7 +349,7 @@ func TestConsumerReturnsAnEventOnceWhenStopped(t *testing.T) {
 		for range slots {
 			c.slots <- struct{}{}
 		}
-		if err := c.fetch(stopped, t.Context(), js, slots); err != nil {
+		if err := c.fetch(stopped, t.Context(), slots); err != nil {
 			t.Fatal(err)
 		}
 		info, err := js.Info(t.Context())
@@ -384,5 +386,54 @@ func TestConsumerDeliversBesideManyThatWaitForARetry(t *testing.T) {
 		eventually(t, "all wait for a retry", func() bool { return retried.Load() == waiting })
 		publish(t, b, createdEvent("healthy"))
 		eventually(t, "the healthy event is handled", func() bool { return handled.Load() == 1 })
+	})
+}
+
+// Handlers that end in the moment of a heartbeat.
+func TestConsumerExtendsNothingThatIsAcknowledged(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		const all = 200
+		said := make(logged, 10*all)
+		b.log = slog.New(slog.NewTextHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		c := b.MainConsumer(all, time.Second)
+		c.Handle = func(context.Context, Event) error { time.Sleep(ackWait / 3); return nil }
+		consume(t, c)
+		for i := range all {
+			publish(t, b, createdEvent(fmt.Sprint(i)))
+		}
+		eventually(t, "all are done", func() bool { return pending(t, b, MainConsumer) == 0 })
+		for len(said) > 0 {
+			if line := <-said; strings.Contains(line, "cannot") {
+				t.Error(line)
+			}
+		}
+	})
+}
+
+// A callback that panics ends neither the process nor the loop, and its event is not lost.
+func TestConsumerOutlivesPanicsOutsideTheHandler(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		c := b.MainConsumer(1, time.Second)
+		var handled, observed, changes atomic.Int32
+		c.Handle = func(context.Context, Event) error { handled.Add(1); return nil }
+		c.Observe = func(string, string, time.Duration) { observed.Add(1); panic("a bug") }
+		consume(t, c)
+		stop, err := b.OnChange(func(string) { changes.Add(1); panic("a bug") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stop()
+		stopDead, err := b.OnDead(t.Context(), TypeTenantCreated, func(DeadLetter) { changes.Add(1); panic("a bug") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stopDead()
+		b.AnnounceChange("a")
+		publish(t, b, createdEvent("a"))
+		publish(t, b, createdEvent("b"))
+		publish(t, b, Outgoing{Type: TypeTenantCreated, Data: []byte("poison")})
+		eventually(t, "all are done", func() bool {
+			return handled.Load() == 2 && observed.Load() == 3 && changes.Load() == 2 && pending(t, b, MainConsumer) == 0
+		})
 	})
 }

@@ -40,22 +40,43 @@ func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) e
 	defer cancel()
 	raw.Header = tracedDead(ctx, raw.Header)
 	added := headerSize(nats.Header{jetstream.ExpectedStreamHeader: {b.deadStream()}}) // by the publish
-	msg := deadLetter(raw, e, p, int(b.nc.MaxPayload())-added)
+	msg := deadLetter(raw, e, p, b.deadLetterLimit()-added)
 	msg.Subject = b.o.Subjects.Dead(raw.Type)
-	if _, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.deadStream())); err != nil {
-		return fmt.Errorf("publish a dead letter: %w", err)
+	_, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.deadStream()))
+	if errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum) { // its limit was lowered just now
+		b.lookAgain()
+	}
+	if err != nil {
+		return fmt.Errorf("publish a dead letter: %w", b.withHint(err))
 	}
 	return nil
 }
 
-// deadLetter returns the message that keeps an event that cannot be handled, at most maxPayload bytes
-// with its headers.
-func deadLetter(raw Raw, e Event, p *Permanent, maxPayload int) *nats.Msg {
+// deadLetterLimit is the size of the largest message that the server and the stream of dead letters
+// take, with its headers.
+func (b *Bus) deadLetterLimit() int {
+	limit := int(b.nc.MaxPayload())
+	defer b.lockTopology()()
+	if b.top.deadLimit > 0 {
+		limit = min(limit, b.top.deadLimit)
+	}
+	return limit
+}
+
+const (
+	maxHeaders = 64<<10 - 1 // that JetStream stores, in bytes
+	maxReason  = 500        // code points of an error in a header
+)
+
+// deadLetter returns the message that keeps an event that cannot be handled, at most limit bytes with
+// its headers. What does not fit is left out, first of the data, then the event's headers, at last of
+// the reason.
+func deadLetter(raw Raw, e Event, p *Permanent, limit int) *nats.Msg {
 	own := nats.Header{
 		jetstream.MsgIDHeader: {"dead-" + e.Message},
 		headerEventID:         {e.ID},
 		headerEventTime:       {e.Time.UTC().Format(time.RFC3339Nano)},
-		headerError:           {oneLine(p.Error(), 500)},
+		headerError:           {oneLine(p.Error(), maxReason)},
 		headerCode:            {p.Code},
 		headerAttempts:        {strconv.Itoa(max(1, p.Attempts))},
 		headerSequence:        {strconv.FormatUint(raw.Sequence, 10)},
@@ -71,14 +92,18 @@ func deadLetter(raw Raw, e Event, p *Permanent, maxPayload int) *nats.Msg {
 			msg.Header[name] = values
 		}
 	}
-	if headerSize(msg.Header)+headerSize(own) > maxPayload/2 {
+	const room = 128 // for headerTruncated and headerDropped
+	if headerSize(msg.Header)+headerSize(own)+room > min(limit/2, maxHeaders) {
 		own.Set(headerDropped, strconv.Itoa(len(msg.Header)))
 		msg.Header = nats.Header{}
+		for reason := maxReason / 2; reason > 0 && headerSize(own)+room > limit; reason /= 2 {
+			own.Set(headerError, oneLine(p.Error(), reason))
+		}
 	}
 	maps.Copy(msg.Header, own)
-	if room := maxPayload - headerSize(msg.Header) - 128; len(msg.Data) > room { // 128: for headerTruncated
+	if rest := limit - headerSize(msg.Header) - room; len(msg.Data) > rest {
 		msg.Header.Set(headerTruncated, fmt.Sprintf("%d %x", len(raw.Data), sha256.Sum256(raw.Data)))
-		msg.Data = msg.Data[:max(0, room)]
+		msg.Data = msg.Data[:max(0, rest)]
 	}
 	return msg
 }
@@ -218,6 +243,7 @@ func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter))
 		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
 	}
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
+		defer logPanic(b.log, msg.Subject())
 		if raw, _, err := b.raw(msg); err == nil {
 			do(newDeadLetter(raw))
 		}

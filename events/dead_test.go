@@ -59,3 +59,48 @@ func TestDeadLetterIsCutToFit(t *testing.T) {
 		}
 	}
 }
+
+// Of any event, under any limit that doctor does not call fatal, and of some below it.
+func TestDeadLetterFitsUnderAnyLimit(t *testing.T) {
+	t.Parallel()
+	e := Event{ID: strings.Repeat("é", maxEventID), Message: "18446744073709551615-1746093600000000000"}
+	p := &Permanent{Code: "X", Err: errors.New(strings.Repeat("🏢", 5000))}
+	for _, limit := range []int{2048, 4096, minMessage, 60_000, 64 << 10, 1 << 20, 64 << 20} {
+		for _, headers := range []int{0, 1, 100, 1000, 10_000, 30_000, 62_000, 65_000, 200_000} {
+			for _, size := range []int{0, 1, 1000, minMessage, limit - 100, limit, limit + 1} {
+				raw := Raw{Header: nats.Header{"Nats-X": {strings.Repeat("h", headers)}}, Data: make([]byte, size)}
+				got := deadLetter(raw, e, p, limit)
+				h := headerSize(got.Header)
+				if h+len(got.Data) > limit || h > maxHeaders {
+					t.Errorf("limit %d, headers %d, data %d: %d bytes of headers, %d in all",
+						limit, headers, size, h, h+len(got.Data))
+				}
+				if cut := got.Header.Get(headerTruncated) != ""; cut != (len(got.Data) < size) ||
+					got.Header.Get(headerEventID) != e.ID {
+					t.Errorf("limit %d, headers %d, data %d: cut %v to %d", limit, headers, size, cut, len(got.Data))
+				}
+			}
+		}
+	}
+}
+
+// The limit is lowered while the worker runs, below what the server takes.
+func TestDeadLetterFitsIntoItsStream(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		consume(t, b.MainConsumer(1, time.Second)) // it has no handler: nothing gets that far
+		eventually(t, "it consumes", func() bool { return pending(t, b, MainConsumer) == 0 })
+		config := b.streams()[1].config()
+		config.MaxMsgSize = minMessage
+		if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("x"), 10*minMessage)
+		publish(t, b, Outgoing{Type: TypeTenantCreated, Data: data, Header: nats.Header{"X": {string(data[:60_000])}}})
+		eventually(t, "it is a dead letter", func() bool {
+			return len(deadLetters(t, b)) == 1 && pending(t, b, MainConsumer) == 0
+		})
+		if d := deadLetters(t, b)[0]; d.Truncated == "" || len(d.Data) < minMessage/2 {
+			t.Errorf("cut %q, %d bytes", d.Truncated, len(d.Data))
+		}
+	})
+}

@@ -1,8 +1,13 @@
 package events
 
 import (
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"maps"
+	"net/textproto"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -87,7 +92,8 @@ func Decode(r Raw) (Event, error) {
 
 // readHeaders returns the headers that matter, by their names as written here. Header names compare
 // without case. Two different values of one could be read in two ways, and differently at each
-// delivery, because a Go map has no order.
+// delivery, because a Go map has no order. The attributes of a CloudEvent in binary mode are
+// percent-decoded, as the CloudEvents binding for NATS says.
 func readHeaders(h nats.Header) (map[string]string, error) {
 	read := map[string]string{}
 	for _, name := range []string{
@@ -99,6 +105,10 @@ func readHeaders(h nats.Header) (map[string]string, error) {
 				continue
 			}
 			for _, v := range values {
+				v = textproto.TrimString(v) // as it is after it was published again
+				if strings.HasPrefix(name, attributePrefix) {
+					v = percentDecode(v)
+				}
 				if other, given := read[name]; given && other != v {
 					return nil, permanentf(codeEnvelope,
 						"the header %s is given twice with different values: send one", name)
@@ -110,6 +120,42 @@ func readHeaders(h nats.Header) (map[string]string, error) {
 	return read, nil
 }
 
+const attributePrefix = "ce-" // of the headers that are attributes of a CloudEvent in binary mode
+
+// validateAttributes checks the encoding of all attributes, also of those that are not used here.
+func validateAttributes(h nats.Header) error {
+	for _, key := range slices.Sorted(maps.Keys(h)) { // the same error each time
+		if !hasPrefixFold(key, attributePrefix) {
+			continue
+		}
+		for _, v := range h[key] {
+			if !utf8.ValidString(percentDecode(v)) {
+				return permanentf(codeEnvelope, "the header %s is not valid UTF-8", quote(key))
+			}
+		}
+	}
+	return nil
+}
+
+// percentDecode decodes each % that is followed by two hex digits; another % stays.
+func percentDecode(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	decoded := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if b, err := hex.DecodeString(s[i+1 : i+3]); err == nil {
+				decoded = append(decoded, b[0])
+				i += 2
+				continue
+			}
+		}
+		decoded = append(decoded, s[i])
+	}
+	return string(decoded)
+}
+
 // attributes are the given attributes of a CloudEvent that are used here. CloudEvents requires a
 // source; an event without one is accepted.
 type attributes map[string]string
@@ -119,9 +165,12 @@ var attributeNames = []string{"specversion", "id", "source", "type", "time"}
 // unwrap returns the data and, unless the event is plain JSON, valid attributes.
 func unwrap(r Raw, h map[string]string) (attributes, []byte, error) {
 	if _, binary := h["ce-specversion"]; binary {
+		if err := validateAttributes(r.Header); err != nil {
+			return nil, nil, err
+		}
 		a := attributes{}
 		for _, name := range attributeNames {
-			if v, given := h["ce-"+name]; given {
+			if v, given := h[attributePrefix+name]; given {
 				a[name] = v
 			}
 		}
@@ -212,10 +261,25 @@ func wrongID(name string) error {
 var timeForm = regexp.MustCompile(
 	`^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
 
+// parseTime parses RFC 3339. time.Parse does not know leap seconds, which are the last second of a
+// month in UTC; here they are the second after them.
+func parseTime(text string) (time.Time, error) {
+	const seconds = len("2016-12-31T23:59:")
+	if len(text) < seconds+2 || text[seconds:seconds+2] != "60" {
+		return time.Parse(time.RFC3339Nano, text)
+	}
+	t, err := time.Parse(time.RFC3339Nano, text[:seconds]+"59"+text[seconds+2:])
+	t = t.Add(time.Second)
+	if u := t.UTC(); err == nil && (u.Day() != 1 || u.Hour() != 0 || u.Minute() != 0) {
+		err = errors.New("a leap second is the last second of a month")
+	}
+	return t, err
+}
+
 // eventTime reads an event's time. One far ahead of the stream's is replaced by the stream's: a wrong
 // clock at a publisher must not outrank every later event.
 func eventTime(name, text string, stream time.Time) (time.Time, error) {
-	t, err := time.Parse(time.RFC3339Nano, strings.ToUpper(text))
+	t, err := parseTime(strings.ToUpper(text))
 	if err != nil || !timeForm.MatchString(text) {
 		return t, permanentf(codeEnvelope, "%s is %s: send RFC 3339, such as 2025-01-31T23:59:59Z",
 			name, quote(text))

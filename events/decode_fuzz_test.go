@@ -125,3 +125,32 @@ func FuzzDecodeObject(f *testing.F) {
 		}
 	})
 }
+
+// Headers alone never make a reading differ from another of the same message, or from that of its copy,
+// which Republish publishes.
+func FuzzDecodeHeaders(f *testing.F) {
+	for _, seed := range [][3]string{
+		{"ce-id", "signup%20org", "s"}, {"Ce-Id", "%C3%A9", "%2Fa"}, {"ce-time", "2025-05-01T10%3A00:00Z", ""},
+		{"ce-id", " %20", "%"}, {"ce-x", "%FF", "a"}, {"Nats-Msg-Id", "m ", "%zz"}, {"ce-id", "%C3", "\xff"},
+		{"Papermap-Event-Id", "p", ""}, {"papermap-event-time", "2016-12-31T23:59:60Z", ""},
+	} {
+		f.Add(seed[0], seed[1], seed[2])
+	}
+	f.Fuzz(func(t *testing.T, name, value, source string) {
+		h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}, "ce-source": {source}}
+		h[name] = append(h[name], value)
+		r := Raw{Type: TypeTenantSuspended, Header: h, Data: []byte(`{"tenant_id":"a"}`), Sequence: 7, Time: stored}
+		e, err := Decode(r)
+		again, errAgain := Decode(r)
+		if !reflect.DeepEqual(e, again) || (err == nil) != (errAgain == nil) || err != nil &&
+			err.Error() != errAgain.Error() {
+			t.Fatalf("two readings differ: %+v, %v and %+v, %v", e, err, again, errAgain)
+		}
+		if !validEventID(e.ID) || !utf8.ValidString(e.Source) && err == nil {
+			t.Fatalf("not to be recorded: %+v", e)
+		}
+		if err != nil && len(err.Error()) > 1000 {
+			t.Fatalf("a long error: %v", err)
+		}
+	})
+}

@@ -373,6 +373,13 @@ func TestEventTime(t *testing.T) {
 		{"2025-05-01T10:00:00.123456789Z", at("2025-05-01T10:00:00.123456789Z")},
 		{"2025-05-01T10:00:00+02:00", at("2025-05-01T08:00:00Z")},
 		{"2025-05-01t10:00:00z", at("2025-05-01T10:00:00Z")},
+		{"2016-12-31T23:59:60Z", at("2017-01-01T00:00:00Z")},
+		{"2016-12-31T23:59:60.5Z", at("2017-01-01T00:00:00.5Z")},
+		{"1990-12-31T15:59:60-08:00", at("1991-01-01T00:00:00Z")},
+		{"2016-12-30T23:59:60Z", time.Time{}},
+		{"2016-12-31T22:59:60Z", time.Time{}},
+		{"2016-12-31T23:59:61Z", time.Time{}},
+		{"2016-12-31T23:59:60", time.Time{}},
 		{"1970-01-01T00:00:00Z", time.Unix(0, 0).UTC()},
 		{ahead(5 * time.Minute), stored.Add(5 * time.Minute)},
 		{ahead(5*time.Minute + time.Nanosecond), stored},
@@ -557,5 +564,49 @@ func TestDecodeObjectTakesWholeNumbersOnly(t *testing.T) {
 		if (err == nil) != c.ok || c.ok && ttl == nil {
 			t.Errorf("%s: %v, %v", c.number, ttl, err)
 		}
+	}
+}
+
+func TestBinaryAttributesArePercentDecoded(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ header, encoded, decoded string }{ // decoded empty: refused
+		{"ce-id", "signup%20org", "signup org"}, {"Ce-Id", "%C3%a9", "é"}, {"ce-id", "a%2Fb%25", "a/b%"},
+		{"ce-id", "100%", "100%"}, {"ce-id", "%", "%"}, {"ce-id", "%2", "%2"}, {"ce-id", "%zz%4", "%zz%4"},
+		{"ce-id", "%%41", "%A"}, {"ce-id", "%2541", "%41"}, {"ce-id", "a+b", "a+b"},
+		{"ce-id", "%20a%20", " a "}, {"ce-id", "  a ", "a"},
+		{"ce-id", strings.Repeat("%C3%A9", 255), strings.Repeat("é", 255)},
+		{"ce-id", strings.Repeat("%C3%A9", 256), ""}, {"ce-id", "%00", ""}, {"ce-id", "%FF", ""},
+		{"ce-id", "%C3%", ""}, {"ce-id", "\xff", ""},
+		{"ce-source", "%2Fa%20b", "/a b"}, {"CE-SOURCE", "é", "é"}, {"ce-source", "%ff", ""},
+		{"ce-type", "tenant%2Ecreated", ""}, {"ce-specversion", "1%2E0", ""},
+		{"ce-extension", "%C3%28", ""}, {"ce-tracestate", "a%3Db", ""},
+		{"Nats-Msg-Id", "m%20", "m%20"}, {"Papermap-Event-Id", "p%20", "p%20"},
+	} {
+		h := nats.Header{"ce-specversion": {"1.0"}, "ce-id": {"e"}}
+		for name := range h {
+			if strings.EqualFold(name, c.header) {
+				delete(h, name)
+			}
+		}
+		h[c.header] = []string{c.encoded}
+		if c.header == "Nats-Msg-Id" {
+			h = nats.Header{c.header: {c.encoded}}
+		}
+		e, err := Decode(raw(TypeTenantCreated, created("a"), h))
+		valid := c.decoded != "" || c.header == "ce-type" || c.header == "ce-specversion" || c.header == "ce-tracestate"
+		if valid != (err == nil) || err != nil && codeOf(t, err) != codeEnvelope {
+			t.Errorf("%s %q: %v", c.header, c.encoded, err)
+		}
+		is := e.ID
+		if strings.EqualFold(c.header, "ce-source") {
+			is = e.Source
+		}
+		if c.decoded != "" && is != c.decoded {
+			t.Errorf("%s %q reads as %q", c.header, c.encoded, is)
+		}
+	}
+	// Without ce-specversion there is no CloudEvent in binary mode.
+	if e, err := Decode(raw(TypeTenantCreated, created("a"), nats.Header{"ce-id": {"%FF"}})); err != nil || e.ID != message {
+		t.Errorf("%+v, %v", e, err)
 	}
 }

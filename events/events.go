@@ -35,7 +35,8 @@
 // nil acknowledges, after the handler's commit; [*Retry] delivers the event again after a delay;
 // [*Permanent] stores a dead letter, and terminates the event only when the stream has that; any
 // other error delivers the event again after [Delay]. Streams and consumers that are deleted or
-// changed are made again.
+// changed are made again. Nothing is acknowledged in a stream that is another than the one that the
+// event was fetched from: sequences begin again there.
 //
 // It cannot promise exactly-once: JetStream delivers at least once, and an acknowledgement is no
 // fence (the server accepts one from an expired delivery). Handlers must be safe to repeat, also
@@ -43,8 +44,9 @@
 //
 // # Topology
 //
-// topology.go has what the streams and consumers must look like. [Bus.EnsureStreams], the repair of
-// consumers, and [Bus.Check], from which doctor reports, use the same functions.
+// topology.go has what the streams and consumers must look like. The supervisor, which makes and
+// repairs them, [Bus.CheckTopology], from which readiness reports, and [Bus.Check], from which doctor
+// does, use the same functions.
 //
 // # Dead letters and replay
 //

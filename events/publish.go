@@ -87,7 +87,8 @@ func (b *Bus) StreamTime(ctx context.Context) (time.Time, error) {
 }
 
 // Publish publishes the event and returns when the stream has stored it. duplicate means that the
-// stream has an event of this id already and dropped this one.
+// stream has an event of this id already and dropped this one. Without a connection it fails at once,
+// and the event is not published later.
 func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err error) {
 	if err := b.Connected(); err != nil {
 		return false, fmt.Errorf("publish %s: %w", e.Type, err)
@@ -95,7 +96,10 @@ func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err erro
 	msg := b.message(e)
 	ctx, span := b.startPublish(ctx, msg, e)
 	defer span.End()
-	ack, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.o.Stream))
+	var ack *jetstream.PubAck
+	if err = b.Connected(); err == nil {
+		ack, err = b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.o.Stream))
+	}
 	failSpan(span, err)
 	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", e.Type, b.withHint(err))

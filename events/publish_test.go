@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"papermap-worker/events/embedded"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,4 +71,45 @@ func TestPublishAllReportsTooLargeEvents(t *testing.T) {
 			t.Errorf("for the stream: %v", errs[0])
 		}
 	})
+}
+
+// The caller has been told of the failure, so the event must not come after it.
+func TestPublishThatFailedWithoutAConnectionIsNotMadeUpFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server, err := embedded.Start(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	b := connectBus(t, Options{URL: server.URL(), Wait: true})
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(u.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	eventually(t, "the loss is noticed", func() bool { return b.Connected() != nil })
+	_, err = b.Publish(t.Context(), createdEvent("a"))
+	if err == nil || !strings.Contains(err.Error(), "no connection to NATS") {
+		t.Errorf("Publish: %v", err)
+	}
+	if err := b.PublishAll(t.Context(), []Outgoing{createdEvent("b")})[0]; err == nil {
+		t.Error("PublishAll reported no failure")
+	}
+	if server, err = embedded.Start(dir, port); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is connected again", func() bool { return b.Connected() == nil })
+	publish(t, b, createdEvent("c"))
+	stream, err := b.js.Stream(t.Context(), b.o.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 1 {
+		t.Errorf("%d events are stored, want the one that was not reported as failed", n)
+	}
 }

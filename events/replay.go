@@ -2,8 +2,10 @@ package events
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/textproto"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +46,13 @@ func (b *Bus) Republish(ctx context.Context, p StoredEvent) error {
 // that is new: inside the stream's duplicate window the old one would drop it.
 func (b *Bus) republish(ctx context.Context, messageID string, r Raw, eventID, eventTime string) error {
 	e := Outgoing{ID: messageID, Type: r.Type, Header: headersToRepublish(r.Header), Data: r.Data}
-	e.Header[headerEventID], e.Header[headerEventTime] = []string{eventID}, []string{eventTime}
+	// White space at the ends of an id does not survive in a header. Such an id can only come from the
+	// event itself, which still has it.
+	own, _ := Decode(Raw{Type: r.Type, Header: e.Header, Data: r.Data})
+	if own.ID == textproto.TrimString(own.ID) || textproto.TrimString(own.ID) != textproto.TrimString(eventID) {
+		e.Header[headerEventID] = []string{eventID}
+	}
+	e.Header[headerEventTime] = []string{eventTime}
 	duplicate, err := b.Publish(ctx, e)
 	if err == nil && duplicate {
 		err = fmt.Errorf("the stream dropped message id %s as a duplicate", e.ID)
@@ -74,11 +82,17 @@ type StoredEvent struct {
 }
 
 // Republished reports whether it was published again, with the identity that it had.
-func (p StoredEvent) Republished() bool { return p.Raw.Header.Get(headerEventID) != "" }
+func (p StoredEvent) Republished() bool { return p.Raw.Header.Get(headerEventTime) != "" }
+
+// identity tells copies of an event, which were published again, from other events.
+func (p StoredEvent) identity() [sha256.Size]byte {
+	return sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %s",
+		p.Type, p.Source, p.ID, p.Time.UnixNano(), p.Raw.Data))
+}
 
 // ScanSince reads what the stream stored since a time, oldest first: the tenants' events that can be
-// decoded, and dashboard.created. An error of each ends it and is returned. The zero time means all
-// that the stream has.
+// decoded, and dashboard.created. Of an event and its copies by [Bus.Republish] it reads the first. An
+// error of each ends it and is returned. The zero time means all that the stream has.
 func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEvent) error) error {
 	types := append([]string{TypeDashboardCreated}, typeNames(ofTenant)...)
 	config := jetstream.OrderedConsumerConfig{FilterSubjects: b.o.Subjects.of(types)}
@@ -86,6 +100,7 @@ func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEv
 		config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
 	}
 	var failed error
+	seen := map[[sha256.Size]byte]bool{}
 	err := b.scan(ctx, b.o.Stream, config, func(r Raw) bool {
 		p := StoredEvent{Raw: r}
 		if r.Type == TypeDashboardCreated {
@@ -97,6 +112,11 @@ func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEv
 			p.ID = body.ID
 		} else if e, err := Decode(r); err == nil {
 			p.Event = e
+			id := p.identity()
+			if seen[id] && p.Republished() {
+				return true
+			}
+			seen[id] = true
 		} else {
 			return true // a dead letter, then and now
 		}
@@ -168,17 +188,32 @@ func (b *Bus) scan(
 		return fail(err)
 	}
 	defer messages.Stop()
-	last := stream.CachedInfo().State.LastSeq
+	last, reached := stream.CachedInfo().State.LastSeq, uint64(0)
 	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
+		waiting, cancel := context.WithTimeout(ctx, time.Second)
+		msg, err := messages.Next(jetstream.NextContext(waiting))
+		cancel()
+		switch {
+		case ctx.Err() != nil && err != nil:
+			return fail(ctx.Err())
+		case errors.Is(err, context.DeadlineExceeded):
+			// What was still to come may have been deleted meanwhile.
+			info, err := consumer.Info(ctx)
+			if err != nil {
+				return fail(err)
+			}
+			if info.NumPending == 0 && info.Delivered.Stream <= reached {
+				return nil
+			}
+			continue
+		case err != nil:
 			return fail(err)
 		}
 		raw, meta, err := b.raw(msg)
 		if err != nil {
 			return fail(err)
 		}
-		if raw.Sequence > last || !each(raw) || raw.Sequence == last || meta.NumPending == 0 {
+		if reached = raw.Sequence; reached > last || !each(raw) || reached == last || meta.NumPending == 0 {
 			return nil
 		}
 	}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -46,6 +48,14 @@ type Endpoint struct {
 	Fast func(dst []byte, r Request) (reply []byte, v FastResult, err error)
 }
 
+// micro is the endpoint's name in package micro.
+func (e Endpoint) micro() string {
+	if e.PerToken {
+		return e.Name + "-per-token"
+	}
+	return e.Name
+}
+
 // FastResult is what Fast did with a request.
 type FastResult int
 
@@ -69,9 +79,8 @@ const (
 	serviceWorkers = 32   // requests of one kind answered concurrently
 	aheadWorkers   = 8    // and of those of FastQueueFirst
 	serviceQueue   = 1024 // requests that wait, of each kind; more are refused with UNAVAILABLE
+	maxRequest     = 4 << 10
 	requestTimeout = 5 * time.Second
-
-	ownInboxes = 2 // of Service.inboxes, before those of NATS_REPLY_PREFIXES
 
 	// The client library's buffer for requests that arrive faster than they can even be refused; it
 	// drops what does not fit.
@@ -104,6 +113,30 @@ type request struct {
 	endpoint *Endpoint
 	arrived  time.Time
 	ctx      context.Context // never ends; with the span of a traced request
+	answers  *answers
+}
+
+// answers counts what an endpoint answered. Package micro sees only how a request is handed over.
+type answers struct{ all, errors, took atomic.Int64 }
+
+func (a *answers) add(r request, failed bool) {
+	a.all.Add(1)
+	a.took.Add(int64(time.Since(r.arrived)))
+	if failed {
+		a.errors.Add(1)
+	}
+}
+
+// answerStats is the data of an endpoint in the reply of $SRV.STATS.
+type answerStats struct {
+	Answers       int64 `json:"answers"`
+	Errors        int64 `json:"errors"`
+	AverageMicros int64 `json:"average_answer_us"`
+}
+
+func (a *answers) stats() answerStats {
+	all := a.all.Load()
+	return answerStats{all, a.errors.Load(), a.took.Load() / max(1, all) / int64(time.Microsecond)}
 }
 
 func (r request) event() Request {
@@ -125,13 +158,10 @@ func (r request) token() string { return r.Subject()[strings.LastIndexByte(r.Sub
 //	service.Stop() // before the bus is closed
 func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoint) (*Service, error) {
 	s := &Service{
-		bus: b, inboxes: []string{"_INBOX.", "_R_."}, log: b.log, queues: map[string]queue{},
-		failed: rate.NewLimiter(rate.Every(10*time.Second), 1),
+		bus: b, inboxes: slices.Concat(inboxes, b.setReplies(replyPrefixes)), log: b.log,
+		queues: map[string]queue{}, failed: rate.NewLimiter(rate.Every(10*time.Second), 1),
 	}
 	s.buffers.New = func() any { return new([]byte) }
-	for _, p := range replyPrefixes {
-		s.inboxes = append(s.inboxes, strings.TrimSuffix(p, ".")+".")
-	}
 	for _, e := range endpoints {
 		if _, made := s.queues[e.Name]; made {
 			continue
@@ -141,21 +171,29 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		s.work(q.normal, serviceWorkers)
 		s.work(q.ahead, aheadWorkers)
 	}
+	counts := map[string]*answers{} // by the endpoint's name; complete before it is read
+	for _, e := range endpoints {
+		counts[e.micro()] = &answers{}
+	}
 	var err error
 	s.micro, err = micro.AddService(b.nc, micro.Config{
 		Name: "papermap-worker", Version: version,
-		Description: "Papermap dashboards and embed tokens of tenants",
+		Description: "Papermap dashboards and embed tokens of tenants. In STATS, errors and times of answers " +
+			"are under data; num_errors and processing_time are those of handing requests over",
+		StatsHandler: func(e *micro.Endpoint) any { return counts[e.Name].stats() },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the request-reply service: %w", err)
 	}
 	for _, e := range endpoints {
-		name, subject := e.Name, b.o.Subjects.RPC(e.Name)
+		name, subject := e.micro(), b.o.Subjects.RPC(e.Name)
 		if e.PerToken {
-			name, subject = name+"-per-token", subject+".*"
+			subject += ".*"
 		}
 		handler := micro.HandlerFunc(func(r micro.Request) {
-			s.accept(request{r, &e, time.Now(), context.Background()})
+			s.accept(request{
+				Request: r, endpoint: &e, arrived: time.Now(), ctx: context.Background(), answers: counts[name],
+			})
 		})
 		err := s.micro.AddEndpoint(name, handler, micro.WithEndpointSubject(subject),
 			micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
@@ -175,6 +213,24 @@ func (s *Service) work(queue <-chan request, workers int) {
 			}
 		})
 	}
+}
+
+const (
+	serverReplies = "_R_."     // of a server's own reply subjects, for imported services
+	anyTenant     = "{tenant}" // in a prefix: the tenant's token on its own subject; elsewhere none
+)
+
+// inboxes are the prefixes of reply subjects that are always answered.
+var inboxes = []string{"_INBOX.", serverReplies}
+
+// setReplies keeps the prefixes of more reply subjects that are answered, and returns them.
+func (b *Bus) setReplies(prefixes []string) []string {
+	defer b.lockTopology()()
+	b.top.replies = nil
+	for _, p := range prefixes {
+		b.top.replies = append(b.top.replies, strings.TrimSuffix(p, ".")+".")
+	}
+	return b.top.replies
 }
 
 // Stop accepts no more requests and returns when those in flight are answered.
@@ -210,7 +266,14 @@ func (s *Service) acceptArrived() {
 // by Fast, queues the request, or refuses it at once when too many wait: it must never block, or the
 // library's buffer fills and drops requests unanswered.
 func (s *Service) accept(r request) {
+	defer s.refuseOnPanic(r)
 	if !s.answerable(r) {
+		s.drop(r)
+		return
+	}
+	if len(r.Data()) > maxRequest {
+		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",
+			Message: fmt.Sprintf("the request is larger than %d bytes", maxRequest)})
 		return
 	}
 	if s.bus.o.Tracer != nil && len(r.Headers()) > 0 {
@@ -236,6 +299,26 @@ func (s *Service) accept(r request) {
 	s.refuse(r, unavailable("too many requests; try again"))
 	trace.SpanFromContext(r.ctx).End()
 }
+
+// refuseOnPanic, deferred, answers a request whose handling panicked.
+func (s *Service) refuseOnPanic(r request) {
+	if p := recover(); p != nil {
+		s.log.Error("a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
+		s.refuse(r, unavailable("the worker cannot answer now; try again"))
+	}
+}
+
+// drop leaves a request without an answer, which its caller may wonder about.
+func (s *Service) drop(r request) {
+	if s.bus.unanswerable.Add(1); s.bus.slow.Allow() {
+		s.log.Warn("a request has a reply subject that is not answered: its client's inbox prefix must be "+
+			"_INBOX or one of NATS_REPLY_PREFIXES", "subject", oneLine(r.Subject(), 300),
+			"reply", oneLine(r.Reply(), 300))
+	}
+}
+
+// Unanswerable returns how many requests had a reply subject that is not answered.
+func (b *Bus) Unanswerable() int64 { return b.unanswerable.Load() }
 
 // answerFast calls the endpoint's Fast in the library's own goroutine: no hand-over, no copy.
 func (s *Service) answerFast(r request) (v FastResult) {
@@ -263,6 +346,7 @@ func (s *Service) answerFast(r request) (v FastResult) {
 		return FastQueue // Handle meets the same error, which is logged
 	}
 	*buffer = reply
+	r.answers.add(r, false)
 	if err := s.bus.nc.Publish(r.Reply(), reply); err != nil { // which copies it
 		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
 	}
@@ -270,14 +354,16 @@ func (s *Service) answerFast(r request) (v FastResult) {
 }
 
 // answerable reports whether the reply subject is an inbox. Anything else gets nothing, not even an
-// error: that would be a message where the requester chose. On a tenant's own subject a prefix of
-// NATS_REPLY_PREFIXES is followed by that tenant, so that one tenant's token cannot be sent to
-// another's inbox.
+// error: that would be a message where the requester chose. A prefix with {tenant} holds on a
+// tenant's own subject alone, for that tenant: its token cannot be sent to another's inbox.
 func (s *Service) answerable(r request) bool {
 	reply := r.Reply()
-	for i, p := range s.inboxes {
-		if i >= ownInboxes && r.endpoint.PerToken {
-			p += r.token() + "."
+	for _, p := range s.inboxes {
+		if strings.Contains(p, anyTenant) {
+			if !r.endpoint.PerToken {
+				continue
+			}
+			p = strings.ReplaceAll(p, anyTenant, r.token())
 		}
 		if strings.HasPrefix(reply, p) && len(reply) > len(p) {
 			return true
@@ -288,6 +374,7 @@ func (s *Service) answerable(r request) bool {
 
 // answer runs in a worker of the pool.
 func (s *Service) answer(r request) {
+	defer s.refuseOnPanic(r)
 	ctx, cancel := context.WithDeadline(r.ctx, r.arrived.Add(cmp.Or(r.endpoint.Timeout, requestTimeout)))
 	defer cancel()
 	defer trace.SpanFromContext(r.ctx).End()
@@ -347,6 +434,7 @@ func (s *Service) refuse(r request, e *ServiceError) {
 // request, which micro reads when its callback returns, which is earlier.
 func (s *Service) respond(r request, m *nats.Msg) {
 	m.Subject = r.Reply()
+	r.answers.add(r, m.Header != nil)
 	err := s.bus.nc.PublishMsg(m)
 	if errors.Is(err, nats.ErrMaxPayload) && m.Header == nil {
 		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",

@@ -3,11 +3,13 @@ package events
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 )
 
@@ -326,5 +328,92 @@ func TestServiceAnswersFastQueueFirstBeforeTheQueue(t *testing.T) {
 	if reply, err := b.nc.Request("papermap.rpc.echo", []byte("ahead"), 5*time.Second); err != nil ||
 		string(reply.Data) != "ahead" {
 		t.Errorf("answer %v, %v", reply, err)
+	}
+}
+
+func TestServiceRefusesALargeRequestBeforeItIsRead(t *testing.T) {
+	t.Parallel()
+	var read atomic.Int32
+	b := startBus(t)
+	s, err := b.Serve("1.2.3", nil, Endpoint{
+		Name:   "echo",
+		Handle: func(_ context.Context, r Request) ([]byte, error) { read.Add(1); return r.Data[:1], nil },
+		Fast: func(dst []byte, r Request) ([]byte, FastResult, error) {
+			read.Add(1)
+			return dst, FastQueue, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	for size, ok := range map[int]bool{4 << 10: true, 4<<10 + 1: false, 1 << 20: false} {
+		read.Store(0)
+		reply, err := b.nc.Request("papermap.rpc.echo", make([]byte, size), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code := reply.Header.Get("Nats-Service-Error-Code")
+		if ok != (code == "" && read.Load() == 2) || !ok && (code != "400" || read.Load() != 0 ||
+			!strings.Contains(string(reply.Data), `"code":"INVALID_REQUEST"`)) {
+			t.Errorf("%d bytes: %q, %s, read %d times", size, code, reply.Data, read.Load())
+		}
+	}
+}
+
+func TestServiceTellsOfRequestsThatItCannotAnswer(t *testing.T) {
+	t.Parallel()
+	b, nc := serve(t, func(context.Context, Request) ([]byte, error) { return nil, nil })
+	said := make(logged, 100)
+	b.log = slog.New(slog.NewTextHandler(said, nil))
+	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "other",
+		Handle: func(context.Context, Request) ([]byte, error) { return nil, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	if err := b.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		if err := nc.PublishRequest("papermap.rpc.other", "elsewhere.x", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "they are counted", func() bool { return b.Unanswerable() == 50 })
+	said.wait(t, "reply=elsewhere.x")
+	if len(said) > 0 {
+		t.Errorf("more than one line of them: %s", <-said)
+	}
+}
+
+func TestServiceStatsHaveErrorsAndTimesOfAnswers(t *testing.T) {
+	t.Parallel()
+	_, nc := serve(t, func(_ context.Context, r Request) ([]byte, error) {
+		<-time.After(5 * time.Millisecond)
+		if string(r.Data) == "bad" {
+			return nil, &ServiceError{Status: 409, Code: "X", Message: "no"}
+		}
+		return []byte("ok"), nil
+	})
+	for _, data := range []string{"good", "bad", "bad"} {
+		if _, err := nc.Request("papermap.rpc.echo", []byte(data), 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reply, err := nc.Request("$SRV.STATS.papermap-worker", nil, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stats struct {
+		Endpoints []struct {
+			Data answerStats `json:"data"`
+		} `json:"endpoints"`
+	}
+	if err := json.Unmarshal(reply.Data, &stats); err != nil {
+		t.Fatal(err)
+	}
+	if d := stats.Endpoints[0].Data; d.Answers != 3 || d.Errors != 2 || d.AverageMicros < 5000 {
+		t.Errorf("%+v", d)
 	}
 }

@@ -1,8 +1,6 @@
 package events
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -13,7 +11,8 @@ import (
 )
 
 // What the server, the two streams and the two consumers must look like. The worker makes and repairs
-// them from it, and [Bus.Check], from which doctor reports, judges by the same functions.
+// them from it (supervise.go), and [Bus.Check], from which doctor reports, and [Bus.CheckTopology], from
+// which readiness does, judge by the same functions.
 
 // ackWait is how long the server waits for an acknowledgement: a killed worker's events are
 // delivered again after it. An event in flight extends it three times as often.
@@ -26,20 +25,26 @@ var oldestServer = []int{2, 10, 0}
 // checkVersion returns an error for a server that is too old. A version that cannot be parsed is
 // accepted.
 func checkVersion(version string) error {
-	have := make([]int, 3)
-	n, _ := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d.%d", &have[0], &have[1], &have[2])
-	if n < 2 || slices.Compare(have, oldestServer) >= 0 {
+	if have, ok := parseVersion(version); !ok || slices.Compare(have, oldestServer) >= 0 {
 		return nil
 	}
 	return fmt.Errorf("the NATS server has version %s, and the worker needs %d.%d or newer: upgrade it",
 		version, oldestServer[0], oldestServer[1])
 }
 
+func parseVersion(version string) (numbers []int, ok bool) {
+	numbers = make([]int, 3)
+	n, _ := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d.%d", &numbers[0], &numbers[1], &numbers[2])
+	return numbers, n >= 2
+}
+
 // streamSpec is what a stream must look like.
 type streamSpec struct {
 	name     string
 	subjects []string
+	out      []string      // those of them that only the worker publishes
 	maxAge   time.Duration // 0: no limit
+	maxBytes int64         // 0: no limit
 	replicas int
 	dead     bool // the stream of dead letters
 }
@@ -48,94 +53,153 @@ func (b *Bus) deadStream() string { return b.o.Stream + "_DEAD" }
 
 func (b *Bus) streams() []streamSpec {
 	return []streamSpec{
-		{b.o.Stream, b.o.Subjects.all(), b.o.MaxAge, b.o.Replicas, false},
-		{b.deadStream(), []string{b.o.Subjects.Dead(">")}, 0, b.o.Replicas, true},
+		{name: b.o.Stream, subjects: b.o.Subjects.all(), out: b.o.Subjects.of(TypesOf("")),
+			maxAge: b.o.MaxAge, maxBytes: b.o.MaxBytes, replicas: b.o.Replicas},
+		{name: b.deadStream(), subjects: []string{b.o.Subjects.Dead(">")},
+			maxBytes: b.o.MaxBytes, replicas: b.o.Replicas, dead: true},
 	}
 }
 
 func (s streamSpec) config() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: s.name, Subjects: s.subjects, Replicas: s.replicas, MaxAge: s.maxAge,
+		Name: s.name, Subjects: s.subjects, Replicas: s.replicas, MaxAge: s.maxAge, MaxBytes: s.maxBytes,
 		Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 	}
 }
 
-// check compares a stream with what it must look like.
-func (s streamSpec) check(is jetstream.StreamConfig) []Finding {
-	var list []Finding
-	add := func(wrong, fatal bool, fix, format string, args ...any) {
-		if wrong {
-			list = append(list, Finding{"stream " + s.name, fmt.Sprintf(format, args...), fix, fatal})
+// missingSubjects returns the subjects that the stream must take and does not.
+func (s streamSpec) missingSubjects(is jetstream.StreamConfig) (missing []string) {
+	for _, subject := range s.subjects {
+		if !coversSubject(is.Subjects, subject) {
+			missing = append(missing, subject)
 		}
 	}
-	for _, subject := range s.subjects {
-		add(!coversSubject(is.Subjects, subject), true, "add the subject: nats stream edit "+s.name,
-			"it does not take subject %s", subject)
+	return missing
+}
+
+// minMessage is the least that a stream must take: the longest event out, and a dead letter with its
+// headers, but not its data, fit into it.
+const minMessage = 16 << 10
+
+// rule is one way in which a stream may differ from what it must look like.
+type rule struct {
+	broken bool
+	fatal  bool // it can lose or hide events that were acknowledged to their publishers, or takes none
+	found  string
+	fix    string
+}
+
+// check compares a stream with what it must look like.
+func (s streamSpec) check(info *jetstream.StreamInfo) []Finding {
+	var list []Finding
+	for _, r := range slices.Concat(s.subjectRules(info.Config), s.lossRules(info.Config),
+		s.limitRules(info), s.preferences(info.Config)) {
+		if r.broken {
+			list = append(list, Finding{"stream " + s.name, r.found, r.fix, r.fatal})
+		}
+	}
+	return list
+}
+
+func (s streamSpec) subjectRules(is jetstream.StreamConfig) (rules []rule) {
+	for _, subject := range s.missingSubjects(is) {
+		// Events out wait in the outbox until the stream takes them.
+		rules = append(rules, rule{true, !slices.Contains(s.out, subject),
+			"it does not take subject " + subject, "add the subject: nats stream edit " + s.name})
 	}
 	for _, subject := range is.Subjects {
-		add(!s.dead && !slices.Contains(s.subjects, subject), false,
-			"a publish to a mistyped subject would not be refused; let it take the events' subjects alone",
-			"it takes %s as well", subject)
+		rules = append(rules, rule{!s.dead && !slices.Contains(s.subjects, subject), false,
+			"it takes " + subject + " as well",
+			"a publish to a mistyped subject would not be refused; let it take the events' subjects alone"})
 	}
-	add(is.Retention != jetstream.LimitsPolicy, true,
-		"make it anew with limits: other retentions drop events that the other consumer has not seen",
-		"its retention is %s", is.Retention)
-	add(is.Storage != jetstream.FileStorage, false,
-		"make it anew with file storage: a restart of the server loses what waits", "it is kept in memory")
-	add(!s.dead && is.Discard != jetstream.DiscardNew, false,
-		"set discard new: nats stream edit --discard new", "when it is full it drops old events")
-	add(s.maxAge > 0 && is.MaxAge > 0 && is.MaxAge < s.maxAge, false,
-		"an event that waits longer is lost: nats stream edit --max-age",
-		"it keeps events for %v, and NATS_STREAM_MAX_AGE is %v", is.MaxAge, s.maxAge)
-	add(s.maxAge == 0 && is.MaxAge > 0, false, "nats stream edit --max-age 0",
-		"it keeps messages for %v only", is.MaxAge)
-	add(is.Replicas != s.replicas, false, "nats stream edit --replicas, or change the setting",
-		"it has %d replicas, and NATS_STREAM_REPLICAS is %d", is.Replicas, s.replicas)
-	return list
+	return rules
+}
+
+// lossRules are about what makes a stream lose, change or hide messages that it has acknowledged.
+func (s streamSpec) lossRules(is jetstream.StreamConfig) []rule {
+	edit := func(flag string) string { return "nats stream edit " + s.name + " " + flag }
+	anew := "make the stream anew without it"
+	return []rule{
+		{is.Retention != jetstream.LimitsPolicy, true, fmt.Sprintf("its retention is %s", is.Retention),
+			"make it anew with limits: other retentions drop events that the other consumer has not seen"},
+		{is.Discard != jetstream.DiscardNew, true, "discard is old: when it is full it drops old events",
+			"set discard new: " + edit("--discard new")},
+		{is.MaxMsgsPerSubject > 0, true,
+			fmt.Sprintf("max_msgs_per_subject is %d: it drops or refuses what is more", is.MaxMsgsPerSubject),
+			edit("--max-msgs-per-subject=-1")},
+		{is.SubjectTransform != nil, true, "subject_transform is set: it stores events under other subjects",
+			"remove the subject transform"},
+		{is.RePublish != nil, true, "republish is set: others get every event, and the service's subjects might",
+			"remove the republish"},
+		{is.Mirror != nil, true, "it is a mirror: nothing can be published to it", "name another stream"},
+		{is.Sealed, true, "it is sealed: nothing can be published to it", anew},
+		{is.NoAck, true, "no_ack is set: publishers do not learn whether it stored an event",
+			edit("--ack")},
+		{is.AllowRollup, true, "allow_rollup_hdrs is set: one publish can delete all other events",
+			edit("--no-allow-rollup")},
+		{is.AllowMsgTTL, true, "allow_msg_ttl is set: a message can expire before it is handled", anew},
+		{is.SubjectDeleteMarkerTTL > 0, true,
+			"subject_delete_marker_ttl is set: it stores markers that are no events", anew},
+		{is.AllowMsgCounter, true, "allow_msg_counter is set: it takes counters alone", anew},
+		{is.AllowMsgSchedules, true,
+			"allow_msg_schedules is set: a schedule replaces the events of its subject", anew},
+		{is.PersistMode == jetstream.AsyncPersistMode, true,
+			"persist_mode is async: it acknowledges events before they are stored", anew},
+		{s.dead && is.DenyDelete, false,
+			"deny_delete is set: dead letters cannot be discarded, and stay when they are replayed", anew},
+	}
+}
+
+// limitRules are about what makes a stream refuse messages.
+func (s streamSpec) limitRules(info *jetstream.StreamInfo) []rule {
+	is, state := info.Config, info.State
+	bytes, msgs := int64(state.Bytes), int64(state.Msgs)
+	full := is.MaxBytes > 0 && bytes+minMessage > is.MaxBytes || is.MaxMsgs > 0 && msgs >= is.MaxMsgs
+	nearly := is.MaxBytes > 0 && bytes > is.MaxBytes/10*9 || is.MaxMsgs > 0 && msgs > is.MaxMsgs/10*9
+	holds := fmt.Sprintf("%d of max_msgs %d messages, %d of max_bytes %d bytes",
+		state.Msgs, is.MaxMsgs, state.Bytes, is.MaxBytes)
+	more := "raise max_bytes or max_msgs: nats stream edit " + s.name
+	maxPending := is.ConsumerLimits.MaxAckPending
+	return []rule{
+		{full, true, "it is full, and takes nothing more: " + holds, more},
+		{nearly && !full, false, "it is nearly full: " + holds, more},
+		{is.MaxMsgSize > 0 && is.MaxMsgSize < minMessage, true,
+			fmt.Sprintf("max_msg_size is %d bytes", is.MaxMsgSize),
+			fmt.Sprintf("raise it to %d or more: nats stream edit %s --max-msg-size", minMessage, s.name)},
+		{!s.dead && is.MaxConsumers > 0 && is.MaxConsumers < len(consumers), true,
+			fmt.Sprintf("max_consumers is %d, and the worker has %d", is.MaxConsumers, len(consumers)),
+			"make the stream anew with a higher limit"},
+		{!s.dead && maxPending > 0, true,
+			fmt.Sprintf("max_ack_pending of its consumers is %d: events that wait for a retry would block "+
+				"others", maxPending), "remove the limit: nats stream edit " + s.name},
+	}
+}
+
+// preferences are about what the worker can work with, and an operator should know.
+func (s streamSpec) preferences(is jetstream.StreamConfig) []rule {
+	return []rule{
+		{is.Storage != jetstream.FileStorage, false, "it is kept in memory",
+			"make it anew with file storage: a restart of the server loses what waits"},
+		{s.maxAge > 0 && is.MaxAge > 0 && is.MaxAge < s.maxAge, false,
+			fmt.Sprintf("it keeps events for %v, and NATS_STREAM_MAX_AGE is %v", is.MaxAge, s.maxAge),
+			"an event that waits longer is lost: nats stream edit --max-age"},
+		{s.maxAge == 0 && is.MaxAge > 0, false, fmt.Sprintf("it keeps messages for %v only", is.MaxAge),
+			"nats stream edit --max-age 0"},
+		{is.Replicas != s.replicas, false,
+			fmt.Sprintf("it has %d replicas, and NATS_STREAM_REPLICAS is %d", is.Replicas, s.replicas),
+			"nats stream edit --replicas, or change the setting"},
+		{is.Duplicates < time.Minute, false,
+			fmt.Sprintf("duplicate_window is %v: a copy that comes later is stored again", is.Duplicates),
+			"nats stream edit " + s.name + " --dupe-window 2m"},
+		{len(is.Sources) > 0, false, "it takes the messages of other streams (sources)",
+			"remove the sources, unless they are events for this worker"},
+	}
 }
 
 // missing is the finding about a stream that does not exist and that the worker does not make.
 func (s streamSpec) missing() Finding {
 	return Finding{"stream " + s.name, "it does not exist, and NATS_MANAGE_STREAMS is false",
 		"create it, or set NATS_MANAGE_STREAMS=true", true}
-}
-
-// EnsureStreams makes the two streams if they are missing. It returns an error when the server or a
-// stream has a fatal [Finding].
-func (b *Bus) EnsureStreams(ctx context.Context) error {
-	if err := checkVersion(b.nc.ConnectedServerVersion()); err != nil {
-		return err
-	}
-	b.ensuring.Lock() // both consumers ensure them
-	defer b.ensuring.Unlock()
-	for _, s := range b.streams() {
-		if err := b.ensureStream(ctx, s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (b *Bus) ensureStream(ctx context.Context, s streamSpec) error {
-	stream, err := b.js.Stream(ctx, s.name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if !b.o.ManageStreams {
-			return errors.New(s.missing().String())
-		}
-		if stream, err = b.js.CreateStream(ctx, s.config()); err != nil {
-			return fmt.Errorf("create stream %s: %w", s.name, err)
-		}
-		b.log.Info("created a stream", "stream", s.name)
-	}
-	if err != nil {
-		return fmt.Errorf("look up stream %s: %w", s.name, err)
-	}
-	for _, f := range s.check(stream.CachedInfo().Config) {
-		if f.Fatal {
-			return errors.New(f.String())
-		}
-	}
-	return nil
 }
 
 // consumerConfig is what a durable consumer must look like. BackOff stays empty: it would replace
@@ -172,29 +236,8 @@ func changedSettings(is, want jetstream.ConsumerConfig) []string {
 // mayHaveSkipped reports whether a consumer with these settings may have passed over events that it
 // is to deliver. The server would not deliver them after a repair: it must begin again.
 func mayHaveSkipped(is, want jetstream.ConsumerConfig) bool {
-	return is.MaxDeliver > 0 || slices.ContainsFunc(want.FilterSubjects, func(s string) bool {
+	return is.MaxDeliver > 0 || is.DeliverPolicy != want.DeliverPolicy || is.AckPolicy != want.AckPolicy ||
+		is.HeadersOnly || slices.ContainsFunc(want.FilterSubjects, func(s string) bool {
 		return !slices.Contains(is.FilterSubjects, s)
 	})
-}
-
-// ensure makes the durable consumer, or restores its settings. One that may have skipped events
-// begins again with the oldest in the stream: handlers must bear repetition anyway.
-func (c *Consumer) ensure(ctx context.Context) (jetstream.Consumer, error) {
-	stream, want := c.bus.o.Stream, c.bus.consumerConfig(c.Durable)
-	old, err := c.bus.js.Consumer(ctx, stream, c.Durable)
-	if err == nil && mayHaveSkipped(old.CachedInfo().Config, want) {
-		if err := c.bus.js.DeleteConsumer(ctx, stream, c.Durable); err != nil {
-			c.log.ErrorContext(ctx, "the consumer's settings were changed, so that it may have skipped "+
-				"events, and it cannot be deleted: delete it, and it is recreated from the oldest event",
-				"error", err)
-		} else {
-			c.log.WarnContext(ctx, "the consumer's settings were changed, so that it may have skipped "+
-				"events; it begins again with the oldest")
-		}
-	}
-	js, err := c.bus.js.CreateOrUpdateConsumer(ctx, stream, want)
-	if err != nil {
-		return nil, fmt.Errorf("create consumer %s: %w", c.Durable, err)
-	}
-	return js, nil
 }

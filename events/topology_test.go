@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -23,23 +25,6 @@ func TestStreamRefusesAMistypedSubject(t *testing.T) {
 		if _, err := b.js.Publish(t.Context(), "papermap.events.tenant.create",
 			[]byte("{}")); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 			t.Errorf("published to a mistyped subject: %v", err)
-		}
-	})
-}
-
-func TestEnsureStreamsNamesAMissingSubject(t *testing.T) {
-	virtually(t, func(t *testing.T, b *Bus) {
-		stream, err := b.js.Stream(t.Context(), b.o.Stream)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config := stream.CachedInfo().Config
-		config.Subjects = config.Subjects[:3]
-		if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.EnsureStreams(t.Context()); err == nil {
-			t.Error("a stream that does not take all subjects was accepted")
 		}
 	})
 }
@@ -190,7 +175,7 @@ func TestEnsureStreamsFailsByTheFatalFindingsOfCheck(t *testing.T) {
 		"storage": {func(s *jetstream.StreamConfig) { s.Storage = jetstream.MemoryStorage },
 			"it is kept in memory", false},
 		"discard": {func(s *jetstream.StreamConfig) { s.Discard = jetstream.DiscardOld },
-			"when it is full it drops old events", false},
+			"discard is old: when it is full it drops old events", true},
 		"age": {func(s *jetstream.StreamConfig) { s.MaxAge = time.Minute },
 			"it keeps events for 1m0s", false},
 		"wider": {func(s *jetstream.StreamConfig) { s.Subjects = []string{"papermap.events.>"} },
@@ -198,6 +183,7 @@ func TestEnsureStreamsFailsByTheFatalFindingsOfCheck(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			virtually(t, func(t *testing.T, b *Bus) {
+				b.o.ManageStreams = false
 				config := b.streams()[0].config()
 				c.change(&config)
 				if err := b.js.DeleteStream(t.Context(), config.Name); err != nil {
@@ -206,13 +192,13 @@ func TestEnsureStreamsFailsByTheFatalFindingsOfCheck(t *testing.T) {
 				if _, err := b.js.CreateStream(t.Context(), config); err != nil {
 					t.Fatal(err)
 				}
-				i := slices.IndexFunc(b.Check(t.Context()), func(f Finding) bool {
+				i := slices.IndexFunc(b.Check(t.Context(), nil), func(f Finding) bool {
 					return f.Check == "stream PAPERMAP" && f.Fatal == c.fatal && f.Fix != "" &&
 						strings.HasPrefix(f.Found, c.want)
 				})
 				err := b.EnsureStreams(t.Context())
 				if i < 0 || c.fatal != (err != nil && strings.Contains(err.Error(), c.want)) {
-					t.Errorf("Check: %+v; EnsureStreams: %v", b.Check(t.Context()), err)
+					t.Errorf("Check: %+v; EnsureStreams: %v", b.Check(t.Context(), nil), err)
 				}
 			})
 		})
@@ -221,12 +207,10 @@ func TestEnsureStreamsFailsByTheFatalFindingsOfCheck(t *testing.T) {
 
 func TestCheckFindsNothingWrongWithWhatTheWorkerMade(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
-		for _, c := range []*Consumer{b.MainConsumer(1, 0), b.AccessConsumer(1, 0)} {
-			if _, err := c.ensure(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+		if _, _, err := b.supervise(t.Context(), MainConsumer, 0); err != nil {
+			t.Fatal(err)
 		}
-		list := b.Check(t.Context())
+		list := b.Check(t.Context(), nil)
 		if len(list) != 7 {
 			t.Errorf("%d findings, want 7", len(list))
 		}
@@ -269,4 +253,90 @@ func TestConsumerStoresADeadLetterOfAForeignSubject(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Every field of a stream's settings is judged: by a name here, or because it is harmless.
+func TestCheckJudgesEverySettingOfAStream(t *testing.T) {
+	t.Parallel()
+	b := &Bus{o: Options{Subjects: Subjects{"papermap"}, Stream: "PAPERMAP", Replicas: 1, MaxAge: time.Hour}}
+	type verdict struct {
+		found string // empty: harmless
+		fatal bool
+	}
+	const fatal = true
+	unjudged := map[string]bool{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[jetstream.StreamConfig]()) {
+		unjudged[f.Name] = true
+	}
+	stateOf := jetstream.StreamState{Msgs: 1000, Bytes: 1 << 20}
+	for field, c := range map[string]struct {
+		set  func(*jetstream.StreamConfig)
+		want verdict
+		dead bool // of the stream of dead letters
+	}{
+		"Name":                 {func(s *jetstream.StreamConfig) {}, verdict{}, false},
+		"Description":          {func(s *jetstream.StreamConfig) { s.Description = "x" }, verdict{}, false},
+		"Subjects":             {func(s *jetstream.StreamConfig) { s.Subjects = s.Subjects[1:] }, verdict{"it does not take subject", fatal}, false},
+		"Retention":            {func(s *jetstream.StreamConfig) { s.Retention = jetstream.WorkQueuePolicy }, verdict{"its retention is WorkQueue", fatal}, false},
+		"MaxConsumers":         {func(s *jetstream.StreamConfig) { s.MaxConsumers = 1 }, verdict{"max_consumers is 1", fatal}, false},
+		"MaxMsgs":              {func(s *jetstream.StreamConfig) { s.MaxMsgs = 1000 }, verdict{"it is full", fatal}, false},
+		"MaxMsgs, nearly":      {func(s *jetstream.StreamConfig) { s.MaxMsgs = 1050 }, verdict{"it is nearly full", false}, true},
+		"MaxBytes":             {func(s *jetstream.StreamConfig) { s.MaxBytes = 1<<20 + 100 }, verdict{"it is full", fatal}, true},
+		"MaxBytes, room":       {func(s *jetstream.StreamConfig) { s.MaxBytes = 1 << 30 }, verdict{}, true},
+		"Discard":              {func(s *jetstream.StreamConfig) { s.Discard = jetstream.DiscardOld }, verdict{"discard is old", fatal}, true},
+		"DiscardNewPerSubject": {func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject, s.DiscardNewPerSubject = 9, true }, verdict{"max_msgs_per_subject is 9", fatal}, false},
+		"MaxAge":               {func(s *jetstream.StreamConfig) { s.MaxAge = time.Minute }, verdict{"it keeps events for 1m0s", false}, false},
+		"MaxAge, dead letters": {func(s *jetstream.StreamConfig) { s.MaxAge = time.Minute }, verdict{"it keeps messages for 1m0s only", false}, true},
+		"MaxMsgsPerSubject":    {func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject = 1 }, verdict{"max_msgs_per_subject is 1", fatal}, true},
+		"MaxMsgSize":           {func(s *jetstream.StreamConfig) { s.MaxMsgSize = 16<<10 - 1 }, verdict{"max_msg_size is 16383 bytes", fatal}, true},
+		"MaxMsgSize, enough":   {func(s *jetstream.StreamConfig) { s.MaxMsgSize = 16 << 10 }, verdict{}, true},
+		"Storage":              {func(s *jetstream.StreamConfig) { s.Storage = jetstream.MemoryStorage }, verdict{"it is kept in memory", false}, false},
+		"Replicas":             {func(s *jetstream.StreamConfig) { s.Replicas = 3 }, verdict{"it has 3 replicas", false}, false},
+		"NoAck":                {func(s *jetstream.StreamConfig) { s.NoAck = true }, verdict{"no_ack is set", fatal}, false},
+		"Duplicates":           {func(s *jetstream.StreamConfig) { s.Duplicates = time.Second }, verdict{"duplicate_window is 1s", false}, false},
+		"Placement":            {func(s *jetstream.StreamConfig) { s.Placement = &jetstream.Placement{Cluster: "x"} }, verdict{}, false},
+		"Mirror":               {func(s *jetstream.StreamConfig) { s.Mirror = &jetstream.StreamSource{Name: "x"} }, verdict{"it is a mirror", fatal}, false},
+		"Sources":              {func(s *jetstream.StreamConfig) { s.Sources = []*jetstream.StreamSource{{Name: "x"}} }, verdict{"it takes the messages of other streams", false}, false},
+		"Sealed":               {func(s *jetstream.StreamConfig) { s.Sealed = true }, verdict{"it is sealed", fatal}, true},
+		"DenyDelete":           {func(s *jetstream.StreamConfig) { s.DenyDelete = true }, verdict{"deny_delete is set", false}, true},
+		"DenyPurge":            {func(s *jetstream.StreamConfig) { s.DenyPurge = true }, verdict{}, true},
+		"AllowRollup":          {func(s *jetstream.StreamConfig) { s.AllowRollup = true }, verdict{"allow_rollup_hdrs is set", fatal}, true},
+		"Compression":          {func(s *jetstream.StreamConfig) { s.Compression = jetstream.S2Compression }, verdict{}, false},
+		"FirstSeq":             {func(s *jetstream.StreamConfig) { s.FirstSeq = 7 }, verdict{}, false},
+		"SubjectTransform":     {func(s *jetstream.StreamConfig) { s.SubjectTransform = &jetstream.SubjectTransformConfig{} }, verdict{"subject_transform is set", fatal}, true},
+		"RePublish":            {func(s *jetstream.StreamConfig) { s.RePublish = &jetstream.RePublish{} }, verdict{"republish is set", fatal}, true},
+		"AllowDirect":          {func(s *jetstream.StreamConfig) { s.AllowDirect = true }, verdict{}, true},
+		"MirrorDirect":         {func(s *jetstream.StreamConfig) { s.MirrorDirect = true }, verdict{}, true},
+		"ConsumerLimits":       {func(s *jetstream.StreamConfig) { s.ConsumerLimits.MaxAckPending = 5 }, verdict{"max_ack_pending of its consumers is 5", fatal}, false},
+		"Metadata":             {func(s *jetstream.StreamConfig) { s.Metadata = map[string]string{"a": "b"} }, verdict{}, false},
+		"Template":             {func(s *jetstream.StreamConfig) { s.Template = "x" }, verdict{}, false},
+		"AllowMsgTTL":          {func(s *jetstream.StreamConfig) { s.AllowMsgTTL = true }, verdict{"allow_msg_ttl is set", fatal}, true},
+		"SubjectDeleteMarkerTTL": {func(s *jetstream.StreamConfig) { s.SubjectDeleteMarkerTTL = time.Hour },
+			verdict{"subject_delete_marker_ttl is set", fatal}, false},
+		"AllowMsgCounter":    {func(s *jetstream.StreamConfig) { s.AllowMsgCounter = true }, verdict{"allow_msg_counter is set", fatal}, false},
+		"AllowAtomicPublish": {func(s *jetstream.StreamConfig) { s.AllowAtomicPublish = true }, verdict{}, false},
+		"AllowBatchPublish":  {func(s *jetstream.StreamConfig) { s.AllowBatchPublish = true }, verdict{}, false},
+		"AllowMsgSchedules":  {func(s *jetstream.StreamConfig) { s.AllowMsgSchedules = true }, verdict{"allow_msg_schedules is set", fatal}, false},
+		"PersistMode":        {func(s *jetstream.StreamConfig) { s.PersistMode = jetstream.AsyncPersistMode }, verdict{"persist_mode is async", fatal}, false},
+	} {
+		s := b.streams()[0]
+		if c.dead {
+			s = b.streams()[1]
+		}
+		config := s.config()
+		config.Duplicates = 2 * time.Minute // as the server sets it
+		c.set(&config)
+		list := s.check(&jetstream.StreamInfo{Config: config, State: stateOf})
+		switch {
+		case c.want.found == "" && len(list) == 0:
+		case len(list) == 1 && c.want.found != "" && strings.HasPrefix(list[0].Found, c.want.found) &&
+			list[0].Fatal == c.want.fatal && list[0].Fix != "":
+		default:
+			t.Errorf("%s: %+v, want %+v", field, list, c.want)
+		}
+		delete(unjudged, strings.Split(field, ",")[0])
+	}
+	if len(unjudged) > 0 {
+		t.Errorf("no verdict on %v", slices.Sorted(maps.Keys(unjudged)))
+	}
 }

@@ -56,10 +56,12 @@ var Types = []Type{
 	{TypeUsageSynced, "", false, workerOnly, nil},
 }
 
+const workerUser = "worker" // of docs/nats/server.conf
+
 var (
 	upstream         = []string{"publisher", "operator", "leaf"}
-	upstreamOrWorker = append([]string{"worker"}, upstream...) // ticks, and what an operator asked for
-	workerOnly       = []string{"worker"}
+	upstreamOrWorker = append([]string{workerUser}, upstream...) // ticks, and what an operator asked for
+	workerOnly       = []string{workerUser}
 )
 
 // TypesIn returns the names of the types that the worker consumes.
@@ -99,7 +101,7 @@ func decodePayload(eventType string, data []byte) (Payload, error) {
 // Event is an event that was decoded.
 type Event struct {
 	ID     string    // identity: Papermap-Event-Id, else CloudEvents id, else Nats-Msg-Id, else Message
-	Source string    // of a CloudEvent, as it was given; it and ID are what identifies one
+	Source string    // of a CloudEvent, whose identity is source and ID; of any length; empty: none
 	Type   string    // the subject's part after "<prefix>.events."
 	Time   time.Time // Papermap-Event-Time, else CloudEvents time, else the stream's; UTC
 

@@ -229,6 +229,8 @@ var sampleHelp = map[string]string{
 	"pauses_total":          "Pauses that began, by reason.",
 	"tenants":               "Tenants by status.",
 	"token_cached_tenants":  "Tenants in memory.",
+	"unanswerable_requests_total": "Requests over NATS whose reply subject is not answered: neither an inbox " +
+		"nor under NATS_REPLY_PREFIXES.",
 	"uncertain_attempt_oldest_seconds": "Age of the oldest create request that may have left a " +
 		"dashboard behind; 0 when there is none.",
 	"uncertain_attempts":   "Create requests that may have left a dashboard behind, and are not resolved.",
@@ -294,6 +296,7 @@ func (c collector) process(_ context.Context, s samples) {
 		}
 	}
 	s.add("token_cached_tenants", float64(w.tokens.cache.size()))
+	s.add("unanswerable_requests_total", float64(w.bus.Unanswerable()))
 	s.up("consumers", w.main.Healthy() && w.access.Healthy())
 	for pool, p := range w.db.Pools() {
 		s.add("database_connections", float64(p.InUse), "pool", pool, "state", "in_use")

@@ -2,7 +2,6 @@ package worker_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -65,7 +64,7 @@ func TestTenantsOwnSubjectAnswersNoOtherTenantsInbox(t *testing.T) {
 		w.Must(err)
 		defer bus.Close(t.Context())
 		answers := func(context.Context, events.Request) ([]byte, error) { return []byte("{}"), nil }
-		service, err := bus.Serve("1.0.0", []string{"_INBOX_tenant"},
+		service, err := bus.Serve("1.0.0", []string{"_INBOX_tenant.{tenant}", "_INBOX_backend"},
 			events.Endpoint{Name: "embed-token", Handle: answers},
 			events.Endpoint{Name: "embed-token", PerToken: true, Handle: answers})
 		w.Must(err)
@@ -84,13 +83,15 @@ func TestTenantsOwnSubjectAnswersNoOtherTenantsInbox(t *testing.T) {
 				t.Errorf("%s got %d answers, want %d", reply, n, want)
 			}
 		}
-		// A backend names the tenant in the request, and may use the prefix as it is.
-		reply := fmt.Sprint("_INBOX_tenant.", "x")
-		sub, err := w.Conn.SubscribeSync(reply)
-		w.Must(err)
-		w.Must(w.Conn.PublishRequest("papermap.rpc.embed-token", reply, nil))
-		if _, err := sub.NextMsg(time.Second); err != nil {
-			t.Error(err)
+		// A backend may ask for any tenant, on either subject.
+		for _, subject := range []string{"papermap.rpc.embed-token", "papermap.rpc.embed-token.org-1"} {
+			sub, err := w.Conn.SubscribeSync("_INBOX_backend.x")
+			w.Must(err)
+			w.Must(w.Conn.PublishRequest(subject, "_INBOX_backend.x", nil))
+			if _, err := sub.NextMsg(time.Second); err != nil {
+				t.Error(subject, err)
+			}
+			w.Must(sub.Unsubscribe())
 		}
 	})
 }

@@ -92,6 +92,8 @@ type natsSettings struct {
 	ManageStreams string `name:"nats-manage-streams" default:"true" help:"Create missing streams."`
 	Replicas      string `name:"nats-stream-replicas" default:"1" help:"Replicas of created streams."`
 	MaxAge        string `name:"nats-stream-max-age" default:"720h" help:"Maximum age in created streams."`
+	MaxBytes      string `name:"nats-stream-max-bytes" default:"0" help:"Size of each created stream; 0: no limit."`
+	Domain        string `name:"nats-js-domain" help:"JetStream domain. Default: the server's own."`
 	Prefix        string `name:"subject-prefix" default:"papermap" help:"First part of every subject."`
 }
 
@@ -308,6 +310,8 @@ func (s natsSettings) parse(p *parser) events.Options {
 		ManageStreams: p.boolean("NATS_MANAGE_STREAMS", s.ManageStreams),
 		Replicas:      p.integer("NATS_STREAM_REPLICAS", s.Replicas, 1, 5),
 		MaxAge:        p.duration("NATS_STREAM_MAX_AGE", s.MaxAge, time.Minute, 100*365*24*time.Hour),
+		MaxBytes:      int64(p.integer("NATS_STREAM_MAX_BYTES", s.MaxBytes, 0, math.MaxInt)),
+		Domain:        s.Domain,
 		Name:          "papermap-worker",
 	}
 	for server := range strings.SplitSeq(o.URL, ",") {
@@ -319,6 +323,7 @@ func (s natsSettings) parse(p *parser) events.Options {
 	p.check(err == nil, "SUBJECT_PREFIX: %v", err)
 	p.check(s.Stream != "" && !strings.ContainsAny(s.Stream, " .*>/\\\t\r\n"),
 		"NATS_STREAM: invalid name %q", s.Stream)
+	p.check(!strings.ContainsAny(s.Domain, " .*>/\\\t\r\n"), "NATS_JS_DOMAIN: invalid name %q", s.Domain)
 	p.check((s.TLSCert == "") == (s.TLSKey == ""),
 		"NATS_TLS_CERT and NATS_TLS_KEY go together: set both or neither")
 	p.check(s.User != "" || o.Password == "", "NATS_PASSWORD is set without NATS_USER")

@@ -57,7 +57,7 @@ func (c *doctorCmd) Run(a *app) error {
 		f.ok("configuration", "%d workspaces", len(cfg.worker.Workspaces))
 		ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
 		defer cancel()
-		f.nats(ctx, cfg.bus)
+		f.nats(ctx, cfg.bus, cfg.worker.ReplyPrefixes)
 		f.database(ctx, cfg.database, cfg.migrate)
 		cfg.worker.Version = a.version
 		f.papermap(ctx, cfg.worker)
@@ -103,7 +103,7 @@ func (f findings) print(w io.Writer, asJSON bool) (failed int, err error) {
 }
 
 // nats connects with the worker's settings, once, and checks server, streams and consumers.
-func (f *findings) nats(ctx context.Context, o events.Options) {
+func (f *findings) nats(ctx context.Context, o events.Options, replyPrefixes []string) {
 	o.Wait, o.Name = false, "papermap-worker-doctor"
 	bus, err := events.Connect(o, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -112,7 +112,7 @@ func (f *findings) nats(ctx context.Context, o events.Options) {
 		return
 	}
 	defer closeWithin(2*time.Second, bus.Close)
-	*f = append(*f, bus.Check(ctx)...)
+	*f = append(*f, bus.Check(ctx, replyPrefixes)...)
 }
 
 // database opens the database as it is and checks it. migrate is whether serve would migrate it.

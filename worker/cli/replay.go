@@ -39,21 +39,32 @@ func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
 		return nil
 	}
 	fmt.Fprintf(a.stdout, "recorded %d dashboards that the database did not know\n", unknown)
-	published := 0
+	published, tooLarge := 0, 0
 	err = bus.ScanSince(a.ctx, since, func(p events.StoredEvent) error {
 		if p.Dashboard != nil {
 			return nil
 		}
-		if err := bus.Republish(a.ctx, p); err != nil {
+		switch err := bus.Republish(a.ctx, p); {
+		case errors.Is(err, events.ErrTooLarge):
+			tooLarge++
+			fmt.Fprintf(a.stdout, "not published: %s %s, message %d of the stream: %v\n",
+				p.Type, p.ID, p.Raw.Sequence, err)
+			return nil
+		case err != nil:
 			return fmt.Errorf("publish again, after %d of %d events: %w", published, state.events, err)
 		}
 		published++
 		return nil
 	})
-	if err == nil {
-		fmt.Fprintf(a.stdout, "published %d events again\n", published)
+	if err != nil {
+		return err
 	}
-	return err
+	fmt.Fprintf(a.stdout, "published %d events again\n", published)
+	if tooLarge > 0 {
+		return fmt.Errorf("%d events are too large to be published again with their identity: "+
+			"publish them from their source", tooLarge)
+	}
+	return nil
 }
 
 // streamState is what the events of the stream say about tenants.

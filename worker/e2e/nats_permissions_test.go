@@ -166,7 +166,7 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"look at consumers", "publish", "$JS.API.CONSUMER.INFO.PAPERMAP.papermap-worker", "worker operator", ""},
 	{"make the worker's streams", "publish", "$JS.API.STREAM.CREATE.PAPERMAP", "worker", ""},
 	{"make another stream", "publish", "$JS.API.STREAM.CREATE.OTHER", "", ""},
-	{"change a stream", "publish", "$JS.API.STREAM.UPDATE.PAPERMAP", "", ""},
+	{"change the worker's stream", "publish", "$JS.API.STREAM.UPDATE.PAPERMAP", "worker", ""},
 	{"purge a stream", "publish", "$JS.API.STREAM.PURGE.PAPERMAP", "", ""},
 	{"", "publish", "$JS.API.STREAM.PURGE.PAPERMAP_DEAD", "", ""},
 	{"delete a stream", "publish", "$JS.API.STREAM.DELETE.PAPERMAP", "", ""},

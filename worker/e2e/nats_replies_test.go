@@ -21,7 +21,7 @@ var craftedReplies = []string{
 	"$JS.API.STREAM.PURGE.PAPERMAP", "$JS.API.STREAM.DELETE.PAPERMAP", "$JS.API.STREAM.DELETE.PAPERMAP_DEAD",
 	"$JS.API.STREAM.MSG.DELETE.PAPERMAP",
 	"$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker",
-	"$JS.API.STREAM.CREATE.PAPERMAP",
+	"$JS.API.STREAM.CREATE.PAPERMAP", "$JS.API.STREAM.UPDATE.PAPERMAP",
 	"papermap.events.tenant.created", "papermap.events.usage.sync", "papermap.events.dashboard.created",
 	"papermap.dead.tenant.created", "papermap.dead.x", "papermap.rpc.embed-token", "$SRV.PING",
 	"$SYS.REQ.SERVER.PING",
@@ -30,7 +30,7 @@ var craftedReplies = []string{
 
 // workersOwn are those where the worker itself may publish.
 var workersOwn = []string{
-	"$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "$JS.API.STREAM.CREATE.PAPERMAP",
+	"$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "$JS.API.STREAM.CREATE.PAPERMAP", "$JS.API.STREAM.UPDATE.PAPERMAP",
 	"papermap.events.dashboard.created", "papermap.dead.tenant.created",
 	"papermap.events.tenant.created", "papermap.events.usage.sync",
 }
@@ -94,7 +94,7 @@ func TestNATSCraftedRepliesReachNoStreamAndNoAPI(t *testing.T) {
 	}{
 		"no permissions": {}, // the worker's own rule
 		"permissions of one account": {"server.conf", "worker", "publisher", "backend", "inspector",
-			[]string{"_INBOX_backend", "_INBOX_tenant"}},
+			[]string{"_INBOX_backend", "_INBOX_tenant.{tenant}"}},
 		"permissions of four accounts": {"accounts.conf", "worker", "publisher", "backend", "inspector", nil},
 	} {
 		t.Run(name, func(t *testing.T) {

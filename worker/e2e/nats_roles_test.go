@@ -117,7 +117,7 @@ func TestNATSRolesWorkInOneAccount(t *testing.T) {
 		"acks in the coming form": {"js_ack_fc_v2": true}} {
 		t.Run(name, func(t *testing.T) {
 			s := startNATS(t, "server.conf", func(o *server.Options) { o.FeatureFlags = flags })
-			j := startNATSJob(t, s, "worker", "_INBOX_backend", "_INBOX_tenant")
+			j := startNATSJob(t, s, "worker", "_INBOX_backend", "_INBOX_tenant.{tenant}")
 
 			operator, observer := natsDial(t, s, "operator"), natsDial(t, s, "observer")
 			live := natsWatch(t, observer, "papermap.events.dashboard.*")
@@ -197,7 +197,7 @@ func TestNATSRolesWorkInFourAccounts(t *testing.T) {
 func TestNATSLeafNodePassesOnlyItsRoles(t *testing.T) {
 	t.Parallel()
 	hub := startNATS(t, "server.conf")
-	j := startNATSJob(t, hub, "worker", "_INBOX_backend", "_INBOX_tenant")
+	j := startNATSJob(t, hub, "worker", "_INBOX_backend", "_INBOX_tenant.{tenant}")
 	v, err := hub.Varz(nil)
 	must(t, err)
 	conf := readFile(t, "docs/nats/leaf.conf")
@@ -259,7 +259,7 @@ func TestNATSLeafNodePassesOnlyItsRoles(t *testing.T) {
 
 func TestNATSOperatorGetsTenantReportWithoutStream(t *testing.T) {
 	t.Parallel()
-	j := startNATSJob(t, startNATS(t, "server.conf"), "worker", "_INBOX_backend", "_INBOX_tenant")
+	j := startNATSJob(t, startNATS(t, "server.conf"), "worker", "_INBOX_backend", "_INBOX_tenant.{tenant}")
 	publisher := natsDial(t, j.server, "publisher")
 	publishStored(t, publisher, "tenant.created", `{"tenant_id":"acme","name":"Acme"}`)
 	publishStored(t, publisher, "tenant.suspended", `{"tenant_id":"acme","reason":7}`)

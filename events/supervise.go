@@ -1,0 +1,333 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// checkEvery is the time between looks at the streams and the consumers, while events are fetched.
+const checkEvery = 5 * time.Second
+
+// supervisor is what is known of the streams and the consumers, which are looked after as a whole:
+// both consumers of a process use the same supervisor.
+type supervisor struct {
+	turn chan struct{} // holds one element while somebody looks; guards all other fields
+
+	looked      time.Time             // when the newest look at the stream of events began
+	lookErr     error                 // of that look
+	stream      *jetstream.StreamInfo // the newest that was seen; nil before the first
+	incarnation uint64                // grows when the stream turns out to be another than before
+
+	supervised time.Time // when streams and consumers were last as they must be; zero: not since an error
+	err        error     // why nothing can be consumed
+	consumers  map[string]jetstream.Consumer
+	builtFor   uint64    // the incarnation in which the consumers were last as they must be
+	lookAgain  time.Time // at the consumers, if this user may not look at them
+	deadLimit  int       // max_msg_size of the stream of dead letters; 0: none
+	reported   []string  // the fatal findings that are in the log
+
+	replies  []string  // prefixes of reply subjects that are answered, beside the default ones
+	rightsOf uint64    // the connection whose rights were checked, counted from 1
+	denied   []Finding // what its user may not do
+}
+
+func (b *Bus) lockTopology() (unlock func()) {
+	b.top.turn <- struct{}{}
+	return func() { <-b.top.turn }
+}
+
+// incarnation looks at the stream of events and returns which one it is. Whoever asks while another
+// looks waits for the next look, and shares it: it began after each of them had asked.
+//
+// A message belongs to the incarnation in which it was fetched. Sequences begin again in a stream that
+// is made again, so an acknowledgement in another incarnation would be another message's.
+func (b *Bus) incarnation(ctx context.Context) (uint64, error) {
+	asked := time.Now()
+	defer b.lockTopology()()
+	if !b.top.looked.After(asked) {
+		b.look(ctx)
+	}
+	return b.top.incarnation, b.top.lookErr
+}
+
+// look sees which stream of events is there.
+func (b *Bus) look(ctx context.Context) {
+	t := &b.top
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+	defer cancel()
+	t.looked = time.Now()
+	stream, err := b.js.Stream(ctx, b.o.Stream)
+	if t.lookErr = err; err != nil {
+		return
+	}
+	now := stream.CachedInfo()
+	if t.stream == nil || !sameStream(t.stream, now) {
+		t.incarnation++
+	}
+	t.stream = now
+}
+
+// sameStream reports whether now is the stream that it was before. A stream that was deleted and made
+// again has another time of creation. One that was restored from a snapshot has the same, but
+// sequences that go back, or another last message; so has one that lost its tail in a power cut.
+func sameStream(before, now *jetstream.StreamInfo) bool {
+	was, is := before.State, now.State
+	return before.Created.Equal(now.Created) && is.LastSeq >= was.LastSeq && is.FirstSeq >= was.FirstSeq &&
+		(is.LastSeq > was.LastSeq || is.Msgs == 0 || is.LastTime.Equal(was.LastTime))
+}
+
+// streamMayBeAnother begins a new incarnation: a consumer that vanished while it was used is a sign
+// that its stream was deleted. Was it not, the events in flight are only delivered again.
+func (b *Bus) streamMayBeAnother() {
+	defer b.lockTopology()()
+	if t := &b.top; t.builtFor == t.incarnation { // else a new one is known already
+		t.incarnation++
+		t.builtFor, t.supervised = t.incarnation, time.Time{}
+	}
+}
+
+// lookAgain lets the next supervise look, whatever its maxAge.
+func (b *Bus) lookAgain() {
+	defer b.lockTopology()()
+	b.top.supervised = time.Time{}
+}
+
+// supervise makes the streams and the consumers if they are missing, and restores the settings of
+// consumers. It looks at them only if that was last done more than maxAge ago, or the stream is
+// another since. It returns the consumer of a name, and the incarnation of what it delivers.
+func (b *Bus) supervise(
+	ctx context.Context, name string, maxAge time.Duration,
+) (c jetstream.Consumer, incarnation uint64, err error) {
+	defer b.lockTopology()()
+	t := &b.top
+	if t.supervised.IsZero() || time.Since(t.supervised) >= maxAge || t.builtFor != t.incarnation {
+		began := time.Now()
+		t.supervised = time.Time{}
+		if t.err = b.restoreTopology(ctx); t.err != nil {
+			return nil, 0, t.err
+		}
+		t.supervised = began
+	}
+	return t.consumers[name], t.incarnation, nil
+}
+
+func (b *Bus) restoreTopology(ctx context.Context) error {
+	t := &b.top
+	if _, err := b.ensureStreams(ctx); err != nil {
+		return err
+	}
+	b.look(ctx)
+	if t.lookErr != nil {
+		return fmt.Errorf("look up stream %s: %w", b.o.Stream, t.lookErr)
+	}
+	// An acknowledgement may have been on its way when the stream was made again: whatever it removed
+	// is delivered once more by a consumer that begins anew.
+	anew := t.builtFor != 0 && t.builtFor != t.incarnation
+	if anew {
+		b.log.WarnContext(ctx, "the stream was made again or restored; "+
+			"events in flight are not acknowledged, and its consumers begin with its oldest event",
+			"stream", b.o.Stream)
+	}
+	if t.consumers == nil {
+		t.consumers = map[string]jetstream.Consumer{}
+	}
+	for _, name := range consumers {
+		if t.consumers[name] != nil && !anew && time.Now().Before(t.lookAgain) {
+			continue
+		}
+		c, err := b.ensureConsumer(ctx, name, anew)
+		if err != nil {
+			return err
+		}
+		t.consumers[name] = c
+	}
+	t.builtFor = t.incarnation
+	return nil
+}
+
+// EnsureStreams makes the two streams if they are missing, and adds subjects that they lack. It
+// returns an error when the server or a stream has a fatal [Finding].
+func (b *Bus) EnsureStreams(ctx context.Context) error {
+	defer b.lockTopology()()
+	found, err := b.ensureStreams(ctx)
+	if err == nil && len(found) > 0 {
+		err = errors.New(found[0])
+	}
+	return err
+}
+
+// ensureStreams returns an error if a stream cannot be used. Fatal findings about a stream that can be
+// used are logged and returned: to leave the events where they may be lost would not keep them.
+func (b *Bus) ensureStreams(ctx context.Context) (found []string, err error) {
+	if err := checkVersion(b.nc.ConnectedServerVersion()); err != nil {
+		return nil, err
+	}
+	for _, s := range b.streams() {
+		info, err := b.ensureStream(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if s.dead {
+			b.top.deadLimit = int(max(0, info.Config.MaxMsgSize))
+		}
+		for _, f := range s.check(info) {
+			if f.Fatal {
+				found = append(found, f.String())
+			}
+		}
+	}
+	b.report(found)
+	return found, nil
+}
+
+// report logs the fatal findings once, and that there are no more.
+func (b *Bus) report(found []string) {
+	for _, f := range found {
+		if !slices.Contains(b.top.reported, f) {
+			b.log.Error("a stream is not as it must be", "finding", f)
+		}
+	}
+	if len(found) == 0 && len(b.top.reported) > 0 {
+		b.log.Info("the streams are as they must be")
+	}
+	b.top.reported = found
+}
+
+func (b *Bus) ensureStream(ctx context.Context, s streamSpec) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishWait)
+	defer cancel()
+	stream, err := b.js.Stream(ctx, s.name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if !b.o.ManageStreams {
+			return nil, errors.New(s.missing().String())
+		}
+		if stream, err = b.js.CreateStream(ctx, s.config()); err != nil {
+			return nil, fmt.Errorf("create stream %s: %w", s.name, b.withHint(err))
+		}
+		b.log.Info("created a stream", "stream", s.name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up stream %s: %w", s.name, err)
+	}
+	missing := s.missingSubjects(stream.CachedInfo().Config)
+	if len(missing) == 0 || !b.o.ManageStreams {
+		return stream.CachedInfo(), nil
+	}
+	if err := b.addSubjects(ctx, s.name, missing); err != nil {
+		b.log.Warn("cannot add subjects to a stream", "stream", s.name, "subjects", missing, "error", err)
+		return stream.CachedInfo(), nil // the findings say what is missing
+	}
+	b.log.Info("added subjects to a stream", "stream", s.name, "subjects", missing)
+	return stream.Info(ctx)
+}
+
+// addSubjects changes nothing else of a stream: settings that this program does not know are sent back
+// as they came.
+func (b *Bus) addSubjects(ctx context.Context, name string, subjects []string) error {
+	var info struct {
+		Config map[string]jsontext.Value `json:"config"`
+	}
+	reply, err := b.nc.RequestWithContext(ctx, b.api("STREAM.INFO."+name), nil)
+	if err == nil {
+		err = json.Unmarshal(reply.Data, &info)
+	}
+	if err != nil {
+		return fmt.Errorf("read its settings: %w", err)
+	}
+	var all []string
+	if err := json.Unmarshal(info.Config["subjects"], &all); err != nil {
+		return fmt.Errorf("read its subjects: %w", err)
+	}
+	if info.Config["subjects"], err = json.Marshal(append(all, subjects...)); err != nil {
+		return fmt.Errorf("encode its subjects: %w", err)
+	}
+	config, err := json.Marshal(info.Config)
+	if err != nil {
+		return fmt.Errorf("encode its settings: %w", err)
+	}
+	if reply, err = b.nc.RequestWithContext(ctx, b.api("STREAM.UPDATE."+name), config); err != nil {
+		return fmt.Errorf("update it: %w", err)
+	}
+	var result struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &result); err != nil {
+		return fmt.Errorf("update it: %w", err)
+	}
+	if result.Error != nil {
+		return fmt.Errorf("update it: %w", result.Error)
+	}
+	return nil
+}
+
+// ensureConsumer makes a durable consumer, or restores its settings. It is deleted and made again,
+// and so begins with the oldest event in the stream, if anew is set, if it may have skipped events, or
+// if the server does not update one of the settings: handlers must bear repetition anyway. Whether it
+// is paused is an operator's choice, and stays.
+func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetstream.Consumer, error) {
+	want := b.consumerConfig(name)
+	old, err := b.lookUpConsumer(ctx, name)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		anew = false
+	case errors.Is(err, jetstream.ErrNotPullConsumer):
+		anew = true
+	case err != nil && !anew: // probably the permission is missing
+		b.top.lookAgain = time.Now().Add(time.Minute)
+		if known := b.top.consumers[name]; known != nil {
+			return known, nil
+		}
+	case err == nil:
+		is := old.CachedInfo().Config
+		changed := changedSettings(is, want)
+		want.PauseUntil = is.PauseUntil
+		if len(changed) == 0 && !anew {
+			return old, nil
+		}
+		if len(changed) > 0 {
+			b.log.WarnContext(ctx, "the consumer's settings were changed; restoring them",
+				"consumer", name, "settings", strings.Join(changed, ", "))
+		}
+		anew = anew || mayHaveSkipped(is, want)
+	}
+	if anew {
+		b.deleteConsumer(ctx, name)
+	}
+	c, err := b.js.CreateOrUpdateConsumer(ctx, b.o.Stream, want)
+	if refused := (*jetstream.APIError)(nil); errors.As(err, &refused) && old != nil && !anew {
+		b.deleteConsumer(ctx, name)
+		c, err = b.js.CreateOrUpdateConsumer(ctx, b.o.Stream, want)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create consumer %s: %w", name, b.withHint(err))
+	}
+	return c, nil
+}
+
+func (b *Bus) lookUpConsumer(ctx context.Context, name string) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	return b.js.Consumer(ctx, b.o.Stream, name)
+}
+
+func (b *Bus) deleteConsumer(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	switch err := b.js.DeleteConsumer(ctx, b.o.Stream, name); {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	case err != nil:
+		b.log.ErrorContext(ctx, "the consumer may have skipped events, and it cannot be deleted: "+
+			"delete it, and it is recreated from the oldest event", "consumer", name, "error", err)
+	default:
+		b.log.WarnContext(ctx, "deleted the consumer; it begins again with the oldest event",
+			"consumer", name)
+	}
+}
