@@ -34,19 +34,25 @@ func readFields(data []byte, fields []field) error {
 		return &Permanent{Code: codeJSON, Err: err}
 	}
 	for _, f := range fields {
-		switch {
-		case strings.ContainsRune(*f.dest, 0): // PostgreSQL refuses it, SQLite does not
-			return permanentf(codeField, "%q has a NUL character", f.name)
-		case f.max > 0 && utf8.RuneCountInString(*f.dest) > f.max:
-			return permanentf(codeField, "%q has more than %d characters", f.name, f.max)
-		case (f.name == "workspace_id" || f.name == "tenant_id") && *f.dest != "":
-			if err := validateID(f.name, *f.dest); err != nil {
-				return wrongField(err)
-			}
-		case strings.HasSuffix(f.name, "_period") && *f.dest != "":
-			if err := ValidatePeriod(*f.dest); err != nil {
-				return permanentf(codeField, "%q: %w", f.name, err)
-			}
+		if err := f.validate(); err != nil {
+			return wrongField(err)
+		}
+	}
+	return nil
+}
+
+// validate returns what is wrong with the field's text. An empty one is not there.
+func (f field) validate() error {
+	switch {
+	case strings.ContainsRune(*f.dest, 0): // PostgreSQL refuses it, SQLite does not
+		return fmt.Errorf("%q has a NUL character", f.name)
+	case f.max > 0 && utf8.RuneCountInString(*f.dest) > f.max:
+		return fmt.Errorf("%q has more than %d characters", f.name, f.max)
+	case strings.HasSuffix(f.name, "_id") && *f.dest != "":
+		return validateID(f.name, *f.dest)
+	case strings.HasSuffix(f.name, "_period") && *f.dest != "":
+		if err := ValidatePeriod(*f.dest); err != nil {
+			return fmt.Errorf("%q: %w", f.name, err)
 		}
 	}
 	return nil
@@ -63,6 +69,10 @@ func wrongField(err error) error {
 // ValidateTenantID returns what is wrong with a tenant id: it is 1 to 255 characters of valid UTF-8
 // without control characters, and without white space at either end.
 func ValidateTenantID(id string) error { return validateID("tenant_id", id) }
+
+// ValidateDashboardID returns what is wrong with the id of a dashboard to be adopted. It has the form
+// of a tenant id.
+func ValidateDashboardID(id string) error { return validateID("dashboard_id", id) }
 
 func validateID(name, id string) error {
 	switch {

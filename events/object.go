@@ -16,8 +16,8 @@ import (
 )
 
 // DecodeObject reads one JSON object strictly. fields maps the known names to where their values go:
-// *string, **int64 (nil when absent) or *jsontext.Value (any value; nil when absent). Unknown names
-// are ignored.
+// *string, *bool, **int64 (nil when absent) or *jsontext.Value (any value; nil when absent). Unknown
+// names are ignored.
 //
 // It refuses everything that two readers could understand differently: duplicate names at any depth,
 // a name that differs from a known one only by case, invalid UTF-8, lone surrogates, anything before
@@ -82,6 +82,11 @@ func assign(dest any, name string, value jsontext.Value) error {
 		if err := json.Unmarshal(value, dest); err != nil {
 			return syntaxError(err)
 		}
+	case *bool:
+		if kind := value.Kind(); kind != 't' && kind != 'f' {
+			return valueError(fmt.Sprintf("%q must be true or false", name))
+		}
+		*dest = value.Kind() == 't'
 	case **int64:
 		n, err := strconv.ParseInt(string(value), 10, 64)
 		if err != nil && !errors.Is(err, strconv.ErrRange) { // beyond the range n is its end

@@ -110,6 +110,7 @@ func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEv
 				return true // not published by a worker
 			}
 			p.ID = body.ID
+			p.Time, _ = time.Parse(time.RFC3339Nano, body.Time) // a worker's can be read
 		} else if e, err := Decode(r); err == nil {
 			p.Event = e
 			id := p.identity()

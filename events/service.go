@@ -177,10 +177,11 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 	}
 	var err error
 	s.micro, err = micro.AddService(b.nc, micro.Config{
-		Name: "papermap-worker", Version: version,
+		Name: serviceName, Version: version,
 		Description: "Papermap dashboards and embed tokens of tenants. In STATS, errors and times of answers " +
 			"are under data; num_errors and processing_time are those of handing requests over",
 		StatsHandler: func(e *micro.Endpoint) any { return counts[e.Name].stats() },
+		Metadata:     map[string]string{canAdopt: "yes"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the request-reply service: %w", err)

@@ -2,7 +2,6 @@ package events
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -133,9 +132,10 @@ type Raw struct {
 // Payload is the data of an event in: [TenantCreated], [TenantChange] or [UsageSync].
 type Payload interface{ tenantID() string }
 
-// TenantCreated is the data of tenant.created: the tenant is to have a dashboard.
+// TenantCreated is the data of tenant.created: the tenant is to have a dashboard. With a DashboardID
+// it is that one, which exists already; then Name may be empty.
 type TenantCreated struct {
-	TenantID, Name, Title, Description, WorkspaceID, CreatedBy string
+	TenantID, Name, Title, Description, WorkspaceID, CreatedBy, DashboardID string
 }
 
 func (p TenantCreated) tenantID() string { return p.TenantID }
@@ -188,23 +188,6 @@ type UsageSynced struct {
 	Rows         int64  `json:"rows"`          // read
 	RejectedRows int64  `json:"rejected_rows"` // that could not be used
 	ChangedRows  int64  `json:"changed_rows"`  // totals that went down
-}
-
-// The limits keep the API's answers and republished events, which repeat these texts, far below what
-// is read and what NATS accepts.
-func decodeTenantCreated(data []byte) (Payload, error) {
-	var p TenantCreated
-	if err := readFields(data, []field{
-		{"tenant_id", &p.TenantID, 0}, {"name", &p.Name, 1000}, {"title", &p.Title, 1000},
-		{"description", &p.Description, 10_000}, {"workspace_id", &p.WorkspaceID, 0},
-		{"created_by", &p.CreatedBy, 255},
-	}); err != nil {
-		return nil, err
-	}
-	if strings.TrimSpace(p.Name) == "" {
-		return nil, permanentf(codeField, `"name" is missing or blank`)
-	}
-	return p, wrongField(ValidateTenantID(p.TenantID))
 }
 
 func decodeTenantChange(data []byte) (Payload, error) {

@@ -8,7 +8,7 @@ import (
 // Outcome is what is known of one call of the client's create. Begin writes "sent"; Finish and Fail
 // write the others, and so does the next Begin for an attempt whose worker stopped. A known outcome
 // is never changed, except that a person can find the dashboard of an unknown one (Resolve), and
-// that a mapping's can lose its place (Adopt).
+// that a mapping's can lose its place (Replace, Restore).
 //
 // The contract bounds the dashboards that a tenant can have at Papermap by its generations and its
 // attempts that are sent, unknown or orphaned.
@@ -47,10 +47,27 @@ type Result struct {
 	Error       string // empty when there was none
 }
 
-// possibleOrphans selects the attempts that may have made a dashboard which no mapping has. Its
-// parameter is the time before which an attempt that is still "sent" has lost its lease.
-const possibleOrphans = ` WHERE outcome NOT IN ('created', 'refused') AND settled_at IS NULL
-	AND (outcome <> 'sent' OR started_at < ?)`
+// possibleOrphans selects what may be a dashboard at Papermap that no mapping has: attempts, and as
+// such the dashboards that an operator has replaced and that no attempt made. Its parameter is the
+// time before which an attempt that is still "sent" has lost its lease.
+var possibleOrphans = attemptTable.selects + ` WHERE outcome NOT IN ('created', 'refused')
+	AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)
+	AND NOT EXISTS (SELECT 1 FROM tenant_dashboards m WHERE m.tenant_id = provision_attempts.tenant_id
+		AND m.workspace_id = provision_attempts.workspace_id
+		AND m.dashboard_id = provision_attempts.dashboard_id)
+	UNION ALL SELECT o.dashboard_id, o.workspace_id, o.tenant_id, m.generation, '', 'orphaned',
+	o.dashboard_id, 0, '` + replacedError + `', o.replaced_at, o.replaced_at, o.settled_at FROM ` + replacedOpen
+
+// replacedError is the error of a possible orphan that is a replaced dashboard.
+const replacedError = "an operator has given the tenant another dashboard"
+
+// replacedOpen are the replaced dashboards that are possible orphans, each with its tenant.
+const replacedOpen = `dashboard_owners o JOIN tenant_dashboards m ON m.tenant_id = o.tenant_id
+	WHERE o.replaced_at IS NOT NULL AND o.replaced_at >= COALESCE(o.set_at, o.replaced_at)
+	AND (o.settled_at IS NULL OR o.settled_at < o.replaced_at)
+	AND (m.workspace_id <> o.workspace_id OR COALESCE(m.dashboard_id, '') <> o.dashboard_id)
+	AND NOT EXISTS (SELECT 1 FROM provision_attempts a WHERE a.tenant_id = o.tenant_id
+		AND a.workspace_id = o.workspace_id AND a.dashboard_id = o.dashboard_id)`
 
 func (t *tx) attempt(ctx context.Context, id string) (a Attempt, err error) {
 	err = t.get(ctx, &a, attemptTable.selects+" WHERE id = ?", id)
@@ -82,8 +99,8 @@ type PossibleOrphan struct {
 }
 
 // PossibleOrphans lists, oldest first, the attempts with an unknown or orphaned outcome that no
-// person has resolved, and those that are still "sent" longer than a lease lasts: their worker
-// stopped.
+// person has resolved, those that are still "sent" longer than a lease lasts, because their worker
+// stopped, and replaced dashboards, whose id stands for that of an attempt.
 func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 	now, err := db.clock(ctx)
 	if err != nil {
@@ -91,7 +108,7 @@ func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 	}
 	return list[PossibleOrphan](ctx, db.read, "list possible orphans",
 		`SELECT a.*, COALESCE(m.title, '') AS title, COALESCE(m.status, '') AS status
-		FROM (`+attemptTable.selects+possibleOrphans+`) a
+		FROM (`+possibleOrphans+`) a
 		LEFT JOIN tenant_dashboards m ON m.tenant_id = a.tenant_id ORDER BY a.started_at, a.id`,
 		at(now.Add(-Lease)))
 }
@@ -100,4 +117,29 @@ func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 func (db *DB) Attempts(ctx context.Context, tenantID string) ([]Attempt, error) {
 	return list[Attempt](ctx, db.read, fmt.Sprintf("list attempts of tenant %q", tenantID),
 		attemptTable.selects+" WHERE tenant_id = ? ORDER BY started_at, id", tenantID)
+}
+
+// ReplacedDashboard is a dashboard whose place in its tenant's mapping an operator gave to another.
+type ReplacedDashboard struct {
+	DashboardID string `db:"dashboard_id"`
+	ReplacedAt  Time   `db:"replaced_at"`
+	Open        bool   `db:"open"` // listed by PossibleOrphans under its own id
+}
+
+// AsOrphan is the dashboard as PossibleOrphans lists it.
+func (r ReplacedDashboard) AsOrphan(m Mapping) Attempt {
+	return Attempt{
+		ID: r.DashboardID, WorkspaceID: m.WorkspaceID, TenantID: m.TenantID, Generation: m.Generation,
+		Outcome: OutcomeOrphaned, DashboardID: r.DashboardID, Error: replacedError,
+		StartedAt: r.ReplacedAt, FinishedAt: r.ReplacedAt,
+	}
+}
+
+// Replaced lists the tenant's replaced dashboards, oldest first.
+func (db *DB) Replaced(ctx context.Context, tenantID string) ([]ReplacedDashboard, error) {
+	return list[ReplacedDashboard](ctx, db.read, fmt.Sprintf("list replaced dashboards of tenant %q", tenantID),
+		`SELECT r.dashboard_id, r.replaced_at, EXISTS (SELECT 1 FROM `+replacedOpen+`
+			AND o.workspace_id = r.workspace_id AND o.dashboard_id = r.dashboard_id) AS open
+		FROM dashboard_owners r WHERE r.replaced_at IS NOT NULL AND r.tenant_id = ?
+		ORDER BY r.replaced_at, r.dashboard_id`, tenantID)
 }

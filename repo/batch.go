@@ -33,6 +33,8 @@ type job struct {
 
 	sent []int64 // instead of decide: ids of events out
 
+	audit *AuditEntry // recorded with what was decided, or by itself
+
 	do txFunc // instead of decide; on SQLite alone, where all writes share one lane
 
 	err  error

@@ -22,7 +22,8 @@ var ErrNotFound = errors.New("not found")
 // DB is an open database. Its methods may be called from many goroutines.
 type DB struct {
 	*core
-	read pool
+	read  pool
+	audit *AuditEntry // of a view: what each write records; nil: nothing
 }
 
 // core is what all views of a database share.
@@ -71,11 +72,11 @@ func OpenLimited(ctx context.Context, address string, conns int) (*DB, error) {
 
 // Tokens is a view of the database whose reads have connections of their own, so that token
 // requests wait for nothing else.
-func (db *DB) Tokens() *DB { return &DB{db.core, db.core.tokens} }
+func (db *DB) Tokens() *DB { return &DB{core: db.core, read: db.core.tokens} }
 
 // People is a view of the database whose reads have connections of their own, so that what people
 // look at takes none from the work.
-func (db *DB) People() *DB { return &DB{db.core, db.core.people} }
+func (db *DB) People() *DB { return &DB{core: db.core, read: db.core.people} }
 
 // Migrate brings the schema up to date and returns the names of the migrations that it applied.
 func (db *DB) Migrate(ctx context.Context) ([]string, error) {
@@ -138,7 +139,7 @@ func (db *DB) Close() error {
 func (db *DB) update(ctx context.Context, do txFunc, format string, args ...any) (err error) {
 	ctx, span := startSpan(ctx, "transaction") // with the wait for its turn, and the commit
 	defer func() { endSpan(span, err) }()
-	if err := db.transact(ctx, do); err != nil {
+	if err := db.transact(ctx, db.audited(do)); err != nil {
 		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
 	}
 	return nil
@@ -148,6 +149,7 @@ func (db *DB) update(ctx context.Context, do txFunc, format string, args ...any)
 func (db *DB) decide(ctx context.Context, j *job, format string, args ...any) (err error) {
 	ctx, span := startSpan(ctx, "transaction")
 	defer func() { endSpan(span, err) }()
+	j.audit = db.audit
 	if err := db.batches.do(ctx, j); err != nil {
 		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
 	}
@@ -232,6 +234,8 @@ type tx struct {
 	db  *DB
 	on  connection
 	now Time // of the clock that leases go by, when the transaction began
+
+	audit *AuditEntry // of an audited write, which may say in it what it was about; nil: of no such one
 }
 
 // Every query of this package has question marks for parameters, whichever the database, and names

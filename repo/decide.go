@@ -3,6 +3,7 @@ package repo
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -28,10 +29,10 @@ var errNotRead = errors.New("not read yet")
 
 // facts are what the database holds, as far as it was read. The mappings are locked.
 type facts struct {
-	mappings  map[string]Mapping      // by tenant; an unknown tenant has none
-	sent      map[string][]Attempt    // by tenant: the attempts that are sent
-	attempts  map[string][]Attempt    // by tenant: all of them
-	owners    map[dashboardKey]string // the tenant that a dashboard belongs to; empty: none
+	mappings  map[string]Mapping     // by tenant; an unknown tenant has none
+	sent      map[string][]Attempt   // by tenant: the attempts that are sent
+	attempts  map[string][]Attempt   // by tenant: all of them
+	owners    map[dashboardKey]owner // of a dashboard; without a tenant: none
 	succeeded map[sinceKey]bool
 
 	// Whether dashboards of which that was not read belong to no tenant. Nearly all that are asked for
@@ -42,7 +43,7 @@ type facts struct {
 func newFacts() *facts {
 	return &facts{
 		mappings: map[string]Mapping{}, sent: map[string][]Attempt{}, attempts: map[string][]Attempt{},
-		owners: map[dashboardKey]string{}, succeeded: map[sinceKey]bool{},
+		owners: map[dashboardKey]owner{}, succeeded: map[sinceKey]bool{},
 	}
 }
 
@@ -74,11 +75,12 @@ type set struct {
 	now    Time
 	wanted wanted
 
-	tenants map[string]*tenant // those that were decided about
-	claims  map[dashboardKey]string
-	created []attemptRow // attempts that became created
+	tenants map[string]*tenant     // those that were decided about
+	claims  map[dashboardKey]owner // dashboards that became a tenant's, or of which that has changed
+	created []attemptRow           // attempts that became created
 	outbox  []OutboxRow
 	sent    []int64 // ids of events out that were published
+	audit   []AuditEntry
 }
 
 // tenant is all that a decision may change of one tenant.
@@ -100,18 +102,21 @@ type attemptRow struct {
 // decide makes the jobs' decisions one after the other. A job whose decision fails or panics gets
 // that error and changes nothing.
 func decide(f *facts, now Time, jobs []*job) *set {
-	s := &set{facts: f, now: now, tenants: map[string]*tenant{}, claims: map[dashboardKey]string{}}
+	s := &set{facts: f, now: now, tenants: map[string]*tenant{}, claims: map[dashboardKey]owner{}}
 	for _, j := range jobs {
 		if j.decide != nil {
 			j.err = s.decide(j)
 		}
 		s.sent = append(s.sent, j.sent...)
+		if j.audit != nil && j.err == nil {
+			s.audit = append(s.audit, j.audit.row(now))
+		}
 	}
 	return s
 }
 
 func (s *set) decide(j *job) (err error) {
-	d := &decision{tenant: s.tenant(j), set: s, now: s.now, claims: map[dashboardKey]bool{}}
+	d := &decision{tenant: s.tenant(j), set: s, now: s.now, claims: map[dashboardKey]owner{}}
 	if !d.made && j.known {
 		return ErrNotFound
 	}
@@ -156,9 +161,7 @@ func (s *set) tenant(j *job) tenant {
 // keep adds a decision to the set.
 func (s *set) keep(d *decision) {
 	s.tenants[d.TenantID] = &d.tenant
-	for key := range d.claims {
-		s.claims[key] = d.TenantID
-	}
+	maps.Copy(s.claims, d.claims)
 	for _, a := range d.attempts {
 		if a.changed && a.Outcome == OutcomeCreated {
 			s.created = append(s.created, a)
@@ -174,7 +177,7 @@ type decision struct {
 	before Mapping // when the decision began
 	now    Time    // of the clock that leases go by
 	set    *set
-	claims map[dashboardKey]bool
+	claims map[dashboardKey]owner
 	outbox []OutboxRow
 }
 
@@ -233,27 +236,40 @@ func (d *decision) record(a *attemptRow, r Result) error {
 	if r.DashboardID == "" {
 		return nil
 	}
-	_, err := d.own(a.WorkspaceID, r.DashboardID)
+	_, err := d.own(owner{WorkspaceID: a.WorkspaceID, DashboardID: r.DashboardID})
 	return err
 }
 
-// own makes the dashboard the tenant's for ever and reports whether it is: it is not if it is
-// another tenant's.
-func (d *decision) own(workspaceID, dashboardID string) (bool, error) {
-	key := dashboardKey{workspaceID, dashboardID}
-	owner, claimed := d.set.claims[key]
-	if !claimed {
-		var known bool
-		if owner, known = d.set.facts.owners[key]; !known && !d.set.facts.newDashboards {
-			d.set.wanted.owners = append(d.set.wanted.owners, key)
-			return false, errNotRead
+// own makes the dashboard the tenant's for ever, with the times given, and reports whether it is:
+// it is not if it is another tenant's.
+func (d *decision) own(o owner) (bool, error) {
+	known, err := d.owner(o.key(), d.set.facts.newDashboards)
+	if err != nil || known.TenantID != "" && known.TenantID != d.TenantID {
+		return false, err
+	}
+	o.TenantID = d.TenantID
+	if o.SetAt.IsZero() {
+		o.SetAt = known.SetAt
+	}
+	if o.ReplacedAt.IsZero() {
+		o.ReplacedAt = known.ReplacedAt
+	}
+	d.claims[o.key()] = o
+	return true, nil
+}
+
+// owner returns whose the dashboard is. What was not read may be taken for new.
+func (d *decision) owner(key dashboardKey, takeForNew bool) (owner, error) {
+	for _, claims := range []map[dashboardKey]owner{d.claims, d.set.claims, d.set.facts.owners} {
+		if o, known := claims[key]; known {
+			return o, nil
 		}
 	}
-	if owner == "" {
-		d.claims[key] = true
-		return true, nil
+	if !takeForNew {
+		d.set.wanted.owners = append(d.set.wanted.owners, key)
+		return owner{}, errNotRead
 	}
-	return owner == d.TenantID, nil
+	return owner{}, nil
 }
 
 // succeededSince reports whether a create of another tenant has succeeded in the workspace since.

@@ -17,14 +17,14 @@ import (
 type memory struct {
 	mappings map[string]Mapping
 	attempts map[string]Attempt
-	owners   map[dashboardKey]string
+	owners   map[dashboardKey]owner
 	outbox   []string // event ids
 	now      Time
 }
 
 func newMemory() *memory {
 	return &memory{mappings: map[string]Mapping{}, attempts: map[string]Attempt{},
-		owners: map[dashboardKey]string{}, now: at(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))}
+		owners: map[dashboardKey]owner{}, now: at(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))}
 }
 
 // run decides the jobs in one batch and keeps what that comes to.
@@ -100,11 +100,11 @@ func (m *memory) apply(t fataler, s *set) {
 			}
 		}
 	}
-	for key, tenant := range s.claims {
-		if m.owners[key] != "" {
-			t.Fatalf("dashboard %v of %s was given to %s, too", key, m.owners[key], tenant)
+	for key, o := range s.claims {
+		if before := m.owners[key].TenantID; before != "" && before != o.TenantID {
+			t.Fatalf("dashboard %v of %s was given to %s, too", key, before, o.TenantID)
 		}
-		m.owners[key] = tenant
+		m.owners[key] = o
 	}
 	for _, o := range s.outbox {
 		m.outbox = append(m.outbox, o.EventID)
@@ -126,7 +126,7 @@ func (o operation) String() string {
 
 var operationKinds = []string{"create", "create", "create", "create with hold", "suspend", "resume",
 	"delete", "finish", "finish", "finish", "retry", "unknown", "unknown made", "hold", "refuse", "count",
-	"resolve", "recreate", "adopt", "panic", "fail"}
+	"resolve", "recreate", "replace", "adopt", "adopt", "restore", "panic", "fail"}
 
 var operationFailures = map[string]Failure{
 	"retry": unaccepted, "unknown": ambiguous, "count": {Result: unaccepted.Result, MaxFailures: 1},
@@ -156,7 +156,7 @@ func (o operation) job(n int, claims []Claim, out *outcomeOf) *job {
 			j.tenantID = c.Mapping.TenantID
 		}
 	}
-	j.known = o.kind == "resolve" || o.kind == "recreate"
+	j.known = slices.Contains([]string{"resolve", "recreate", "replace"}, o.kind)
 	j.decide = func(d *decision) (err error) {
 		*out = outcomeOf{}
 		switch o.kind {
@@ -181,9 +181,18 @@ func (o operation) job(n int, claims []Claim, out *outcomeOf) *job {
 			err = d.resolveHeld(announce, func(d *decision) error { return d.resolve(o.id) })
 		case "recreate":
 			err = d.resolveHeld(announce, (*decision).recreate)
+		case "replace":
+			err = d.replace(d.DashboardID, o.id, announce)
 		case "adopt":
-			err = d.adopt(Dashboard{TenantID: o.tenant, WorkspaceID: o.workspace, ID: o.id,
-				CreatedEvent: minute(o.minute)})
+			e := created(o.tenant, o.minute, fmt.Sprint("m", o.minute))
+			e.WorkspaceID, e.DashboardID = o.workspace, o.id
+			var c Claim
+			if c, err = d.adopt(e, announce); err == nil {
+				out.text = stepNames[c.Step]
+			}
+		case "restore":
+			err = d.restore(Dashboard{TenantID: o.tenant, WorkspaceID: o.workspace, ID: o.id,
+				CreatedEvent: minute(o.minute), SetAt: minute(o.minute)})
 		case "panic":
 			d.Title, d.Epoch = "wrong", 1000
 			d.save()
@@ -279,7 +288,7 @@ func checkMemory(t fataler, m *memory) {
 	for tenant, row := range m.mappings {
 		if row.DashboardID != "" {
 			owner := m.owners[dashboardKey{row.WorkspaceID, row.DashboardID}]
-			same(t, "the owner of a mapping's dashboard", owner, tenant)
+			same(t, "the owner of a mapping's dashboard", owner.TenantID, tenant)
 		}
 		same(t, "a tenant has a dashboard when it is active, and then alone", row.DashboardID != "",
 			row.Stage == Active)
@@ -337,8 +346,10 @@ func TestBatchesWriteWhatWasDecided(t *testing.T) {
 
 func (m *memory) stored() []any {
 	var owners []owner
-	for key, tenant := range m.owners {
-		owners = append(owners, owner{key.WorkspaceID, key.DashboardID, tenant})
+	for _, o := range m.owners {
+		if o.TenantID != "" {
+			owners = append(owners, o)
+		}
 	}
 	slices.SortFunc(owners, func(a, b owner) int { return cmp.Compare(a.DashboardID, b.DashboardID) })
 	sorted := func(ids []string) []string { return append([]string{}, ids...) }
@@ -371,9 +382,11 @@ func TestDecisionsSeeThoseBeforeThem(t *testing.T) {
 		// The first of rivals for a dashboard has it; one that fails leaves it to the next.
 		{"create a, create b; finish a d1, finish b d1", "true, ErrTaken"},
 		{"create a, create b; finish b d1, finish a d1", "true, ErrTaken"},
-		{"adopt a d1, adopt b d1, adopt a d1", "ok, ErrTaken, ok"},
-		{"fail a, adopt b d1", "no, ok"},
-		{"adopt a d1, panic a, adopt b d1, suspend a", "ok, panic, ErrTaken, true"},
+		{"adopt a d1, adopt b d1, adopt a d1", "Adopted, ErrTaken, done"},
+		{"fail a, adopt b d1", "no, Adopted"},
+		{"restore a d1, restore b d1, adopt b d1, restore a d1", "ok, ErrTaken, ErrTaken, ok"},
+		{"adopt a d1, panic a, adopt b d1, suspend a", "Adopted, panic, ErrTaken, true"},
+		{"adopt a d1; replace a d2, adopt b d1, adopt b d2", "ok, ErrTaken, ErrTaken"},
 		// One tenant's events come in their order.
 		{"create a, create a", "create, wait"},
 		{"suspend a, create a, delete a, create a", "true, create, true, done"},
@@ -435,7 +448,7 @@ func outcomeWord(text string) string {
 	if failure == "no" {
 		return "no"
 	}
-	if step, ok := map[string]string{"0": "done", "1": "create", "2": "wait"}[result]; ok {
+	if step, ok := map[string]string{"0": "done", "1": "create", "2": "wait", "Done": "done", "Wait": "wait"}[result]; ok {
 		return step
 	}
 	if result == "" {

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -18,9 +19,13 @@ import (
 //	          Begin, after the lease     creating, by another worker
 //	held      Resolve                    active
 //	          Recreate                   pending
+//	active    Replace                    active, with another dashboard
 //	failed    tenant.created             pending, generation + 1
 //	any       tenant.created after
 //	          tenant.deleted             pending, generation + 1
+//
+// A tenant.created that names a dashboard (Adopt) leads to active where another leads to pending,
+// and from pending and held to active.
 //
 // tenant.suspended, tenant.resumed and tenant.deleted change the status, and leave the stage as it
 // is.
@@ -67,6 +72,10 @@ type Mapping struct {
 	SuspendedEvent int64  `db:"suspended_event" json:"-"`
 	ResumedEvent   int64  `db:"resumed_event" json:"-"`
 	CreatedEventID string `db:"created_event_id" json:"-"`
+
+	// DashboardEvent is the time of the event, or of the operator's correction, that gave the tenant
+	// its dashboard; 0 when a version that does not know it has. See dashboardEvent.
+	DashboardEvent int64 `db:"dashboard_event" json:"-"`
 
 	Epoch       int64 `db:"epoch" json:"-"`        // of the lease; grows with every claim
 	ClaimableAt Time  `db:"claimable_at" json:"-"` // no worker may claim the tenant before
@@ -135,6 +144,9 @@ func (m *Mapping) clearFailures() {
 type Created struct {
 	TenantID, WorkspaceID, Title, Description, CreatedBy string
 
+	DashboardID    string // to be adopted; empty: one is to be created
+	NamesWorkspace bool   // the event names WorkspaceID, which is the default otherwise
+
 	EventID          string
 	EventTime        time.Time
 	Message          string // identifies the stored message, so that its redelivery is recognised
@@ -153,33 +165,46 @@ const (
 // applyCreated applies a tenant.created to the mapping. It decides by the events' times alone, so
 // that the order of arrival and copies do not matter.
 func (m *Mapping) applyCreated(e Created) createdEffect {
-	eventTime := eventTime(e.EventTime)
 	switch {
-	case eventTime <= m.DeletedEvent:
+	case eventTime(e.EventTime) <= m.DeletedEvent:
 		return noEffect
 	case m.Stage == Failed && m.FailedMessage == e.Message:
 		return failAgain
-	case m.Stage == none:
-		m.startGeneration(e)
-	case m.CreatedEvent <= m.DeletedEvent || m.Stage == Failed:
-		m.Generation++
+	case m.ended():
 		m.startGeneration(e)
 	}
-	if eventTime > m.CreatedEvent {
-		m.CreatedEvent, m.CreatedEventID = eventTime, e.EventID
-	}
-	m.deriveStatus()
+	m.noteCreated(e)
 	if m.Stage == Active || m.Stage == Held {
 		return noEffect
 	}
 	return provision
 }
 
+// ended reports whether the next tenant.created begins a generation.
+func (m *Mapping) ended() bool {
+	return m.Stage == none || m.CreatedEvent <= m.DeletedEvent || m.Stage == Failed
+}
+
+// noteCreated notes the event; what it means for the status follows from all events seen.
+func (m *Mapping) noteCreated(e Created) {
+	if t := eventTime(e.EventTime); t > m.CreatedEvent {
+		m.CreatedEvent, m.CreatedEventID = t, e.EventID
+	}
+	m.deriveStatus()
+}
+
+// dashboardEvent is DashboardEvent, or the newest tenant.created where that is not known.
+func (m *Mapping) dashboardEvent() int64 { return cmp.Or(m.DashboardEvent, m.CreatedEvent) }
+
 // startGeneration takes the details from the event. A worker that still provisions an older
 // generation is fenced off by the epoch.
 func (m *Mapping) startGeneration(e Created) {
+	if m.Stage != none {
+		m.Generation++
+	}
 	m.WorkspaceID, m.Title, m.Description, m.CreatedBy = e.WorkspaceID, e.Title, e.Description, e.CreatedBy
 	m.Stage, m.ClaimableAt, m.DashboardID, m.FailedMessage = Pending, Time{}, "", ""
+	m.DashboardEvent = 0
 	m.Epoch++
 	m.clearFailures()
 }

@@ -8,11 +8,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// event is what is published: of the kind c, s, r or d, with a small time, so that many are equal.
+// event is what is published: of the kind c, s, r, d, or a for a tenant.created that names a dashboard
+// of the tenant, with a small time, so that many are equal.
 type event struct {
 	tenant string
 	kind   byte
 	minute int
+	id     string // with a
 }
 
 // oracle is the contract's sentence on state, over all events of a tenant, once provisioning is
@@ -22,7 +24,9 @@ func oracle(events []event) Status {
 		return !slices.ContainsFunc(events,
 			func(o event) bool { return o.kind == kind && o.minute >= e.minute })
 	}
-	has := slices.ContainsFunc(events, func(e event) bool { return e.kind == 'c' && newerThanAll(e, 'd') })
+	has := slices.ContainsFunc(events, func(e event) bool {
+		return (e.kind == 'c' || e.kind == 'a') && newerThanAll(e, 'd')
+	})
 	deleted := slices.ContainsFunc(events, func(e event) bool { return e.kind == 'd' })
 	suspended := slices.ContainsFunc(events, func(e event) bool {
 		return e.kind == 's' && newerThanAll(e, 'd') &&
@@ -46,8 +50,9 @@ func TestMappingStatusIgnoresOrderCopiesCrashesAndFailures(t *testing.T) {
 			events := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) event {
 				return event{
 					tenant: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "tenant"),
-					kind:   rapid.SampledFrom([]byte("ccsrd")).Draw(t, "kind"),
+					kind:   rapid.SampledFrom([]byte("ccaasrd")).Draw(t, "kind"),
 					minute: rapid.IntRange(1, 4).Draw(t, "minute"),
+					id:     rapid.SampledFrom([]string{"1", "2"}).Draw(t, "id"),
 				}
 			}), 1, 8).Draw(t, "events")
 			var messages []int // indexes of events
@@ -78,6 +83,7 @@ func disturbed(t *rapid.T, db *DB, run string, events []event, order []int) {
 	}
 	// by tenant: events delivered, dashboards at Papermap
 	seen, made := map[string][]event{}, map[string][]string{}
+	adopted := map[string]bool{}
 	var asleep []Claim
 	wake := func() {
 		c := asleep[0]
@@ -90,7 +96,14 @@ func disturbed(t *rapid.T, db *DB, run string, events []event, order []int) {
 		m := queue[0]
 		queue = queue[1:]
 		tenant := run + m.tenant
-		c := deliver(t, db, tenant, fmt.Sprintf("%c%d", m.kind, m.minute), m.id)
+		word := fmt.Sprintf("%c%d", m.kind, m.minute)
+		if m.kind == 'a' {
+			word += "=" + m.event.id
+		}
+		c := deliver(t, db, tenant, word, m.id)
+		if c.Step == StepAdopted {
+			adopted[c.Mapping.DashboardID] = true
+		}
 		seen[tenant] = append(seen[tenant], m.event)
 		again := c.Step == StepWait
 		if idle++; c.Step == StepCreate {
@@ -126,16 +139,17 @@ func disturbed(t *rapid.T, db *DB, run string, events []event, order []int) {
 		if len(asleep) > 0 && (len(queue) == 0 || rapid.Bool().Draw(t, "wake")) {
 			wake()
 		}
-		check(t, db, seen, made, len(queue) == 0)
+		check(t, db, seen, made, adopted, len(queue) == 0)
 	}
 	for len(asleep) > 0 {
 		wake()
-		check(t, db, seen, made, true)
+		check(t, db, seen, made, adopted, true)
 	}
 }
 
 // check is what must hold at every commit; done says that nothing is left to be delivered.
-func check(t *rapid.T, db *DB, seen map[string][]event, made map[string][]string, done bool) {
+func check(t *rapid.T, db *DB, seen map[string][]event, made map[string][]string, adopted map[string]bool,
+	done bool) {
 	owner := map[string]string{}
 	for tenant, events := range seen {
 		m := mapping(t, db, tenant)
@@ -147,7 +161,8 @@ func check(t *rapid.T, db *DB, seen map[string][]event, made map[string][]string
 		if id := m.DashboardID; id != "" {
 			same(t, "a dashboard on two tenants", owner[id], "")
 			owner[id] = tenant
-			same(t, "a dashboard that was made for the tenant", slices.Contains(made[tenant], id), true)
+			same(t, "a dashboard that was made for the tenant, or adopted",
+				slices.Contains(made[tenant], id) || adopted[id], true)
 		}
 		same(t, "a tenant that is done and wanted has a dashboard",
 			m.DashboardID != "" || !done || !m.Wanted(), true)

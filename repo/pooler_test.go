@@ -143,7 +143,7 @@ func TestSessionSettingsDoNotMatter(t *testing.T) {
 			if !strings.Contains(fmt.Sprint(list), tenant) {
 				t.Errorf("%s: %v", mode, list)
 			}
-			run, err := db.StartRun(ctx, want("w"+mode, "e"), time.Now(), false)
+			run, err := tryRun(db, want("w"+mode, "e"))
 			must(t, err)
 			record(t, db, &run, UsageRow{TenantID: tenant, Period: "2026-01", Credits: "12345.678901", Requests: 7})
 			months, err := db.UsageByMonth(ctx)
@@ -153,7 +153,7 @@ func TestSessionSettingsDoNotMatter(t *testing.T) {
 				t.Errorf("%s: %s", mode, got)
 			}
 			_, err = db.Stats(ctx)
-			must(t, errors.Join(err, db.Check(ctx), db.Prune(ctx)))
+			must(t, errors.Join(err, db.Check(ctx), db.Prune(ctx, time.Hour)))
 			must(t, db.EachUsage(ctx, UsageFilter{}, func(Usage) error { return nil }))
 		}
 	})
@@ -168,7 +168,7 @@ func TestPoolerConnectionsAreLeftAsTheyWere(t *testing.T) {
 	for i := range 20 {
 		finish(t, db, claim(t, db, fmt.Sprint("t", i)))
 	}
-	must(t, errors.Join(db.Check(ctx), db.Prune(ctx)))
+	must(t, errors.Join(db.Check(ctx), db.Prune(ctx, time.Hour)))
 	for range 20 {
 		var left string
 		must(t, db.write.GetContext(ctx, &left, `SELECT concat_ws(' ', current_setting('statement_timeout'),

@@ -42,6 +42,10 @@ const (
 	// StepElsewhere: begin again for the workspace of Claim.Mapping, in which the caller may not
 	// create.
 	StepElsewhere
+	// StepAdopted: nothing. Adopt has recorded the dashboard.
+	StepAdopted
+	// StepConflict: refuse the event. Adopt leaves the tenant with the dashboard that it has.
+	StepConflict
 )
 
 // Claim is the right to provision one tenant, as Begin gave it. It is good for one Finish or Fail,
@@ -52,6 +56,7 @@ type Claim struct {
 	Mapping Mapping       // as committed
 	Attempt Attempt       // with StepCreate the new one; with StepRecordOutcome the earlier holder's
 	Message string        // the stored message that is handled
+	Event   int64         // its event's time, in Unix nanoseconds
 	Wait    time.Duration // with StepWait: how long until it is worth coming back
 	Until   time.Time     // with StepCreate: the end of the lease by this process's monotonic clock
 }
@@ -88,7 +93,7 @@ func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 }
 
 func (d *decision) begin(e Created, attemptID string, hold bool) (Claim, error) {
-	c := Claim{Message: e.Message}
+	c := Claim{Message: e.Message, Event: eventTime(e.EventTime)}
 	switch d.applyCreated(e) {
 	case noEffect:
 		c.Step = StepDone
@@ -137,11 +142,8 @@ func (d *decision) claim(c *Claim, attemptID string, hold bool) error {
 		if c.Step == StepRecordOutcome {
 			return nil
 		}
-		const why = "the worker stopped before an answer came"
-		for _, a := range abandoned {
-			if err := d.record(a, Result{Outcome: OutcomeUnknown, Error: why}); err != nil {
-				return err
-			}
+		if err := d.giveUpSent(); err != nil {
+			return err
 		}
 	}
 	c.Step = StepCreate
@@ -150,6 +152,22 @@ func (d *decision) claim(c *Claim, attemptID string, hold bool) error {
 		Mark: "pmw:" + attemptID, Outcome: OutcomeSent, StartedAt: d.now,
 	}
 	d.attempts = append(d.attempts, attemptRow{Attempt: c.Attempt})
+	return nil
+}
+
+// giveUpSent records the tenant's attempts that are sent as unknown: their holders' leases have
+// ended.
+func (d *decision) giveUpSent() error {
+	abandoned, err := d.sent()
+	if err != nil {
+		return err
+	}
+	const why = "the worker stopped before an answer came"
+	for _, a := range abandoned {
+		if err := d.record(a, Result{Outcome: OutcomeUnknown, Error: why}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -183,7 +201,7 @@ func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, 
 		a.ResolvedAt, a.resolved = Time{}, true
 		return false, d.record(a, r)
 	}
-	if err := d.activate(r.DashboardID); err != nil {
+	if err := d.activate(r.DashboardID, c.Event); err != nil {
 		return false, err
 	}
 	if err := d.record(a, r); err != nil {
@@ -192,16 +210,17 @@ func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, 
 	return true, d.announce(announce)
 }
 
-// activate makes the dashboard the mapping's, or returns ErrTaken.
-func (d *decision) activate(dashboardID string) error {
-	mine, err := d.own(d.WorkspaceID, dashboardID)
+// activate makes the dashboard the mapping's, because of the event or the correction of that time,
+// or returns ErrTaken.
+func (d *decision) activate(dashboardID string, event int64) error {
+	mine, err := d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: dashboardID, SetAt: d.now})
 	if err != nil {
 		return err
 	}
 	if !mine {
 		return ErrTaken
 	}
-	d.DashboardID = dashboardID
+	d.DashboardID, d.DashboardEvent = dashboardID, event
 	d.clearFailures()
 	d.setStage(Active, Time{})
 	d.save()

@@ -20,13 +20,14 @@ const (
 const pruneBatch = 1000
 
 // Prune deletes the rows whose time is over, in short transactions, until none is left or ctx ends.
-func (db *DB) Prune(ctx context.Context) error {
+// Entries of the audit log are kept for auditKept.
+func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
 	now, err := db.clock(ctx)
 	if err != nil {
 		return err
 	}
 	before := func(kept time.Duration) Time { return at(now.Add(-kept)) }
-	// No index is by age but the outbox's: ids of attempts and of changes grow with time. So a
+	// No index is by age but those of outbox and audit_log: ids of attempts and of changes grow with time. So a
 	// statement looks at no row that is younger, but for a batch of changes.
 	for _, d := range []struct {
 		query string
@@ -45,6 +46,10 @@ func (db *DB) Prune(ctx context.Context) error {
 			`DELETE FROM usage_changes WHERE id IN (SELECT id FROM (SELECT id, changed_at FROM usage_changes
 				ORDER BY id LIMIT ?) oldest WHERE changed_at < ?)`,
 			[]any{pruneBatch, before(changesKept)},
+		},
+		{
+			"DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log WHERE at < ? LIMIT ?)",
+			[]any{before(auditKept), pruneBatch},
 		},
 	} {
 		if err := db.prune(ctx, d.query, d.args); err != nil {

@@ -36,7 +36,10 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 			insert(`INSERT INTO usage_changes (run_id, workspace_id, tenant_id, period, old_credits, new_credits,
 				old_requests, new_requests, changed_at) VALUES (?, 'w', 't', '2025-01', '2', '1', 1, 1, ?)`, age, at)
 		}
-		must(t, db.Prune(ctx))
+		for detail, age := range map[string]string{"old": "2026-02-19T11:59:59.999Z", "recent": "2026-02-19T12:00:00.000Z"} {
+			insert("INSERT INTO audit_log (at, actor, via, action, detail) VALUES (?, 'a', 'cli', 'sync', ?)", age, detail)
+		}
+		must(t, db.Prune(ctx, 10*day))
 		values := func(query string) []string {
 			t.Helper()
 			list, err := list[string](ctx, db.read, "read what is left", query)
@@ -48,6 +51,7 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 		same(t, "attempts", values("SELECT mark FROM provision_attempts ORDER BY mark"),
 			[]string{"old orphaned", "old sent", "old unknown", "recent created", "recent orphaned",
 				"recent refused", "recent sent", "recent unknown"})
+		same(t, "audit log", values("SELECT detail FROM audit_log"), []string{"recent"})
 		same(t, "changes", values("SELECT run_id FROM usage_changes"), []string{"recent"})
 	})
 }
@@ -56,7 +60,7 @@ func TestPruneEndsWithItsContext(t *testing.T) {
 	db := openTest(t)
 	ended, end := context.WithCancel(ctx)
 	end()
-	if err := db.Prune(ended); err == nil {
+	if err := db.Prune(ended, day); err == nil {
 		t.Error("it went on")
 	}
 }

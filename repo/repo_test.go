@@ -303,14 +303,43 @@ func snapshot(t fataler, db *DB, tenant string) []any {
 }
 
 var stepNames = map[Step]string{StepDone: "Done", StepCreate: "Create", StepWait: "Wait",
-	StepRecordOutcome: "RecordOutcome", StepRefused: "Refused", StepElsewhere: "Elsewhere"}
+	StepRecordOutcome: "RecordOutcome", StepRefused: "Refused", StepElsewhere: "Elsewhere",
+	StepAdopted: "Adopted", StepConflict: "Conflict"}
 
-// deliver hands an event over once: c, s, r or d for created, suspended, resumed or deleted, and
-// its minute. A created comes as the stored message of the name given; only then is there a claim.
+// adopting is a tenant.created of the minute n that names a dashboard.
+func adopting(tenant string, n int, id string) Created {
+	e := created(tenant, n, fmt.Sprint("adopting ", id, " at ", n))
+	e.DashboardID = id
+	return e
+}
+
+func adopt(t fataler, db *DB, e Created) Claim {
+	t.Helper()
+	c, err := db.Adopt(ctx, e, announceState)
+	must(t, err)
+	same(t, "the mapping that Adopt returns", c.Mapping, mapping(t, db, e.TenantID))
+	return c
+}
+
+func replace(t fataler, db *DB, tenant, dashboardID string) Mapping {
+	t.Helper()
+	m, err := db.Replace(ctx, tenant, mapping(t, db, tenant).DashboardID, dashboardID, announceState)
+	must(t, err)
+	same(t, "the mapping that Replace returns", m, mapping(t, db, tenant))
+	return m
+}
+
+// deliver hands an event over once: c, a, s, r or d for created, created with a dashboard, suspended,
+// resumed or deleted, and its minute; with a also "=" and the end of the dashboard's id. A created
+// comes as the stored message of the name given; only then is there a claim.
 func deliver(t fataler, db *DB, tenant, event, message string) Claim {
 	t.Helper()
-	n, err := strconv.Atoi(event[1:])
+	number, id, _ := strings.Cut(event[1:], "=")
+	n, err := strconv.Atoi(number)
 	must(t, err)
+	if event[0] == 'a' {
+		return adopt(t, db, adopting(tenant, n, "of "+tenant+id))
+	}
 	if event[0] == 'c' {
 		return begin(t, db, created(tenant, n, message))
 	}
@@ -345,6 +374,10 @@ func play(t fataler, db *DB, tenant, script string) {
 			fail(t, db, c, Failure{Result: unaccepted.Result, Permanent: true})
 		case "lapse":
 			pass(db, Lease)
+		case "unknown":
+			fail(t, db, c, ambiguous)
+		case "replace":
+			replace(t, db, tenant, "corrected of "+tenant)
 		default:
 			c = deliver(t, db, tenant, step, step)
 		}

@@ -6,11 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 )
 
-// ErrNotHeld means that there is nothing to resolve: the tenant is not held.
-var ErrNotHeld = errors.New("the tenant is not held")
+var (
+	// ErrNotHeld means that there is nothing to resolve: the tenant is not held.
+	ErrNotHeld = errors.New("the tenant is not held")
+	// ErrNotActive means that there is no dashboard to replace.
+	ErrNotActive = errors.New("the tenant has no dashboard to replace")
+	// ErrReplaced means that the tenant's dashboard is not the one that was to be replaced.
+	ErrReplaced = errors.New("the tenant's dashboard has changed meanwhile")
+)
 
 // What an operator decides. Each is one transaction that checks the tenant's state itself, raises
 // the epoch, so that a worker which still waits for an answer cannot overwrite the decision, and
@@ -59,7 +64,7 @@ func (d *decision) resolveHeld(announce Announce, do func(*decision) error) erro
 }
 
 func (d *decision) resolve(dashboardID string) error {
-	if err := d.activate(dashboardID); err != nil {
+	if err := d.activate(dashboardID, d.correction()); err != nil {
 		return err
 	}
 	candidates, err := d.history(func(a *attemptRow) bool {
@@ -79,6 +84,74 @@ func (d *decision) resolve(dashboardID string) error {
 	return nil
 }
 
+// correction is the time of what an operator does now: no event that is known is newer.
+func (d *decision) correction() int64 { return max(d.now.UnixNano(), d.dashboardEvent()) }
+
+// Replace corrects the dashboard of a tenant that has one: dashboardID takes the place of old,
+// which stays the tenant's and is listed as a possible orphan, and announce makes its event. It
+// changes nothing when the tenant has the dashboard already, and returns ErrNotActive, ErrReplaced
+// or ErrTaken when that cannot be.
+func (db *DB) Replace(
+	ctx context.Context, tenantID, old, dashboardID string, announce Announce,
+) (after Mapping, err error) {
+	err = db.decide(ctx, &job{
+		tenantID: tenantID, known: true, urgent: true,
+		decide: func(d *decision) error {
+			err := d.replace(old, dashboardID, announce)
+			after = d.Mapping
+			return err
+		},
+	}, "replace the dashboard of tenant %q", tenantID)
+	if err != nil {
+		return Mapping{}, err
+	}
+	return after, nil
+}
+
+func (d *decision) replace(old, dashboardID string, announce Announce) error {
+	switch {
+	case d.Stage != Active || !d.Wanted():
+		return fmt.Errorf("%w, it is %s", ErrNotActive, d.Status)
+	case d.DashboardID == dashboardID:
+		return nil
+	case d.DashboardID != old:
+		return fmt.Errorf("%w to %q", ErrReplaced, d.DashboardID)
+	}
+	if err := d.dropDashboard(); err != nil {
+		return err
+	}
+	made, err := d.history(func(a *attemptRow) bool {
+		return a.Outcome == OutcomeOrphaned && a.WorkspaceID == d.WorkspaceID && a.DashboardID == dashboardID
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range made {
+		a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeCreated, d.now, true, true
+	}
+	d.Epoch++
+	if err := d.activate(dashboardID, d.correction()); err != nil {
+		return err
+	}
+	return d.announce(announce)
+}
+
+// dropDashboard notes that the mapping's dashboard loses its place to another: it, or the attempt
+// that made it, becomes a possible orphan.
+func (d *decision) dropDashboard() error {
+	made, err := d.history(func(a *attemptRow) bool {
+		return a.WorkspaceID == d.WorkspaceID && a.DashboardID == d.DashboardID
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range made {
+		a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeOrphaned, Time{}, true, true
+	}
+	_, err = d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: d.DashboardID, ReplacedAt: d.now})
+	return err
+}
+
 func (d *decision) recreate() error {
 	if !d.Wanted() {
 		return errors.New("the tenant was deleted, and needs no dashboard")
@@ -90,10 +163,13 @@ func (d *decision) recreate() error {
 }
 
 // ResolveAttempt takes an attempt off the list of PossibleOrphans, once a person has looked for its
-// dashboard at Papermap.
+// dashboard at Papermap. A replaced dashboard that no attempt made goes by its own id.
 func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 	return db.update(ctx, func(ctx context.Context, t *tx) error {
 		a, err := t.attempt(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			return t.resolveReplaced(ctx, id)
+		}
 		if err != nil {
 			return err
 		}
@@ -101,53 +177,22 @@ func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 		if a.Outcome != OutcomeUnknown && a.Outcome != OutcomeOrphaned && !abandoned {
 			return fmt.Errorf("its outcome is %s: it is no possible orphan", a.Outcome)
 		}
+		if t.audit != nil {
+			t.audit.TenantID = a.TenantID
+		}
 		return t.exec(ctx, "UPDATE provision_attempts SET settled_at = ? WHERE id = ?", t.now, id)
 	}, "resolve attempt %q", id)
 }
 
-// Dashboard is a dashboard that an event of the stream names.
-type Dashboard struct {
-	TenantID, WorkspaceID, ID, Title string
-
-	// CreatedEvent is the time of the newest tenant.created before it; zero when the stream no
-	// longer has that.
-	CreatedEvent time.Time
-}
-
-// Adopt records a dashboard that the database does not know, because it was restored from an older
-// backup, so that it is not made a second time. One that the tenant has all the same becomes a
-// possible orphan.
-func (db *DB) Adopt(ctx context.Context, d Dashboard) error {
-	return db.decide(ctx, &job{
-		tenantID: d.TenantID, workspaceID: d.WorkspaceID, urgent: true,
-		decide: func(x *decision) error { return x.adopt(d) },
-	}, "adopt dashboard %q of tenant %q", d.ID, d.TenantID)
-}
-
-func (d *decision) adopt(found Dashboard) error {
-	if d.DashboardID == found.ID {
-		return nil
+// resolveReplaced takes a replaced dashboard off the list of PossibleOrphans, in all workspaces.
+func (t *tx) resolveReplaced(ctx context.Context, dashboardID string) error {
+	var listed int
+	err := t.get(ctx, &listed, "SELECT COUNT(*) FROM "+replacedOpen+" AND o.dashboard_id = ?", dashboardID)
+	if err == nil && listed == 0 {
+		err = ErrNotFound
 	}
-	known, err := d.history(func(a *attemptRow) bool { return a.DashboardID == found.ID })
-	if err != nil || len(known) > 0 { // the database is as new as this dashboard, or newer
+	if err != nil {
 		return err
 	}
-	if d.Stage == Active {
-		d.Generation++
-	}
-	if d.Stage == Active && d.Wanted() { // else a deletion has ended the generation of its dashboard
-		made, err := d.history(func(a *attemptRow) bool {
-			return a.WorkspaceID == d.WorkspaceID && a.DashboardID == d.DashboardID
-		})
-		if err != nil {
-			return err
-		}
-		for _, a := range made {
-			a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeOrphaned, Time{}, true, true
-		}
-	}
-	d.WorkspaceID, d.Title = found.WorkspaceID, found.Title
-	d.CreatedEvent = max(d.CreatedEvent, eventTime(found.CreatedEvent))
-	d.Epoch++
-	return d.activate(found.ID)
+	return t.exec(ctx, "UPDATE dashboard_owners SET settled_at = ? WHERE dashboard_id = ?", t.now, dashboardID)
 }

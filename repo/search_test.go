@@ -1,8 +1,6 @@
 package repo
 
 import (
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -86,16 +84,7 @@ func TestSearchReadsAnIndexInItsOrder(t *testing.T) {
 		for _, p := range []Cursor{{Limit: 50}, {After: "m", Limit: 50}, {Before: "m", Limit: 50}} {
 			cursor := Mapping{TenantID: p.After + p.Before, Title: "M"}
 			query, args := db.searchQuery(s, p, cursor)
-			var plan []string
-			rows, err := db.read.QueryxContext(ctx, "EXPLAIN QUERY PLAN "+query, args...)
-			must(t, err)
-			for rows.Next() {
-				step, err := rows.SliceScan()
-				must(t, err)
-				plan = append(plan, fmt.Sprint(step[3]))
-			}
-			must(t, errors.Join(rows.Err(), rows.Close()))
-			text := strings.Join(plan, "; ")
+			text := strings.Join(plan(t, db, query, args), "; ")
 			t.Logf("%+v %+v: %s", s, p, text)
 			if !strings.HasPrefix(text, "SEARCH tenant_dashboards USING INDEX") ||
 				strings.Contains(text, "TEMP B-TREE") {

@@ -129,10 +129,10 @@ func (s *session) readFacts(ctx context.Context, f *facts, w wanted) error {
 	addAttempts(f.sent, w.sent, sent)
 	addAttempts(f.attempts, w.attempts, all)
 	for _, key := range w.owners {
-		f.owners[key] = ""
+		f.owners[key] = owner{}
 	}
 	for _, o := range owned {
-		f.owners[dashboardKey{o.WorkspaceID, o.DashboardID}] = o.TenantID
+		f.owners[o.key()] = o
 	}
 	for _, key := range w.succeeded {
 		f.succeeded[key] = false
@@ -158,7 +158,11 @@ type owner struct {
 	WorkspaceID string `db:"workspace_id"`
 	DashboardID string `db:"dashboard_id"`
 	TenantID    string `db:"tenant_id"`
+	SetAt       Time   `db:"set_at"`      // when it last became the mapping's; zero: never, or not known
+	ReplacedAt  Time   `db:"replaced_at"` // when an operator last replaced it; zero: never
 }
+
+func (o owner) key() dashboardKey { return dashboardKey{o.WorkspaceID, o.DashboardID} }
 
 // selectOwners reads who owns the dashboards. CROSS JOIN keeps the order of SQLite's loops: the set
 // outside, the key inside.
@@ -168,7 +172,7 @@ func (s *session) selectOwners(keys []dashboardKey, into *[]owner) *statement {
 		rows[i] = []any{key.WorkspaceID, key.DashboardID}
 	}
 	from, args := s.db.dialect.set(ownerTable.columns[:2], rows)
-	return &statement{text: "SELECT o.workspace_id, o.dashboard_id, o.tenant_id FROM " + from +
+	return &statement{text: "SELECT " + names(ownerTable.columns, "o.") + " FROM " + from +
 		` CROSS JOIN dashboard_owners o
 		WHERE o.workspace_id = v.workspace_id AND o.dashboard_id = v.dashboard_id`, args: args, into: into}
 }
@@ -202,6 +206,7 @@ func (s *session) write(ctx context.Context, result *set) error {
 	w.addAttempts(result)
 	w.addOutbox(result)
 	w.addSent(result)
+	w.addAudit(result)
 	if len(w.list) == 0 {
 		return nil
 	}

@@ -25,6 +25,7 @@ var (
 	attemptTable = newTable[Attempt]("provision_attempts", "dashboard_id", "http_status", "error")
 	outboxTable  = newTable[OutboxRow]("outbox")
 	ownerTable   = newTable[owner]("dashboard_owners")
+	auditTable   = newTable[AuditEntry]("audit_log")
 
 	// An expression, so that no index of outcomes looks better than the one of tenants.
 	attemptsSent = attemptTable.selects + " WHERE outcome || '' = 'sent' AND tenant_id"
@@ -178,17 +179,22 @@ func (w *writes) addMappings(s *set) {
 	}
 }
 
-// addClaims adds the dashboards that became a tenant's.
+// addClaims adds the dashboards that became a tenant's, and the times that have changed of those
+// that were. One that is another tenant's by now is not written.
 func (w *writes) addClaims(s *set) {
 	keys := slices.SortedFunc(maps.Keys(s.claims), func(a, b dashboardKey) int {
 		return cmp.Or(cmp.Compare(a.WorkspaceID, b.WorkspaceID), cmp.Compare(a.DashboardID, b.DashboardID))
 	})
 	var list []reflect.Value
 	for _, key := range keys {
-		list = append(list, reflect.ValueOf(owner{key.WorkspaceID, key.DashboardID, s.claims[key]}))
+		list = append(list, reflect.ValueOf(s.claims[key]))
 	}
 	if len(list) > 0 {
-		w.insertNew(&ownerTable, list, "workspace_id, dashboard_id")
+		st := w.insert(&ownerTable, list, ` ON CONFLICT (workspace_id, dashboard_id) DO UPDATE SET
+			set_at = COALESCE(excluded.set_at, dashboard_owners.set_at),
+			replaced_at = COALESCE(excluded.replaced_at, dashboard_owners.replaced_at)
+			WHERE dashboard_owners.tenant_id = excluded.tenant_id`)
+		st.expected = int64(len(list))
 	}
 }
 
@@ -284,4 +290,15 @@ func (w *writes) addSent(s *set) {
 		rows[i] = []any{id, s.now.Format(timeFormat)}
 	}
 	w.update(&outboxTable, []column{{"id", "bigint"}, {"sent_at", "timestamptz"}}, rows, "")
+}
+
+// addAudit adds the entries of the audit log.
+func (w *writes) addAudit(s *set) {
+	var list []reflect.Value
+	for _, e := range s.audit {
+		list = append(list, reflect.ValueOf(e))
+	}
+	if len(list) > 0 {
+		w.insert(&auditTable, list, "")
+	}
 }

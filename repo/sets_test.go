@@ -205,7 +205,7 @@ func TestSetsAreReadAndWrittenByIndex(t *testing.T) {
 		finishTogether(t, db, slept)
 		held(t, db, "held")
 		resolve(t, db, "held", "found")
-		must(t, db.Adopt(ctx, Dashboard{TenantID: "adopted", WorkspaceID: "w", ID: "of adopted"}))
+		must(t, db.Restore(ctx, Dashboard{TenantID: "adopted", WorkspaceID: "w", ID: "of adopted"}))
 		must(t, db.MarkSent(ctx, []int64{1, 2, 3}))
 
 		scan := regexp.MustCompile(`Seq Scan on (tenant|provision|dashboard|outbox)|SCAN [a-z]*_?[a-z]+(\n|$)`)

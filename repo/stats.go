@@ -10,7 +10,7 @@ import (
 // Stats is what the tables hold, for operators.
 type Stats struct {
 	Tenants           map[Status]int
-	PossibleOrphans   int                      // attempts that DB.PossibleOrphans lists
+	PossibleOrphans   int                      // that DB.PossibleOrphans lists
 	PossibleOrphanAge time.Duration            // of the oldest
 	Unsent            int                      // events out that wait
 	UnsentAge         time.Duration            // of the oldest
@@ -50,8 +50,7 @@ func (db *DB) Stats(ctx context.Context) (s Stats, err error) {
 		}
 		return row.N, max(0, now.Sub(row.Oldest.Time)), nil
 	}
-	s.PossibleOrphans, s.PossibleOrphanAge, err = waiting("started_at", "provision_attempts"+possibleOrphans,
-		at(now.Add(-Lease)))
+	s.PossibleOrphans, s.PossibleOrphanAge, err = waiting("started_at", "("+possibleOrphans+") a", at(now.Add(-Lease)))
 	if err != nil {
 		return s, err
 	}

@@ -186,10 +186,12 @@ var versionTable = map[Dialect]string{
 		INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, true)`,
 }
 
-// hasVersions asks whether there is a table of versions.
+// hasVersions asks whether there is a table of versions. On PostgreSQL to_regclass may answer from a
+// cache that is older than the lock: it does not see the table that the last holder made.
 var hasVersions = map[Dialect]string{
 	SQLite:   "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'goose_db_version')",
-	Postgres: "SELECT to_regclass('goose_db_version') IS NOT NULL",
+	Postgres: `SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class
+		WHERE relname = 'goose_db_version' AND pg_catalog.pg_table_is_visible(oid))`,
 }
 
 // version reads the database's version: 0 before the first migration, -1 where there is no table of

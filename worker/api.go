@@ -21,6 +21,7 @@ type API struct {
 	db         *repo.DB
 	bus        *events.Bus
 	tokens     *tokenService
+	missing    *missingTenants // nil unless token requests may create tenants
 	now        func() time.Time
 	changed    func(tenantID string) // called after each change of a mapping by an operator
 }
@@ -83,7 +84,11 @@ func (a *API) decodeTokenRequest(r events.Request) (TokenRequest, error) {
 
 // EmbedToken mints a token for a tenant whose mapping is active.
 func (a *API) EmbedToken(ctx context.Context, r TokenRequest) (EmbedToken, error) {
-	return a.tokens.embedToken(ctx, r)
+	token, err := a.tokens.embedToken(ctx, r)
+	if r.CreateMissing && a.missing != nil && errors.Is(err, errUnknownTenant) {
+		err = a.missing.create(ctx, r, a.workspaces)
+	}
+	return token, err
 }
 
 func decodeDashboardRequest(r events.Request) (q DashboardRequest, err error) {
@@ -150,11 +155,11 @@ func (a *API) Publish(ctx context.Context, eventType string, fields map[string]s
 	if err != nil {
 		return "", notStored(errNotStored, err)
 	}
-	return a.publishAt(ctx, eventType, fields, now)
+	return a.publishAt(ctx, actions[eventType], eventType, fields, now)
 }
 
 func (a *API) publishAt(
-	ctx context.Context, eventType string, fields map[string]string, when time.Time,
+	ctx context.Context, action, eventType string, fields map[string]string, when time.Time,
 ) (string, error) {
 	e, err := NewEvent(eventType, fields, when)
 	if err != nil {
@@ -165,10 +170,18 @@ func (a *API) publishAt(
 			return "", invalid(fmt.Errorf("workspace %q is not configured", id))
 		}
 	}
-	_, err = a.bus.Publish(ctx, e.WithTime(when))
+	entry, tried := EventEntry(e), false
+	entry.Action = action
+	err = Audit(ctx, entry, a.db.Audit, func() error {
+		tried = true
+		_, err := a.bus.Publish(ctx, e.WithTime(when))
+		return err
+	})
 	switch {
 	case err == nil:
 		return e.ID, nil
+	case !tried: // not even recorded
+		return "", notStored(errNotStored, err)
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 		return "", notStored(errMaybe, err)
 	}
@@ -194,6 +207,9 @@ const createPoll = 50 * time.Millisecond
 // as it is by then, with status pending or creating: the event is in the stream and will be
 // handled.
 func (a *API) Create(ctx context.Context, fields map[string]string) (Dashboard, error) {
+	if fields["dashboard_id"] != "" {
+		return a.createAdopted(ctx, fields)
+	}
 	eventID, err := a.Publish(ctx, events.TypeTenantCreated, fields)
 	if err != nil {
 		return Dashboard{}, err

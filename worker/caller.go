@@ -17,19 +17,6 @@ import (
 	"papermap-worker/repo"
 )
 
-type actorKey struct{}
-
-// WithActor returns the context of a call that somebody makes, who is then named in the log.
-func WithActor(ctx context.Context, actor string) context.Context {
-	return context.WithValue(ctx, actorKey{}, actor)
-}
-
-// Actor returns who makes a call; empty if that is not known.
-func Actor(ctx context.Context) string {
-	actor, _ := ctx.Value(actorKey{}).(string)
-	return actor
-}
-
 // refusalLines is how many refused HTTP requests are logged per second.
 const refusalLines = 10
 
@@ -81,12 +68,9 @@ func (a *API) CreateUnknown(ctx context.Context, fields map[string]string) (Dash
 	case err == nil && m.Wanted():
 		return a.awaitCreated(ctx, m.CreatedEventID, dashboardOf(m))
 	}
-	e, err := NewEvent(events.TypeTenantCreated, fields, asked)
+	id, err := a.publishAt(ctx, ActionCreate, events.TypeTenantCreated, fields, asked)
 	if err != nil {
-		return Dashboard{}, invalid(err)
-	}
-	if _, err := a.bus.Publish(ctx, e.WithIdentity(e.ID, asked)); err != nil {
 		return Dashboard{}, err
 	}
-	return a.awaitCreated(ctx, e.ID, Dashboard{TenantID: fields["tenant_id"], Status: repo.Pending})
+	return a.awaitCreated(ctx, id, Dashboard{TenantID: fields["tenant_id"], Status: repo.Pending})
 }

@@ -21,12 +21,14 @@ type Config struct {
 	TokenMaxTTL   time.Duration
 	TokenRate     float64 // tokens per second and tenant; 0: no limit
 	TokenBurst    int
+	CreateMissing bool          // token requests may create a tenant that is unknown
 	TokenAudit    int           // maximum log lines about minted tokens per second
 	Concurrency   int           // events in flight
 	MaxAttempts   int           // counted failures after which an event is a dead letter
 	Grace         time.Duration // for events in flight at a stop
 	ReplyPrefixes []string      // more reply subjects that may be answered
 	Version       string
+	AuditKept     time.Duration // how long entries of the audit log are kept; 0: DefaultAuditKept
 
 	Schedule         *Schedule // of usage; nil: off
 	UsageConcurrency int       // pages of usage in flight

@@ -18,9 +18,11 @@ type Facts struct {
 	Mapping     repo.Mapping // the tenant id alone if Known is false
 	Known       bool         // the database has the tenant
 	Attempts    []repo.Attempt
+	Replaced    []repo.ReplacedDashboard
 	Outbox      []repo.OutboxRow
 	Events      []events.StoredEvent // events in that the stream still keeps
 	DeadLetters []events.DeadLetter
+	Audit       []repo.AuditEntry
 	Pause       *Pause   // of its workspace; nil: not known; empty: not paused
 	LeftOut     []string // what could not be read, and why
 }
@@ -49,7 +51,13 @@ func Explain(f Facts, now time.Time) (summary string, advice []string) {
 		x.do("Events of it in the stream that no worker has recorded: %d. Is `papermap-worker serve` "+
 			"running, and not paused? `papermap-worker health` says so.", n)
 	}
-	if n := len(f.PossibleOrphans()); n > 0 && m.Stage != repo.Held {
+	for _, r := range f.Replaced {
+		if r.Open {
+			x.do("Delete its replaced dashboard %s at Papermap, then `papermap-worker attempts resolve %s`.",
+				r.DashboardID, shellWord(r.DashboardID))
+		}
+	}
+	if n := len(f.openAttempts()); n > 0 && m.Stage != repo.Held {
 		x.do("%d of its create requests may have left another dashboard at Papermap: "+
 			"`papermap-worker attempts list` says what to look for.", n)
 	}
@@ -218,10 +226,21 @@ func (f Facts) lastAttempt() repo.Attempt {
 }
 
 // PossibleOrphans are the attempts that may have left a dashboard at Papermap that is not the
-// tenant's, and that nobody has resolved.
+// tenant's, and the dashboards that were replaced, as far as nobody has resolved them.
 func (f Facts) PossibleOrphans() []repo.Attempt {
+	list := f.openAttempts()
+	for _, r := range f.Replaced {
+		if r.Open {
+			list = append(list, r.AsOrphan(f.Mapping))
+		}
+	}
+	return list
+}
+
+func (f Facts) openAttempts() []repo.Attempt {
 	return slices.DeleteFunc(slices.Clone(f.Attempts), func(a repo.Attempt) bool {
-		return a.Outcome != repo.OutcomeUnknown && a.Outcome != repo.OutcomeOrphaned || !a.ResolvedAt.IsZero()
+		return a.Outcome != repo.OutcomeUnknown && a.Outcome != repo.OutcomeOrphaned ||
+			!a.ResolvedAt.IsZero() || a.DashboardID != "" && a.DashboardID == f.Mapping.DashboardID
 	})
 }
 

@@ -152,13 +152,16 @@ func (h *health) run(ctx context.Context) {
 	}
 }
 
-func (h *health) check(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+func (h *health) check(running context.Context) {
+	ctx, cancel := context.WithTimeout(running, healthTimeout)
 	defer cancel()
 	list := CheckDatabase(ctx, h.db, false)
 	connected := h.bus.Connected() == nil
 	if connected {
 		list = append(list, h.bus.CheckTopology(ctx)...)
+	}
+	if running.Err() != nil { // what failed then says nothing
+		return
 	}
 	h.last.Store(&list)
 	h.report(list, connected)

@@ -37,7 +37,8 @@ func NewEvent(eventType string, fields map[string]string, now time.Time) (events
 
 // createdFields are the fields of a tenant.created from which the mapping would be recorded once
 // more. Whatever is recorded, the decoder accepts them: a title that was not made from a name
-// stands for the name, too, and a blank one is no name.
+// stands for the name, too, and a blank one is no name. The dashboard is not among them: they are for
+// tenants that need one.
 func createdFields(m repo.Mapping) map[string]string {
 	fields := map[string]string{
 		"tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "description": m.Description,

@@ -9,7 +9,6 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"papermap-worker/events"
-	"papermap-worker/papermap"
 	"papermap-worker/repo"
 )
 
@@ -19,20 +18,35 @@ var ErrDashboardID = errors.New("no dashboard id")
 // Resolve gives a held tenant the dashboard that an operator found at Papermap. The command line
 // calls it next to running workers, which notice within tenantLife.
 func Resolve(ctx context.Context, db *repo.DB, tenantID, dashboardID string) (repo.Mapping, error) {
-	if !papermap.ValidDashboardID(dashboardID) {
+	if events.ValidateDashboardID(dashboardID) != nil {
 		return repo.Mapping{}, fmt.Errorf("%q: %w", dashboardID, ErrDashboardID)
 	}
-	return db.Resolve(ctx, tenantID, dashboardID, DashboardCreatedEvent)
+	e := repo.AuditEntry{Action: ActionResolve, TenantID: tenantID, Detail: "dashboard " + dashboardID}
+	return audited(ctx, db, e).Resolve(ctx, tenantID, dashboardID, DashboardCreatedEvent)
+}
+
+// Replace corrects the dashboard of a tenant that has one: dashboardID takes the place of old.
+func Replace(ctx context.Context, db *repo.DB, tenantID, old, dashboardID string) (repo.Mapping, error) {
+	if events.ValidateDashboardID(dashboardID) != nil {
+		return repo.Mapping{}, fmt.Errorf("%q: %w", dashboardID, ErrDashboardID)
+	}
+	return db.Replace(ctx, tenantID, old, dashboardID, DashboardCreatedEvent)
 }
 
 // Recreate has a held tenant's dashboard created once more.
 func Recreate(ctx context.Context, db *repo.DB, tenantID string) (repo.Mapping, error) {
-	return db.Recreate(ctx, tenantID, TenantCreatedAgain)
+	e := repo.AuditEntry{Action: ActionRecreate, TenantID: tenantID}
+	return audited(ctx, db, e).Recreate(ctx, tenantID, TenantCreatedAgain)
 }
 
 // Resolve is the function Resolve in the running worker, where it takes effect at once.
 func (a *API) Resolve(ctx context.Context, tenantID, dashboardID string) (repo.Mapping, error) {
 	return a.announce(Resolve(ctx, a.db, tenantID, dashboardID))
+}
+
+// Replace is the function Replace in the running worker, where it takes effect at once.
+func (a *API) Replace(ctx context.Context, tenantID, old, dashboardID string) (repo.Mapping, error) {
+	return a.announce(Replace(ctx, a.db, tenantID, old, dashboardID))
 }
 
 // Recreate is the function Recreate in the running worker, where it takes effect at once.
@@ -79,7 +93,7 @@ func (a *API) ChangeAccess(
 	if err != nil {
 		return c, err
 	}
-	c.EventID, err = a.publishAt(ctx, eventType,
+	c.EventID, err = a.publishAt(ctx, actions[eventType], eventType,
 		map[string]string{"tenant_id": tenantID, "reason": reason}, when)
 	if err != nil {
 		return c, err
@@ -91,7 +105,8 @@ func (a *API) ChangeAccess(
 			continue
 		}
 		if !inForce {
-			return c, errSuperseded
+			e := repo.AuditEntry{Action: actions[eventType], TenantID: tenantID, EventID: c.EventID}
+			return c, auditFailure(ctx, e, a.db.Audit, errSuperseded)
 		}
 		a.changed(tenantID) // before the answer
 		c.InForce, c.After = true, dashboardOf(m)
@@ -143,7 +158,7 @@ func (a *API) RetryFailed(ctx context.Context, tenantID string) error {
 	if err != nil {
 		return err
 	}
-	id, err := a.publishAt(ctx, events.TypeTenantCreated, createdFields(m), when)
+	id, err := a.publishAt(ctx, ActionRetry, events.TypeTenantCreated, createdFields(m), when)
 	if err != nil {
 		return err
 	}

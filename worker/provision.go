@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -72,11 +71,63 @@ func (p *provisioner) handle(ctx context.Context, e events.Event, data events.Te
 	if err != nil {
 		return err
 	}
-	return p.provision(ctx, ws, e, repo.Created{
-		TenantID: data.TenantID, WorkspaceID: ws.ID, Title: cmp.Or(data.Title, titlePrefix+data.Name),
-		Description: data.Description, CreatedBy: data.CreatedBy,
-		EventID: e.ID, EventTime: e.Time, Message: e.Message,
+	c := repo.Created{
+		TenantID: data.TenantID, WorkspaceID: ws.ID, NamesWorkspace: data.WorkspaceID != "",
+		Title: titleOf(data), Description: data.Description, CreatedBy: data.CreatedBy,
+		DashboardID: data.DashboardID, EventID: e.ID, EventTime: e.Time, Message: e.Message,
+	}
+	if c.DashboardID != "" {
+		return p.adopt(ctx, e, c)
+	}
+	return p.provision(ctx, ws, e, c)
+}
+
+// titleOf is the dashboard's title; empty for one that exists and of which the event tells none.
+func titleOf(data events.TenantCreated) string {
+	if data.Title != "" || strings.TrimSpace(data.Name) == "" {
+		return data.Title
+	}
+	return titlePrefix + data.Name
+}
+
+// adopt gives the tenant a dashboard that exists. It calls no API, so it needs no permit of the
+// workspace's breaker.
+func (p *provisioner) adopt(ctx context.Context, e events.Event, c repo.Created) error {
+	claim, err := p.db.Adopt(ctx, c, func(m repo.Mapping) (repo.OutboxEvent, error) {
+		out, err := DashboardCreatedEvent(m)
+		p.spans.remember(ctx, out.EventID)
+		return out, err
 	})
+	switch {
+	case errors.Is(err, repo.ErrTaken):
+		return permanent(CodeTaken, "dashboard %q belongs to another tenant", c.DashboardID)
+	case err != nil:
+		return err
+	}
+	switch claim.Step {
+	case repo.StepAdopted:
+		p.wakeRelay()
+		p.changed(c.TenantID)
+		p.log.InfoContext(ctx, "adopted a dashboard", "tenant_id", c.TenantID, "event_id", e.ID,
+			"workspace_id", claim.Mapping.WorkspaceID, "dashboard_id", c.DashboardID)
+	case repo.StepWait:
+		return retry(min(claim.Wait, busyDelay()), "a dashboard is being created for the tenant")
+	case repo.StepConflict:
+		return conflict(claim.Mapping.DashboardID)
+	}
+	return nil
+}
+
+// Codes of adoptions that are refused.
+const (
+	CodeTaken    = "DASHBOARD_TAKEN"
+	CodeConflict = "DASHBOARD_CONFLICT"
+)
+
+// conflict refuses to adopt a dashboard for a tenant that has another.
+func conflict(has string) error {
+	return permanent(CodeConflict, "the tenant has dashboard %q: "+
+		"`papermap-worker tenants resolve --replace` corrects it", has)
 }
 
 // provision claims the tenant, if ws is where it belongs and is not paused, and creates its

@@ -14,10 +14,10 @@ const pruneEvery = time.Minute
 
 // prune deletes what need not be kept, until ctx ends. Replicas do so side by side: one finds
 // nothing left where another was.
-func prune(ctx context.Context, db *repo.DB, log *slog.Logger) {
+func prune(ctx context.Context, db *repo.DB, auditKept time.Duration, log *slog.Logger) {
 	var warned logOnce
 	for events.Sleep(ctx, pruneEvery) {
-		err := db.Prune(ctx)
+		err := db.Prune(ctx, auditKept)
 		if ctx.Err() == nil && warned.begins(err != nil) {
 			log.Warn("cannot prune the database", "error", err)
 		}

@@ -29,8 +29,8 @@ type TenantReport struct {
 // HistoryEntry is one thing that happened to a tenant.
 type HistoryEntry struct {
 	Time   time.Time `json:"time"`
-	Kind   string    `json:"kind"` // event, event again, attempt, dead letter or event out
-	What   string    `json:"what"` // the event's type, or the attempt's outcome
+	Kind   string    `json:"kind"` // event, event again, attempt, dead letter, event out, dashboard or action
+	What   string    `json:"what"` // the event's type, the attempt's outcome, "replaced", or the action
 	ID     string    `json:"id,omitempty"`
 	Detail string    `json:"detail,omitempty"`
 }
@@ -54,9 +54,16 @@ func LoadFacts(ctx context.Context, db *repo.DB, bus *events.Bus, tenantID strin
 	if f.Attempts, err = db.Attempts(ctx, tenantID); err != nil {
 		return f, err
 	}
+	if f.Replaced, err = db.Replaced(ctx, tenantID); err != nil {
+		return f, err
+	}
 	if f.Outbox, err = db.TenantOutbox(ctx, tenantID, maxEntries); err != nil {
 		return f, err
 	}
+	if f.Audit, err = db.AuditLog(ctx, repo.AuditFilter{TenantID: tenantID}, maxEntries); err != nil {
+		return f, err
+	}
+	slices.Reverse(f.Audit)
 	f.readBus(ctx, bus)
 	if !f.Known && len(f.Events) == 0 && len(f.DeadLetters) == 0 {
 		return f, fmt.Errorf("tenant %q: %w", tenantID, repo.ErrNotFound)
@@ -143,6 +150,10 @@ func (f Facts) history() []HistoryEntry {
 		t = t.UTC().Truncate(time.Millisecond) // as in the database, or an attempt would precede its event
 		list = append(list, HistoryEntry{t, kind, what, id, detail})
 	}
+	for _, e := range f.Audit { // first, because an action comes before its event
+		detail := strings.TrimSuffix(fmt.Sprintf("by %s, %s", e.Actor, e.Detail), ", ")
+		add(e.At.Time, "action", e.Action, e.EventID, detail)
+	}
 	kept := map[string]bool{} // types and times of the events in the stream
 	for _, e := range f.Events {
 		kept[fmt.Sprint(e.Raw.Type, e.Time.UnixNano())] = true
@@ -159,6 +170,9 @@ func (f Facts) history() []HistoryEntry {
 	}
 	for _, a := range f.Attempts {
 		add(a.StartedAt.Time, "attempt", string(a.Outcome), a.ID, attemptDetail(a))
+	}
+	for _, r := range f.Replaced {
+		add(r.ReplacedAt.Time, "dashboard", "replaced", r.DashboardID, "an operator gave the tenant another")
 	}
 	for _, d := range f.DeadLetters {
 		detail := fmt.Sprintf("number %d, %s: %s", d.Sequence, d.Code, d.Error)
@@ -180,6 +194,9 @@ func eventDetail(e events.StoredEvent) string {
 	switch data := e.Data.(type) {
 	case events.TenantCreated:
 		detail = fmt.Sprintf("name %q", data.Name)
+		if data.DashboardID != "" {
+			detail = "adopt dashboard " + data.DashboardID
+		}
 	case events.TenantChange:
 		detail = data.Reason
 	case nil:

@@ -114,9 +114,14 @@ func (s *tokenService) embedToken(ctx context.Context, r TokenRequest) (token Em
 	if err != nil {
 		return token, err
 	}
+	return s.token(ctx, t, now, life)
+}
+
+// token mints a token as a reply.
+func (s *tokenService) token(ctx context.Context, t *tenant, now time.Time, life tokenLife) (EmbedToken, error) {
 	signed, err := s.mint(ctx, nil, t, now, life.expires)
 	if err != nil {
-		return token, err
+		return EmbedToken{}, err
 	}
 	return EmbedToken{
 		Token: string(signed), TenantID: t.id, WorkspaceID: t.ws.ID, DashboardID: t.dashboardID,
@@ -157,8 +162,12 @@ func (s *tokenService) authorize(t *tenant, q tokenRequest, now time.Time) (toke
 	if q.ttl > 0 {
 		life = time.Duration(min(q.ttl, int64(s.limits.maxTTL/time.Second))) * time.Second
 	}
+	return lifeFrom(now, life), nil
+}
+
+func lifeFrom(now time.Time, life time.Duration) tokenLife {
 	from := now.Truncate(time.Second)
-	return tokenLife{from.Add(life), from.Add(life * 8 / 10)}, nil
+	return tokenLife{from.Add(life), from.Add(life * 8 / 10)}
 }
 
 // checkRate takes one token of the tenant's rate limit.

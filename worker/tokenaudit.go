@@ -58,7 +58,7 @@ func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 	write := func(l auditLine) {
 		log.InfoContext(l.ctx, "minted an embed token", "tenant_id", l.tenant.id,
 			"workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID, "expires", l.expires.UTC(),
-			"fingerprint", hex.EncodeToString(l.fingerprint[:]), "actor", cmp.Or(Actor(l.ctx), "nats"),
+			"fingerprint", hex.EncodeToString(l.fingerprint[:]), "actor", cmp.Or(ActorOf(l.ctx).Name, "nats"),
 			"left_out", a.leftOut.Swap(0))
 	}
 	for ctx.Err() == nil {

@@ -12,6 +12,11 @@ type TokenRequest struct {
 	TenantID    string
 	WorkspaceID string // empty, or the tenant's own
 	TTLSeconds  *int64 // at least 1, at most Config.TokenMaxTTL is granted; nil: Config.TokenTTL
+
+	// CreateMissing publishes tenant.created with this name for a tenant that is unknown, if
+	// Config.CreateMissing permits it.
+	CreateMissing bool
+	Name          string
 }
 
 // tokenRequest is a TokenRequest as minting reads it, without allocations.
@@ -26,6 +31,7 @@ func decodeTokenRequest(r events.Request) (q TokenRequest, err error) {
 	if len(r.Data) > 0 || r.Token == "" {
 		if err := events.DecodeObject(r.Data, map[string]any{
 			"tenant_id": &q.TenantID, "workspace_id": &q.WorkspaceID, "ttl_seconds": &q.TTLSeconds,
+			"create_missing": &q.CreateMissing, "name": &q.Name,
 		}); err != nil {
 			return q, invalid(err)
 		}
@@ -40,7 +46,7 @@ func decodeTokenRequest(r events.Request) (q TokenRequest, err error) {
 	if q.TenantID != "" && q.TenantID != tenantID {
 		return q, serviceError(403, "TENANT_MISMATCH", 0, `"tenant_id" is not the tenant of the subject`)
 	}
-	q.TenantID = tenantID
+	q.TenantID, q.CreateMissing = tenantID, false // whoever may ask for one tenant may not make it
 	return q, nil
 }
 

@@ -31,6 +31,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -114,10 +115,16 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 		w.usage.turns[ws.ID] = newUsageTurn(db, ws.ID, cfg.UsageConcurrency)
 	}
 	w.scheduler = &scheduler{cfg.Schedule, w.usage, log, now}
-	w.API = &API{w.workspaces, db.People(), bus, w.tokens, now, func(tenantID string) {
-		changed(tenantID)
-		w.relay.wake()
-	}}
+	w.API = &API{
+		workspaces: w.workspaces, db: db.People(), bus: bus, tokens: w.tokens, now: now,
+		changed: func(tenantID string) {
+			changed(tenantID)
+			w.relay.wake()
+		},
+	}
+	if cfg.CreateMissing {
+		w.missing = newMissingTenants(db.Tokens(), bus, now)
+	}
 	w.main = bus.MainConsumer(cfg.Concurrency, cfg.Grace)
 	w.main.Admit, w.main.Handle, w.main.Observe = w.admit, w.handle, m.eventHandled
 	w.access = bus.AccessConsumer(accessSlots, cfg.Grace)
@@ -135,6 +142,7 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 // Run works until ctx ends. Then it drains: it takes nothing new, finishes what is in flight within
 // the grace period, and returns. The bus and the database stay open.
 func (w *Worker) Run(ctx context.Context) error {
+	ctx = WithActor(ctx, Actor{}) // what it does by itself is nobody's action
 	service, err := w.bus.Serve(w.cfg.Version, w.cfg.ReplyPrefixes, w.endpoints()...)
 	if err != nil {
 		return err
@@ -160,7 +168,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	supporters.Go(func() { w.relay.run(support) })
 	supporters.Go(func() { w.health.run(support) })
-	supporters.Go(func() { prune(support, w.db, w.log) })
+	supporters.Go(func() { prune(support, w.db, cmp.Or(w.cfg.AuditKept, DefaultAuditKept), w.log) })
 	supporters.Go(func() { w.tokens.counts.run(support, w.db, w.log) })
 	supporters.Go(func() { w.tokens.audit.run(support, w.log) })
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"papermap-worker/repo"
+	"papermap-worker/worker"
 )
 
 // attemptsCmd is about create requests: Papermap has no way to look up what became of one whose
@@ -23,7 +24,7 @@ type attemptsResolveCmd struct {
 }
 
 func (c *attemptsResolveCmd) Run(a *app, db *repo.DB) error {
-	err := db.ResolveAttempt(a.ctx, strings.TrimPrefix(c.ID, "pmw:"))
+	err := worker.ResolveAttempt(a.ctx, db, strings.TrimPrefix(c.ID, "pmw:"))
 	if errors.Is(err, repo.ErrNotFound) {
 		return fmt.Errorf("there is no attempt %q: `papermap-worker attempts list` shows them", c.ID)
 	}

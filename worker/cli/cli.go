@@ -29,6 +29,9 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"papermap-worker/repo"
+	"papermap-worker/worker"
 )
 
 // grammar is what the command line can say. The examples are in examples.
@@ -42,9 +45,11 @@ type grammar struct {
 	Publish  publishCmd  `cmd:"" help:"Publish an event as an upstream service would."`
 	Token    tokenCmd    `cmd:"" help:"Request an embed token."`
 	Tenants  tenantsCmd  `cmd:"" help:"Show tenants and their dashboards."`
+	Import   importCmd   `cmd:"" help:"Give dashboards to the tenants of a file."`
 	Attempts attemptsCmd `cmd:"" help:"Show create requests whose outcome is unknown."`
 	Dead     deadCmd     `cmd:"" help:"Show, replay and discard dead letters."`
 	Replay   replayCmd   `cmd:"" help:"Publish the stream's events again, into a restored database."`
+	Audit    auditCmd    `cmd:"" help:"Show who did what."`
 	Usage    usageCmd    `cmd:"" help:"Show and export synced usage."`
 	Doctor   doctorCmd   `cmd:"" help:"Check configuration, NATS, database and Papermap."`
 	JWT      jwtCmd      `cmd:"" name:"jwt" help:"Mint a bearer token for REST, to try it."`
@@ -70,11 +75,13 @@ var examples = map[string]string{
 	"tenants list":             "papermap-worker tenants list --status held",
 	"tenants show":             "papermap-worker tenants show org-1",
 	"tenants resolve":          "papermap-worker tenants resolve org-1 --dashboard-id 6f1c1f6e",
+	"import":                   "papermap-worker import tenants.csv --dry-run",
 	"attempts resolve":         "papermap-worker attempts resolve pmw:0f4e4f57",
 	"dead list":                "papermap-worker dead list --type tenant.created --since 2h",
 	"dead replay":              "papermap-worker dead replay --code API_REFUSED --dry-run",
 	"dead discard":             "papermap-worker dead discard 17 18",
 	"replay":                   "papermap-worker replay --since 2026-01-31T12:00:00Z --dry-run",
+	"audit":                    "papermap-worker audit --tenant-id org-1 --since 24h",
 	"usage show":               "papermap-worker usage show --tenant org-1 --from 2026-01",
 	"usage export":             "papermap-worker usage export --from 2026-01 --to 2026-03 > usage.csv",
 	"usage run":                "papermap-worker usage run --json",
@@ -88,9 +95,13 @@ type app struct {
 	version  string
 	ctx      context.Context // ends at SIGINT, SIGTERM and SIGHUP
 	stdout   io.Writer
+	stderr   io.Writer
 	log      *slog.Logger
 	problems []string // of the log settings
 	closers  []func() // of what the command opened, called in reverse order when it ends
+
+	auditLog  *repo.DB // of a command that needs no database otherwise: see record
+	unaudited bool     // it could not be used
 }
 
 // parser returns a parser of a command's settings. It has the problems of the log settings, so that
@@ -118,7 +129,7 @@ func Run(release string, args []string, stdout, stderr io.Writer) int {
 	unsetEmpty()
 	syscall.Umask(syscall.Umask(0) | 0o077) // files are for this user alone
 	var g grammar
-	a := &app{version: programVersion(release), stdout: stdout}
+	a := &app{version: programVersion(release), stdout: stdout, stderr: stderr}
 	helped := false
 	k := newKong(&g,
 		kong.Name("papermap-worker"),
@@ -146,6 +157,7 @@ func Run(release string, args []string, stdout, stderr io.Writer) int {
 	var cancel context.CancelFunc
 	a.ctx, cancel = untilSignal()
 	defer cancel()
+	a.ctx = worker.WithActor(a.ctx, operator())
 	p := a.parser()
 	a.log = g.logger(p, stderr)
 	a.problems = p.problems

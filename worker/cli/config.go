@@ -48,6 +48,7 @@ type papermapSettings struct {
 	TokenMaxTTL string `name:"embed-token-max-ttl" default:"1h" help:"Maximum lifetime to request."`
 	TokenRate   string `name:"embed-token-rate" default:"0" help:"Tokens per second and tenant; 0: no limit."`
 	TokenBurst  string `name:"embed-token-burst" default:"0" help:"Burst of that rate; 0: a second's worth."`
+	TokenCreate string `name:"embed-token-create" default:"false" help:"Token requests can create tenants."`
 	TokenAudit  string `name:"embed-token-audit" default:"100" help:"Token log lines per second; 0: off."`
 }
 
@@ -56,6 +57,7 @@ type workSettings struct {
 	Concurrency   string `name:"worker-concurrency" default:"64" help:"Events processed concurrently."`
 	MaxAttempts   string `name:"max-attempts" default:"10" help:"Failures before an event is a dead letter."`
 	Grace         string `name:"shutdown-grace" default:"25s" help:"Time for events in flight at shutdown."`
+	AuditKept     string `name:"audit-retention" default:"8760h" help:"Time to keep the audit log."`
 	ReplyPrefixes string `name:"nats-reply-prefixes" help:"More reply prefixes to answer, comma-separated."`
 	JWKS          string `name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
 	CORSOrigins   string `name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
@@ -120,6 +122,7 @@ func (s papermapSettings) parse(p *parser) worker.Config {
 		TokenMaxTTL:      p.duration("EMBED_TOKEN_MAX_TTL", s.TokenMaxTTL, time.Second, year),
 		TokenRate:        p.rate("EMBED_TOKEN_RATE", s.TokenRate),
 		TokenBurst:       p.integer("EMBED_TOKEN_BURST", s.TokenBurst, 0, 1e6),
+		CreateMissing:    p.boolean("EMBED_TOKEN_CREATE", s.TokenCreate),
 		TokenAudit:       p.integer("EMBED_TOKEN_AUDIT", s.TokenAudit, 0, 1e6),
 		UsageConcurrency: p.integer("USAGE_SYNC_CONCURRENCY", s.UsagePages, 1, 128),
 		HistoryPath:      s.HistoryPath,
@@ -242,6 +245,7 @@ func (s workSettings) parse(p *parser, prefix string, c *worker.Config) {
 	c.Concurrency = p.integer("WORKER_CONCURRENCY", s.Concurrency, 1, 4096)
 	c.MaxAttempts = p.integer("MAX_ATTEMPTS", s.MaxAttempts, 1, 1000)
 	c.Grace = p.duration("SHUTDOWN_GRACE", s.Grace, 0, time.Hour)
+	c.AuditKept = p.duration("AUDIT_RETENTION", s.AuditKept, time.Hour, 100*365*24*time.Hour)
 	c.ReplyPrefixes = splitList(s.ReplyPrefixes)
 	for _, replies := range c.ReplyPrefixes {
 		a, b := strings.TrimSuffix(replies, ".")+".", prefix+"."

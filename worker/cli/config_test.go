@@ -154,12 +154,13 @@ func TestSettingsAreChecked(t *testing.T) {
 		"DATABASE_MAX_CONNS":   {[]string{"4", "1000"}, []string{"3", "1001", "0", "many"}},
 		"WORKER_CONCURRENCY":   {[]string{"1", "4096"}, []string{"0", "4097", "-1", "1e2", "many"}},
 		"MAX_ATTEMPTS":         {[]string{"1", "1000"}, []string{"0", "1001"}},
+		"AUDIT_RETENTION":      {[]string{"1h", "8760h"}, []string{"59m", "0", "365d"}},
 		"SHUTDOWN_GRACE":       {[]string{"0", "0s", "1h"}, []string{"-1s", "61m", "25"}},
 		"HTTP_ADDR":            {[]string{":8080", "[::1]:1", "off"}, []string{"8080", "localhost", "OFF"}},
 		"METRICS_ADDR":         {[]string{"0.0.0.0:9090"}, []string{"9090", "off"}},
 		"HTTP_JWT_SECRET":      {[]string{"CANARY"}, nil},
 		"HTTP_JWT_SECRET_FILE": {[]string{file}, []string{"/nowhere"}},
-		"CONSOLE_TOKEN":        {[]string{"CANARY-of-16-char", "CANÄRY-16-chäräc"}, []string{"x", "CANARY-15-chars"}},
+		"CONSOLE_TOKEN":        {[]string{"CANARY-of-16-char", "CANÄRY-16-chäräc"}, []string{"x", "CANARY7"}},
 		"CONSOLE_TOKEN_FILE":   {nil, []string{"/nowhere", file}},              // too short
 		"HTTP_JWT_JWKS":        {nil, []string{"keys.json", "https://h/keys"}}, // without HTTP_JWT_AUDIENCE
 		"HTTP_TLS_CERT":        {nil, []string{file}},                          // alone

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"papermap-worker/events"
+	"papermap-worker/worker"
 )
 
 // deadCmd is about dead letters: events that cannot be processed. Each is in the stream of dead
@@ -193,7 +194,9 @@ func (c *deadSelection) each(a *app, bus *events.Bus, done string, do func(event
 type deadReplayCmd struct{ deadSelection }
 
 func (c *deadReplayCmd) Run(a *app, bus *events.Bus) error {
-	return c.each(a, bus, "replayed", func(d events.DeadLetter) error { return bus.Replay(a.ctx, d) })
+	return c.each(a, bus, "replayed", func(d events.DeadLetter) error {
+		return worker.ReplayDeadLetter(a.ctx, bus, d, a.record)
+	})
 }
 
 // deadDiscardCmd deletes dead letters for good. Their events stay in the stream, but are not
@@ -202,6 +205,6 @@ type deadDiscardCmd struct{ deadSelection }
 
 func (c *deadDiscardCmd) Run(a *app, bus *events.Bus) error {
 	return c.each(a, bus, "discarded", func(d events.DeadLetter) error {
-		return bus.Discard(a.ctx, d.Sequence)
+		return worker.DiscardDeadLetter(a.ctx, bus, d, a.record)
 	})
 }

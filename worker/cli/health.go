@@ -22,31 +22,46 @@ type healthCmd struct {
 }
 
 func (c healthCmd) Run(a *app) error {
-	host, port, err := net.SplitHostPort(c.healthAddr())
-	if err != nil {
-		return usageErrorf("HTTP_ADDR is not host:port, so health is not served")
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
 	ctx, cancel := context.WithTimeout(a.ctx, 5*time.Second)
 	defer cancel()
-	client, scheme := http.DefaultClient, "http"
-	if c.HTTPCert != "" {
-		if client, err = clientOf(c.HTTPCert); err != nil {
-			return usageErrorf("HTTP_TLS_CERT: %v", err)
-		}
-		scheme = "https"
-	}
-	status, body, err := httpGet(ctx, client, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
+	status, body, err := c.request(ctx)
 	if err != nil {
-		return fmt.Errorf("request health: %w", err)
+		return err
 	}
 	fmt.Fprintf(a.stdout, "%s", body)
 	if status != http.StatusOK {
 		return fmt.Errorf("the worker is not ready (status %d)", status)
 	}
 	return nil
+}
+
+// request asks the worker on this host whether it is ready.
+func (c healthCmd) request(ctx context.Context) (status int, body []byte, err error) {
+	host, port, err := net.SplitHostPort(c.healthAddr())
+	if err != nil {
+		return 0, nil, usageErrorf("HTTP_ADDR is not host:port, so health is not served")
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	client, scheme := http.DefaultClient, "http"
+	if c.HTTPCert != "" {
+		if client, err = clientOf(c.HTTPCert); err != nil {
+			return 0, nil, usageErrorf("HTTP_TLS_CERT: %v", err)
+		}
+		scheme = "https"
+	}
+	status, body, err = httpGet(ctx, client, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
+	if err != nil {
+		return 0, nil, fmt.Errorf("request health: %w", err)
+	}
+	return status, body, nil
+}
+
+// readiness is what the worker on this host says about itself.
+func (c healthCmd) readiness(ctx context.Context) (body []byte, err error) {
+	_, body, err = c.request(ctx)
+	return body, err
 }
 
 // clientOf returns a client for a server on this host that has the certificate of a file, whatever

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -59,7 +60,11 @@ func (f publishFlags) publish(a *app, eventType string, fields map[string]string
 func publish(a *app, bus *events.Bus, e events.Outgoing) error {
 	ctx, cancel := context.WithTimeout(a.ctx, 10*time.Second)
 	defer cancel()
-	duplicate, err := bus.Publish(ctx, e)
+	duplicate := false
+	err := worker.Audit(ctx, worker.EventEntry(e), a.record, func() (err error) {
+		duplicate, err = bus.Publish(ctx, e)
+		return err
+	})
 	switch {
 	case err != nil:
 		return err
@@ -74,17 +79,25 @@ func publish(a *app, bus *events.Bus, e events.Outgoing) error {
 // publishCreatedCmd gives a tenant a dashboard, unless it has one.
 type publishCreatedCmd struct {
 	TenantID    string `arg:"" name:"tenant" help:"Tenant id."`
-	Name        string `required:"" help:"Tenant name. The title is 'Dashboard - NAME'."`
+	Name        string `help:"Tenant name. The title is 'Dashboard - NAME'."`
 	Title       string `help:"Title instead."`
 	Description string `help:"Description of the dashboard."`
 	CreatedBy   string `help:"Creator, for the records."`
+	DashboardID string `help:"Papermap's dashboard, if the tenant has one already. Then --name is optional."`
 	publishFlags
+}
+
+func (c *publishCreatedCmd) Validate() error {
+	if c.Name == "" && c.DashboardID == "" {
+		return errors.New("missing flags: --name=STRING, or --dashboard-id=STRING of a dashboard that exists")
+	}
+	return nil
 }
 
 func (c *publishCreatedCmd) Run(a *app) error {
 	return c.publish(a, events.TypeTenantCreated, map[string]string{
 		"tenant_id": c.TenantID, "name": c.Name, "title": c.Title, "description": c.Description,
-		"created_by": c.CreatedBy,
+		"created_by": c.CreatedBy, "dashboard_id": c.DashboardID,
 	})
 }
 

@@ -29,18 +29,28 @@ func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
 	if err != nil {
 		return err
 	}
-	unknown, err := state.restore(a.ctx, db, c.DryRun)
-	if err != nil {
-		return err
-	}
 	if c.DryRun {
+		unknown, err := state.restore(a.ctx, db, true)
+		if err != nil {
+			return err
+		}
 		fmt.Fprintf(a.stdout, "%d dashboards would be recorded and %d events published again\n",
 			unknown, state.events)
 		return nil
 	}
+	e := repo.AuditEntry{Action: worker.ActionReplay, Detail: "since " + since.UTC().Format(time.RFC3339)}
+	return worker.Audit(a.ctx, e, db.Audit, func() error { return c.replay(a, db, bus, state) })
+}
+
+// replay changes the database, then publishes.
+func (c *replayCmd) replay(a *app, db *repo.DB, bus *events.Bus, state *streamState) error {
+	unknown, err := state.restore(a.ctx, db, false)
+	if err != nil {
+		return err
+	}
 	fmt.Fprintf(a.stdout, "recorded %d dashboards that the database did not know\n", unknown)
 	published, tooLarge := 0, 0
-	err = bus.ScanSince(a.ctx, since, func(p events.StoredEvent) error {
+	err = bus.ScanSince(a.ctx, c.Since.Time, func(p events.StoredEvent) error {
 		if p.Dashboard != nil {
 			return nil
 		}
@@ -88,7 +98,7 @@ func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamSt
 			seen[e.ID] = true
 			s.dashboards[d.TenantID] = repo.Dashboard{
 				TenantID: d.TenantID, WorkspaceID: d.WorkspaceID, ID: d.DashboardID, Title: d.Title,
-				CreatedEvent: created[d.TenantID],
+				CreatedEvent: created[d.TenantID], SetAt: e.Time,
 			}
 			return nil
 		}
@@ -130,7 +140,7 @@ func (s *streamState) restore(ctx context.Context, db *repo.DB, dryRun bool) (un
 				return unknown, err
 			}
 		}
-		if err := db.Adopt(ctx, d); err != nil {
+		if err := db.Restore(ctx, d); err != nil {
 			return unknown, err
 		}
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,7 @@ import (
 type tenantsCmd struct {
 	List    tenantsListCmd    `cmd:"" help:"List tenants."`
 	Show    tenantsShowCmd    `cmd:"" help:"Explain why a tenant has a dashboard or not, and what to do."`
-	Resolve tenantsResolveCmd `cmd:"" help:"Adopt or recreate the dashboard of a held tenant."`
+	Resolve tenantsResolveCmd `cmd:"" help:"Adopt or recreate the dashboard of a held tenant, or replace a wrong one."`
 }
 
 // tenantsListCmd lists mappings in the order of tenant ids, a page at a time.
@@ -110,40 +111,85 @@ func printReport(w io.Writer, s worker.TenantReport) error {
 }
 
 // tenantsResolveCmd decides about a tenant that is held, because whether Papermap made its
-// dashboard is unknown (PAPERMAP_ON_AMBIGUOUS=hold). The running worker takes it from there.
+// dashboard is unknown (PAPERMAP_ON_AMBIGUOUS=hold), or corrects the dashboard of one that has a wrong
+// one. The running worker takes it from there.
 type tenantsResolveCmd struct {
 	TenantID    string `arg:"" name:"tenant" help:"Tenant id."`
 	DashboardID string `help:"Papermap's dashboard with the attempt's mark in its description."`
 	Recreate    bool   `help:"Create another: Papermap has no such dashboard, or it was deleted."`
+	Replace     bool   `help:"Replace the dashboard that the tenant has by the one of --dashboard-id."`
+	confirmFlag
 }
 
 func (c *tenantsResolveCmd) Validate() error {
-	if (c.DashboardID != "") == c.Recreate {
+	switch {
+	case (c.DashboardID != "") == c.Recreate:
 		return errors.New("use one of --dashboard-id ID and --recreate: " +
 			"look for the marks of `papermap-worker attempts list` in Papermap first")
+	case c.Replace && c.Recreate:
+		return errors.New("use --replace with --dashboard-id ID")
 	}
 	return nil
 }
 
 func (c *tenantsResolveCmd) Run(a *app, db *repo.DB) error {
-	var m repo.Mapping
-	var err error
-	result := "; the running worker creates another dashboard"
-	if c.Recreate {
-		m, err = worker.Recreate(a.ctx, db, c.TenantID)
-	} else {
-		m, err = worker.Resolve(a.ctx, db, c.TenantID, c.DashboardID)
-		result = " with dashboard " + printable(m.DashboardID)
-	}
+	m, result, err := c.resolve(a, db)
 	switch {
 	case errors.Is(err, worker.ErrDashboardID):
 		return usageErrorf("--dashboard-id: invalid dashboard id %q", printable(c.DashboardID))
 	case errors.Is(err, repo.ErrNotFound):
 		return unknownTenant(c.TenantID)
+	case errors.Is(err, repo.ErrNotHeld) && c.DashboardID != "":
+		return fmt.Errorf("%w; --replace corrects the dashboard of a tenant that has one", err)
 	case err == nil:
 		_, err = fmt.Fprintf(a.stdout, "tenant %s is %s%s\n", printable(m.TenantID), m.Status, result)
 	}
 	return err
+}
+
+// resolve does what the flags say, and says what follows from it.
+func (c *tenantsResolveCmd) resolve(a *app, db *repo.DB) (m repo.Mapping, result string, err error) {
+	if m, err = db.Mapping(a.ctx, c.TenantID); err != nil {
+		return m, "", err
+	}
+	if c.Recreate {
+		if err = c.confirm(a, fmt.Sprintf("Create another dashboard for tenant %s?", c.TenantID)); err == nil {
+			m, err = worker.Recreate(a.ctx, db, c.TenantID)
+		}
+		return m, "; the running worker creates another dashboard", err
+	}
+	with := " with dashboard " + printable(c.DashboardID)
+	if c.Replace && m.DashboardID == c.DashboardID {
+		return m, with + ", as before", nil
+	}
+	if err = c.confirmDashboard(a, db, m); err != nil {
+		return m, "", err
+	}
+	if !c.Replace {
+		m, err = worker.Resolve(a.ctx, db, c.TenantID, c.DashboardID)
+		return m, with, err
+	}
+	old := m.DashboardID
+	m, err = worker.Replace(a.ctx, db, c.TenantID, old, c.DashboardID)
+	return m, fmt.Sprintf("%s instead of %s, which `papermap-worker attempts list` shows until you have "+
+		"looked for it at Papermap", with, printable(old)), err
+}
+
+// confirmDashboard asks whether the tenant is to have the dashboard, and warns of an unusual id.
+func (c *tenantsResolveCmd) confirmDashboard(a *app, db *repo.DB, m repo.Mapping) error {
+	warning, err := worker.DashboardWarning(a.ctx, db, m, c.DashboardID)
+	if err != nil {
+		return err
+	}
+	if warning != "" {
+		fmt.Fprintf(a.stderr, "warning: %s\n", printable(warning))
+	}
+	question := fmt.Sprintf("Give tenant %s dashboard %s?", c.TenantID, c.DashboardID)
+	if c.Replace {
+		question = fmt.Sprintf("Give tenant %s dashboard %s instead of %s?", c.TenantID, c.DashboardID,
+			cmp.Or(m.DashboardID, "none"))
+	}
+	return c.confirm(a, question)
 }
 
 // unknownTenant is the error for a tenant without a row in the database.

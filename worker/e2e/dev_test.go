@@ -17,7 +17,9 @@ func TestDevShowsTroubledTenantsAlsoAfterRestart(t *testing.T) {
 	for _, run := range []string{"first", "again"} {
 		p := start(t, nil, "dev", "--dir", dir, "--nats-port", "0", "--simulator-port", "0", "--http-addr",
 			"127.0.0.1:0", "--tenants", "150")
-		base := "http://" + p.address(t)
+		address := p.address(t)
+		ready(t, address)
+		base := "http://" + address
 		page := func(answer *http.Response, err error) string {
 			t.Helper()
 			answer, text, err := read(answer, err)

@@ -20,7 +20,9 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 	p := start(t, nil, "dev", "--dir", t.TempDir(), "--nats-port", "0", "--simulator-port", "0", "--http-addr",
 		"127.0.0.1:0")
 	t.Cleanup(func() { p.stop(t) })
-	base := "http://" + p.address(t)
+	address := p.address(t)
+	ready(t, address)
+	base := "http://" + address
 	frame := func() (src string) {
 		t.Helper()
 		tab.Do(chromedp.Evaluate(`document.querySelector("papermap-dashboard")?.shadowRoot

@@ -274,6 +274,7 @@ func TestTraceCoversRESTAndUsageRuns(t *testing.T) {
 		"exp": time.Now().Add(time.Hour).Unix()}).SignedString([]byte(key))
 	must(t, err)
 	address := worker.address(t)
+	ready(t, address)
 	const traceID, spanID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	for authorization, want := range map[string]int{"Bearer " + token: http.StatusCreated,
 		"Bearer x": http.StatusUnauthorized} {

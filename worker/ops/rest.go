@@ -160,7 +160,7 @@ func (a *rest) serve(r route, rw http.ResponseWriter, req *http.Request) (claims
 		}
 	}
 	req.Body = http.MaxBytesReader(rw, req.Body, maxBody)
-	req = req.WithContext(worker.WithActor(req.Context(), c.actor()))
+	req = req.WithContext(worker.WithActor(req.Context(), worker.Actor{Via: worker.ViaREST, Name: c.actor()}))
 	if err := r.handle(a, rw, req, c); err != nil {
 		return c, err
 	}

@@ -151,6 +151,13 @@ func (w *World) Creates(tenant string) int {
 		func(r simulator.Request) bool { return r.TenantID != tenant }))
 }
 
+// Existing adds a dashboard of workspace A to the simulator that no worker has made.
+func (w *World) Existing(tenant, id string) {
+	w.Simulator.Adopt(simulator.Dashboard{
+		ID: id, WorkspaceID: WorkspaceA.ID, TenantID: tenant, Title: "Old " + tenant,
+	})
+}
+
 // Dashboards are the tenant's dashboards at the simulator.
 func (w *World) Dashboards(tenant string) []simulator.Dashboard {
 	return slices.DeleteFunc(w.Simulator.Dashboards(),

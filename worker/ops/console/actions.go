@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -20,6 +21,7 @@ var done = map[string]string{
 	"resumed":   "The tenant is suspended no longer.",
 	"stored":    "The event is stored, and no worker was seen to handle it yet. The change is not in force.",
 	"resolved":  "Resolved: the tenant has its dashboard.",
+	"replaced":  "Replaced: the tenant has the other dashboard.",
 	"recreated": "Another dashboard is being created.",
 	"checked":   "The create is off the list.",
 	"replayed":  "Replayed: the events are in the stream again.",
@@ -96,16 +98,6 @@ func (c *Console) change(rw http.ResponseWriter, v *visit, eventType, what strin
 	return after(rw, v, tenantPage(id), what)
 }
 
-func (c *Console) resolve(rw http.ResponseWriter, v *visit) error {
-	id, dashboardID := v.PostFormValue("tenant"), strings.TrimSpace(v.PostFormValue("dashboard"))
-	_, err := c.w.Resolve(v.Context(), id, dashboardID)
-	c.audit(v, "resolve", err, "tenant_id", id, "dashboard_id", dashboardID)
-	if err != nil {
-		return visible(err)
-	}
-	return after(rw, v, tenantPage(id), "resolved")
-}
-
 // recreate has the dashboard of a held or failed tenant created once more.
 func (c *Console) recreate(rw http.ResponseWriter, v *visit) error {
 	id := v.PostFormValue("tenant")
@@ -122,7 +114,7 @@ func (c *Console) recreate(rw http.ResponseWriter, v *visit) error {
 
 func (c *Console) resolveAttempt(rw http.ResponseWriter, v *visit) error {
 	id := v.PostFormValue("attempt")
-	err := c.db.ResolveAttempt(v.Context(), id)
+	err := worker.ResolveAttempt(v.Context(), c.db, id)
 	c.audit(v, "resolve attempt", err, "attempt", id)
 	if err != nil {
 		return visible(err)
@@ -131,28 +123,17 @@ func (c *Console) resolveAttempt(rw http.ResponseWriter, v *visit) error {
 }
 
 func (c *Console) replay(rw http.ResponseWriter, v *visit) error {
-	return c.eachLetter(rw, v, "replay", func(sequence uint64) error {
-		d, err := c.bus.DeadLetter(v.Context(), sequence)
-		if err != nil {
-			return err
-		}
-		return c.bus.Replay(v.Context(), d)
-	})
+	return c.eachLetter(rw, v, "replay", c.w.ReplayDeadLetter)
 }
 
 func (c *Console) discard(rw http.ResponseWriter, v *visit) error {
-	return c.eachLetter(rw, v, "discard", func(sequence uint64) error {
-		if _, err := c.bus.DeadLetter(v.Context(), sequence); err != nil {
-			return err
-		}
-		return c.bus.Discard(v.Context(), sequence)
-	})
+	return c.eachLetter(rw, v, "discard", c.w.DiscardDeadLetter)
 }
 
 // eachLetter acts on the dead letters that were chosen. One that fails does not keep the others
 // from their turn.
 func (c *Console) eachLetter(
-	rw http.ResponseWriter, v *visit, action string, do func(sequence uint64) error,
+	rw http.ResponseWriter, v *visit, action string, do func(ctx context.Context, sequence uint64) error,
 ) error {
 	if err := v.ParseForm(); err != nil {
 		return refuse(http.StatusBadRequest, "The form cannot be read.")
@@ -167,7 +148,7 @@ func (c *Console) eachLetter(
 		if err != nil {
 			return refuse(http.StatusBadRequest, "%q is no dead letter’s number.", text)
 		}
-		err = do(sequence)
+		err = do(v.Context(), sequence)
 		c.audit(v, action, err, "sequence", sequence)
 		failed = append(failed, err)
 	}

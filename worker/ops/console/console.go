@@ -130,12 +130,14 @@ var routes = []route{
 	{"GET /attention", read, (*Console).attention},
 	{"GET /dead", read, (*Console).deadLetters},
 	{"GET /dead/{sequence}", read, (*Console).deadLetter},
+	{"GET /audit", read, (*Console).auditLog},
 	{"GET /usage", read, (*Console).usage},
 	{"GET /usage/run", read, (*Console).usageRun},
 	{"GET /usage.csv", read, (*Console).usageCSV},
 
 	{"POST /tenant/suspend", act, (*Console).suspend},
 	{"POST /tenant/resume", act, (*Console).resume},
+	{"POST /tenant/dashboard", act, (*Console).chooseDashboard},
 	{"POST /tenant/resolve", act, (*Console).resolve},
 	{"POST /tenant/recreate", act, (*Console).recreate},
 	{"POST /tenant/preview", act, (*Console).preview},
@@ -262,7 +264,8 @@ func (c *Console) serve(r route, rw http.ResponseWriter, req *http.Request) {
 		err = errViewer
 	} else {
 		req.Body = http.MaxBytesReader(rw, req.Body, 1<<20)
-		v.Request = req.WithContext(worker.WithActor(req.Context(), v.actor()))
+		actor := worker.Actor{Via: worker.ViaConsole, Name: v.actor()}
+		v.Request = req.WithContext(worker.WithActor(req.Context(), actor))
 		err = r.handle(c, rw, v)
 	}
 	if err != nil {

@@ -92,11 +92,15 @@ func moments(s worker.TenantReport, letters []events.DeadLetter, changes []repo.
 			}
 		case "event out":
 			m.What = "Published " + h.What
+		case "action":
+			m.What = "Action: " + h.What
 		case "attempt":
 			m.Kind, m.What = attemptWords(repo.Outcome(h.What))
 			if h.What != string(repo.OutcomeCreated) {
 				m.Detail = strings.TrimPrefix(m.Detail+", mark "+marks[h.ID], ", ")
 			}
+		case "dashboard":
+			m.Kind, m.What, m.Detail = "warn", "Dashboard "+h.ID+" was replaced", h.Detail
 		case "dead letter":
 			m.Kind, m.What = "bad", h.What+" became a dead letter"
 			for _, d := range letters {

@@ -1,0 +1,67 @@
+package repo
+
+import (
+	"context"
+)
+
+// TenantState is the part of a mapping that an import needs.
+type TenantState struct {
+	TenantID       string `db:"tenant_id"`
+	WorkspaceID    string `db:"workspace_id"`
+	DashboardID    string `db:"dashboard_id"`
+	Stage          Status `db:"stage"`
+	CreatedEvent   int64  `db:"created_event"`
+	DeletedEvent   int64  `db:"deleted_event"`
+	CreatedEventID string `db:"created_event_id"`
+	ClaimableAt    Time   `db:"claimable_at"`
+	FailedCode     string `db:"failed_code"`
+	FailedError    string `db:"failed_error"`
+}
+
+// Wanted is [Mapping.Wanted].
+func (s TenantState) Wanted() bool { return s.CreatedEvent > s.DeletedEvent }
+
+// Deleted reports whether the tenant was deleted, and not created again since.
+func (s TenantState) Deleted() bool { return s.DeletedEvent > 0 && !s.Wanted() }
+
+var stateTable = newTable[TenantState]("tenant_dashboards", "dashboard_id")
+
+// TenantStates reads the tenants of a list in one statement. It leaves out those that are unknown.
+func (db *DB) TenantStates(ctx context.Context, tenantIDs []string) (map[string]TenantState, error) {
+	rows, err := list[TenantState](ctx, db.read, "read tenants",
+		stateTable.selects+" WHERE tenant_id"+db.dialect.inSet, db.dialect.list(tenantIDs))
+	states := make(map[string]TenantState, len(rows))
+	for _, s := range rows {
+		states[s.TenantID] = s
+	}
+	return states, err
+}
+
+// DashboardOwner is the tenant that a dashboard belongs to, now or since an earlier time.
+type DashboardOwner struct {
+	WorkspaceID string `db:"workspace_id"`
+	DashboardID string `db:"dashboard_id"`
+	TenantID    string `db:"tenant_id"`
+}
+
+// DashboardOwners reads whose the dashboards of a list are, in each of the workspaces. It leaves out
+// those that are nobody's.
+func (db *DB) DashboardOwners(
+	ctx context.Context, workspaceIDs, dashboardIDs []string,
+) ([]DashboardOwner, error) {
+	return list[DashboardOwner](ctx, db.read, "read whose dashboards are",
+		"SELECT workspace_id, dashboard_id, tenant_id FROM dashboard_owners WHERE workspace_id"+
+			db.dialect.inSet+" AND dashboard_id"+db.dialect.inSet,
+		db.dialect.list(workspaceIDs), db.dialect.list(dashboardIDs))
+}
+
+// OwnerWorkspaces lists the workspaces that have dashboards. It reads one row of the index for each.
+func (db *DB) OwnerWorkspaces(ctx context.Context) ([]string, error) {
+	return list[string](ctx, db.read, "list workspaces",
+		`WITH RECURSIVE w (id) AS (
+			SELECT MIN(workspace_id) FROM dashboard_owners
+			UNION ALL
+			SELECT (SELECT MIN(workspace_id) FROM dashboard_owners WHERE workspace_id > w.id)
+			FROM w WHERE w.id IS NOT NULL)
+		SELECT id FROM w WHERE id IS NOT NULL`)
+}
