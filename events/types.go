@@ -18,6 +18,7 @@ const (
 	TypeDashboardCreated = "dashboard.created"
 	TypeDashboardFailed  = "dashboard.failed"
 	TypeDashboardHeld    = "dashboard.held"
+	TypeUsageThreshold   = "usage.threshold"
 	TypeUsageSynced      = "usage.synced"
 )
 
@@ -52,6 +53,7 @@ var Types = []Type{
 	{TypeDashboardCreated, "", true, workerOnly, nil},
 	{TypeDashboardFailed, "", true, workerOnly, nil},
 	{TypeDashboardHeld, "", true, workerOnly, nil},
+	{TypeUsageThreshold, "", true, workerOnly, nil},
 	{TypeUsageSynced, "", false, workerOnly, nil},
 }
 
@@ -176,6 +178,16 @@ type DashboardHeld struct {
 	TenantID    string `json:"tenant_id"`
 	WorkspaceID string `json:"workspace_id"`
 	Attempt     string `json:"attempt"`
+}
+
+// UsageThreshold is the data of usage.threshold.
+type UsageThreshold struct {
+	TenantID    string `json:"tenant_id"`
+	WorkspaceID string `json:"workspace_id"`
+	Period      string `json:"period"`  // YYYY-MM
+	Credits     string `json:"credits"` // used; a decimal number, as is the budget
+	Budget      string `json:"budget"`
+	Percent     int    `json:"percent"` // of the budget, that were reached
 }
 
 // UsageSynced is the data of usage.synced.

@@ -42,6 +42,10 @@ type dialect struct {
 	// SQLite all other writes wait for it.
 	pages, pagesWhileBusy int
 
+	// Begin what changes budgets, and what judges by them: neither runs during the other. Empty where
+	// there is only one writer.
+	lockBudgets, shareBudgets string
+
 	isUnique func(err error) bool // whether a statement failed because its row would not be the only one
 }
 
@@ -64,7 +68,9 @@ var postgresDialect = dialect{
 		ARRAY(SELECT tenant_id FROM tenant_dashboards WHERE tenant_id = ANY(?::text[])) AS known`,
 	collate: ` COLLATE "C"`, unlimited: "SET LOCAL statement_timeout = 0",
 	pages: 32, pagesWhileBusy: 32,
-	isUnique: func(err error) bool { return hasCode(err, uniqueViolation) },
+	lockBudgets:  "LOCK TABLE usage_budgets IN EXCLUSIVE MODE",
+	shareBudgets: "LOCK TABLE usage_budgets IN ROW SHARE MODE",
+	isUnique:     func(err error) bool { return hasCode(err, uniqueViolation) },
 }
 
 // Codes of https://www.postgresql.org/docs/current/errcodes-appendix.html that are handled.

@@ -27,8 +27,9 @@ func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
 		return err
 	}
 	before := func(kept time.Duration) Time { return at(now.Add(-kept)) }
-	// No index is by age but those of outbox and audit_log: ids of attempts and of changes grow with time. So a
-	// statement looks at no row that is younger, but for a batch of changes.
+	judged, _ := judgedPeriods(at(now))
+	// No index is by age but those of outbox and audit_log: ids of attempts and of changes grow with
+	// time. So a statement looks at no row that is younger, but for a batch of changes.
 	for _, d := range []struct {
 		query string
 		args  []any
@@ -50,6 +51,11 @@ func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
 		{
 			"DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log WHERE at < ? LIMIT ?)",
 			[]any{before(auditKept), pruneBatch},
+		},
+		{
+			`DELETE FROM usage_marks WHERE (period, workspace_id, tenant_id, percent) IN
+				(SELECT period, workspace_id, tenant_id, percent FROM usage_marks WHERE period < ? LIMIT ?)`,
+			[]any{judged, pruneBatch},
 		},
 	} {
 		if err := db.prune(ctx, d.query, d.args); err != nil {

@@ -436,7 +436,7 @@ func row(tenant, credits string, requests int64) UsageRow {
 // record records rows as the run's next page.
 func record(t fataler, db *DB, run *Run, rows ...UsageRow) {
 	t.Helper()
-	must(t, db.RecordPages(ctx, run, []Page{{Number: run.NextPage, Rows: rows}}))
+	must(t, db.RecordPages(ctx, run, []Page{{Number: run.NextPage, Rows: rows}}, nil))
 }
 
 func endRun(t fataler, db *DB, run *Run, status RunStatus) {

@@ -17,6 +17,7 @@ type Usage struct {
 	SyncedAt     Time   `db:"synced_at" json:"synced_at"` // when this value was first read
 	Unknown      bool   `db:"unknown" json:"unknown_tenant,omitzero"`
 	Unattributed bool   `db:"unattributed" json:"unattributed,omitzero"` // no token was minted in that month
+	Budget       string `db:"budget" json:"budget,omitzero"`             // credits; empty: none
 }
 
 // UsageFilter selects rows of usage. A field that is empty selects all. Periods are YYYY-MM, both
@@ -56,7 +57,7 @@ func (f UsageFilter) query() (text string, args []any) {
 		u.synced_at,
 		NOT EXISTS (SELECT 1 FROM tenant_dashboards m WHERE m.tenant_id = u.tenant_id) AS unknown,
 		NOT EXISTS (SELECT 1 FROM token_counts c WHERE c.workspace_id = u.workspace_id
-			AND c.tenant_id = u.tenant_id AND c.period = u.period) AS unattributed
+			AND c.tenant_id = u.tenant_id AND c.period = u.period) AS unattributed, ` + budgetOf + ` AS budget
 		FROM tenant_usage u` + where + " ORDER BY u.workspace_id, u.tenant_id, u.period", args
 }
 

@@ -42,22 +42,32 @@ var (
 // insertSet inserts rows in one statement and returns how many it wrote. common are the values of
 // the first columns, which are the same for all rows.
 func (t *tx) insertSet(
-	ctx context.Context, table string, columns []column, rows [][]any, onConflict string, common ...any,
+	ctx context.Context, table string, columns []column, rows [][]any, ending string, common ...any,
 ) (int64, error) {
 	if len(rows) == 0 {
 		return 0, nil
 	}
+	query, args := t.insertion(table, columns, rows, ending, common...)
+	return t.execCount(ctx, query, args...)
+}
+
+// insertion is the statement of insertSet: ending follows the rows.
+func (t *tx) insertion(
+	table string, columns []column, rows [][]any, ending string, common ...any,
+) (query string, args []any) {
 	own := columns[len(common):]
 	from, args := t.db.dialect.set(own, rows)
-	return t.execCount(ctx, "INSERT INTO "+table+" ("+names(columns, "")+") SELECT "+
-		strings.Repeat("?, ", len(common))+names(own, "v.")+" FROM "+from+" WHERE true"+
-		t.db.dialect.inOrder+onConflict, append(common, args...)...)
+	return "INSERT INTO " + table + " (" + names(columns, "") + ") SELECT " +
+		strings.Repeat("?, ", len(common)) + names(own, "v.") + " FROM " + from + " WHERE true" +
+		t.db.dialect.inOrder + ending, append(common, args...)
 }
 
 // recordUsage writes the rows that are new or have another value than before, and returns how many,
 // and of those how many went down. A row whose value is known already is not touched. Of a key that
-// comes twice the later row counts.
-func (t *tx) recordUsage(ctx context.Context, run *Run, rows []UsageRow) (written, down int64, err error) {
+// comes twice the later row counts. All rows are held against budgets.
+func (t *tx) recordUsage(
+	ctx context.Context, run *Run, rows []UsageRow, announce AnnounceThreshold,
+) (written, down int64, err error) {
 	latest := make(map[usageKey]UsageRow, len(rows))
 	keys := make([]usageKey, 0, len(rows))
 	for _, r := range rows {
@@ -69,6 +79,9 @@ func (t *tx) recordUsage(ctx context.Context, run *Run, rows []UsageRow) (writte
 	}
 	for chunk := range slices.Chunk(keys, maxUsageRows) {
 		w, d, err := t.recordDistinct(ctx, run, chunk, latest)
+		if err == nil {
+			err = t.judgeRecorded(ctx, run.WorkspaceID, chunk, latest, announce)
+		}
 		if err != nil {
 			return 0, 0, err
 		}

@@ -60,7 +60,7 @@ func benchmarkUsageRecord(b *testing.B, order string) {
 			for page := range slices.Chunk(batch, 100) {
 				list = append(list, Page{Number: run.NextPage + len(list), Rows: page})
 			}
-			if err := db.RecordPages(ctx, run, list); err != nil {
+			if err := db.RecordPages(ctx, run, list, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -173,7 +173,7 @@ func TestUsageOfARepeatedKeyIsTheLater(t *testing.T) {
 			for i := range test.pages {
 				test.pages[i].Number = run.NextPage + i
 			}
-			must(t, db.RecordPages(ctx, run, test.pages))
+			must(t, db.RecordPages(ctx, run, test.pages, nil))
 			got := fmt.Sprint(run.Written-before.Written, run.Changed-before.Changed, run.Read-before.Read,
 				" ", strings.Join(usage(t, db, UsageFilter{}), " "))
 			same(t, fmt.Sprintf("%+v", test.pages), got,
@@ -203,7 +203,7 @@ func TestRecordPagesTakesAnyNumberOfRows(t *testing.T) {
 			if n > 1 { // spread over pages of which some are empty
 				pages := []Page{{Number: 1}, {Number: 2, Rows: rows[:n/2]}, {Number: 3},
 					{Number: 4, Rows: rows[n/2:]}, {Number: 5}}
-				must(t, db.RecordPages(ctx, run, pages))
+				must(t, db.RecordPages(ctx, run, pages, nil))
 				same(t, "the checkpoint", run.NextPage, 6)
 			} else {
 				record(t, db, run, rows...)
@@ -220,7 +220,7 @@ func TestRecordPagesTakesAnyNumberOfRows(t *testing.T) {
 		}
 		run := startRun(t, db, "none")
 		// a call without a page
-		must(t, db.RecordPages(ctx, run, nil))
+		must(t, db.RecordPages(ctx, run, nil, nil))
 		same(t, "the checkpoint", run.NextPage, 1)
 	})
 }

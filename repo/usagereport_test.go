@@ -13,7 +13,7 @@ func TestUsageReports(t *testing.T) {
 			ToPeriod: "2026-02"})
 		record := func(number int, rejected []Reject, rows ...UsageRow) {
 			t.Helper()
-			must(t, db.RecordPages(ctx, run, []Page{{Number: number, Rows: rows, Rejected: rejected}}))
+			must(t, db.RecordPages(ctx, run, []Page{{Number: number, Rows: rows, Rejected: rejected}}, nil))
 		}
 		record(1, []Reject{{Place: 3, Reason: "no tenant", Raw: "{}"}}, UsageRow{"a", "2026-01", "9.5", 3},
 			UsageRow{"b", "2026-01", "100", 1}, UsageRow{"a", "2026-02", "0.25", 7})

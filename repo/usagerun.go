@@ -282,8 +282,9 @@ func (db *DB) PagesTogether() int {
 }
 
 // RecordPages writes the pages that come next in the run, with what the run knows of their number,
-// and moves its checkpoint behind them, in one transaction.
-func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page) error {
+// announces the thresholds of budgets that they reach, and moves the run's checkpoint behind them, in
+// one transaction.
+func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page, announce AnnounceThreshold) error {
 	return db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		var rows []UsageRow
 		var rejects [][]any
@@ -303,7 +304,7 @@ func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page) error {
 		if err != nil {
 			return err
 		}
-		written, down, err := t.recordUsage(ctx, run, rows)
+		written, down, err := t.recordUsage(ctx, run, rows, announce)
 		after.Written += written
 		after.Changed += down
 		return err

@@ -349,7 +349,7 @@ func TestStartRunStartsAFailedRunAnew(t *testing.T) {
 		run := mustRun(t, db, of("1"))
 		run.Pages, run.Total = 3, 300
 		must(t, db.RecordPages(ctx, run, []Page{{Number: 1, Rows: []UsageRow{row("a", "1", 1)},
-			Rejected: []Reject{{0, "no tenant", "{}"}}}}))
+			Rejected: []Reject{{0, "no tenant", "{}"}}}}, nil))
 		must(t, db.EndRun(ctx, run, RunFailed, "status 400"))
 		leaveRun(t, db, run)
 		failed := storedRun(t, db, "e")

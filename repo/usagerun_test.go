@@ -19,7 +19,7 @@ func TestRecordPagesRefusesPagesOutOfOrder(t *testing.T) {
 			for _, n := range numbers {
 				pages = append(pages, Page{Number: n, Rows: []UsageRow{row("b", "1", 1)}})
 			}
-			if err := db.RecordPages(ctx, run, pages); err == nil ||
+			if err := db.RecordPages(ctx, run, pages, nil); err == nil ||
 				!strings.Contains(err.Error(), "comes before") {
 				t.Errorf("pages %v gave %v", numbers, err)
 			}
@@ -54,7 +54,7 @@ func TestRecordPagesIsAtomic(t *testing.T) {
 		good, twice := Reject{Place: 3, Reason: "no credits", Raw: "{}"}, Reject{Place: 3,
 			Reason: "no tenant", Raw: "{}"}
 		err := db.RecordPages(ctx, run, []Page{{Number: 2, Rows: rows, Rejected: []Reject{good}},
-			{Number: 3, Rejected: []Reject{good, twice}}})
+			{Number: 3, Rejected: []Reject{good, twice}}}, nil)
 		if err == nil {
 			t.Fatal("two rejects of one place were recorded")
 		}
@@ -69,13 +69,13 @@ func TestRecordPagesIsAtomic(t *testing.T) {
 		}
 		db.write.MustExec(spoil)
 		page := []Page{{Number: 2, Rows: rows, Rejected: []Reject{good}}}
-		if err := db.RecordPages(ctx, run, page); err == nil || !strings.Contains(err.Error(), "spoiled") {
+		if err := db.RecordPages(ctx, run, page, nil); err == nil || !strings.Contains(err.Error(), "spoiled") {
 			t.Fatalf("a checkpoint that cannot be written gave %v", err)
 		}
 		unchanged("a checkpoint that cannot be written")
 
 		db.write.MustExec(mend)
-		must(t, db.RecordPages(ctx, run, page))
+		must(t, db.RecordPages(ctx, run, page, nil))
 		same(t, "usage at the second try", usage(t, db, UsageFilter{}), []string{"a=1/1", "b=5/5", "new=1/1"})
 		same(t, "rejects and changes", []int{count(t, db, "usage_rejects"), count(t, db, "usage_changes")},
 			[]int{1, 1})
@@ -100,7 +100,7 @@ func TestRunIsLostAfterItsLease(t *testing.T) {
 			"RecordPages": func() error {
 				return db.RecordPages(ctx, slept,
 					[]Page{{Number: 2, Rows: []UsageRow{row("a", "2", 2)},
-						Rejected: []Reject{{0, "no tenant", "{}"}}}})
+						Rejected: []Reject{{0, "no tenant", "{}"}}}}, nil)
 			},
 			"RestartRun":  func() error { return db.RestartRun(ctx, slept) },
 			"KeepRun":     func() error { return db.KeepRun(ctx, slept, "waits") },
@@ -173,10 +173,10 @@ func TestRestartRunForgetsRejects(t *testing.T) {
 		other := mustRun(t, db, want("other", "e"))
 		page := []Page{{Number: 1, Rows: []UsageRow{row("a", "1", 1)},
 			Rejected: []Reject{{1, "no credits", `{"tenant_id":"x"}`}, {2, "no tenant", "{}"}}}}
-		must(t, db.RecordPages(ctx, other, page))
+		must(t, db.RecordPages(ctx, other, page, nil))
 		run := startRun(t, db, "e")
 		run.Pages, run.Total = 7, 700
-		must(t, db.RecordPages(ctx, run, page))
+		must(t, db.RecordPages(ctx, run, page, nil))
 		same(t, "what the first page told", []any{storedRun(t, db, "e").Pages, storedRun(t, db, "e").Total},
 			[]any{7, int64(700)})
 		must(t, db.RestartRun(ctx, run))
@@ -186,7 +186,7 @@ func TestRestartRunForgetsRejects(t *testing.T) {
 		same(t, "rejects of this and of another run",
 			[]int{count(t, db, "usage_rejects WHERE run_id = '"+run.ID+"'"),
 				count(t, db, "usage_rejects")}, []int{0, 2})
-		must(t, db.RecordPages(ctx, run, page))
+		must(t, db.RecordPages(ctx, run, page, nil))
 		same(t, "rows read, rejected and written in the end", []int64{run.Read, run.Rejected, run.Written},
 			[]int64{1, 2, 1})
 		var kept []string
@@ -203,7 +203,7 @@ func TestEndRunForgetsOldRejectsAndRuns(t *testing.T) {
 		run := func(want Run, status RunStatus) {
 			t.Helper()
 			run := mustRun(t, db, want)
-			must(t, db.RecordPages(ctx, run, []Page{{Number: 1, Rejected: bad}}))
+			must(t, db.RecordPages(ctx, run, []Page{{Number: 1, Rejected: bad}}, nil))
 			endRun(t, db, run, status)
 			pass(db, time.Hour)
 		}
@@ -282,7 +282,7 @@ func TestCompleteRunAloneAnnounces(t *testing.T) {
 		// d has no usage in those months
 		same(t, "events out", got[1:], []string{`synced-all "" {"tenants":3}`,
 			`synced-one "c" {"tenants":1}`})
-		if err := db.RecordPages(ctx, run, []Page{{Number: 2}}); !errors.Is(err, ErrRunLost) {
+		if err := db.RecordPages(ctx, run, []Page{{Number: 2}}, nil); !errors.Is(err, ErrRunLost) {
 			t.Errorf("a page after the end gave %v", err)
 		}
 	})

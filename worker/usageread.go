@@ -162,7 +162,11 @@ func (r *usageReader) wait(ctx context.Context, f *pageFetcher, beat *time.Ticke
 
 func (r *usageReader) record(ctx context.Context, pages []repo.Page) error {
 	failpoint.Hit(failpoint.UsageRecord)
-	err := r.db.RecordPages(ctx, r.run, pages)
+	err := r.db.RecordPages(ctx, r.run, pages, func(t repo.Threshold) (repo.OutboxEvent, error) {
+		e, err := thresholdEvent(t)
+		r.spans.remember(ctx, e.EventID)
+		return e, err
+	})
 	failpoint.Hit(failpoint.UsageRecorded)
 	return err
 }

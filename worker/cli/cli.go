@@ -85,6 +85,7 @@ var examples = map[string]string{
 	"usage show":               "papermap-worker usage show --tenant org-1 --from 2026-01",
 	"usage export":             "papermap-worker usage export --from 2026-01 --to 2026-03 > usage.csv",
 	"usage run":                "papermap-worker usage run --json",
+	"usage budget set":         "papermap-worker usage budget set org-1 --credits 1000 --thresholds 80,100",
 	"doctor":                   "papermap-worker doctor --json",
 	"jwt":                      "papermap-worker jwt --tenant-id org-1 --scope papermap:create --ttl 10m",
 	"console-user":             "papermap-worker console-user ann --role viewer >> console-users",

@@ -80,7 +80,7 @@ func TestWaitForRunsShowsEveryWorkspace(t *testing.T) {
 	run.Pages = 4
 	if err := db.RecordPages(t.Context(), &run,
 		[]repo.Page{{Number: 1,
-			Rows: []repo.UsageRow{{TenantID: "x", Period: "2026-01", Credits: "1"}}}}); err != nil {
+			Rows: []repo.UsageRow{{TenantID: "x", Period: "2026-01", Credits: "1"}}}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	shows("ws-a  ██████                    25 %  1 rows")

@@ -95,6 +95,9 @@ var routes = []route{
 	{"POST", "/api/v1/dashboards/{tenant_id}/suspend", admins, "suspend", change(events.TypeTenantSuspended)},
 	{"POST", "/api/v1/dashboards/{tenant_id}/resume", admins, "resume", change(events.TypeTenantResumed)},
 	{"GET", "/api/v1/usage", queryTenant, "", (*rest).usage},
+	{"GET", "/api/v1/usage/budgets/{tenant_id}", admins, "", (*rest).showBudget},
+	{"PUT", "/api/v1/usage/budgets/{tenant_id}", admins, "budget-set", (*rest).setBudget},
+	{"DELETE", "/api/v1/usage/budgets/{tenant_id}", admins, "budget-unset", (*rest).unsetBudget},
 }
 
 func (a *rest) register(mux *http.ServeMux) {
@@ -117,7 +120,7 @@ func (a *rest) register(mux *http.ServeMux) {
 	}
 	mux.HandleFunc("OPTIONS /api/v1/", func(rw http.ResponseWriter, req *http.Request) {
 		if a.allowOrigin(rw, req) {
-			rw.Header().Set("Access-Control-Allow-Methods", "GET, POST, DELETE")
+			rw.Header().Set("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE")
 			rw.Header().Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
 			rw.Header().Set("Access-Control-Max-Age", "600")
 		}

@@ -61,7 +61,7 @@ func (c *checker) outTrue() {
 			DashboardID string `json:"dashboard_id"`
 			Attempt     string `json:"attempt"`
 		}
-		if o.Type == events.TypeUsageSynced {
+		if o.Type == events.TypeUsageSynced || o.Type == events.TypeUsageThreshold {
 			continue
 		}
 		if err := json.Unmarshal(o.Data, &data); err != nil || data.TenantID != o.TenantID {

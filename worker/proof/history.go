@@ -262,7 +262,8 @@ func (s System) readDatabase(ctx context.Context, h *History) (err error) {
 
 // typesOut are the types that the worker publishes and does not consume.
 var typesOut = []string{
-	events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld, events.TypeUsageSynced,
+	events.TypeDashboardCreated, events.TypeDashboardFailed, events.TypeDashboardHeld,
+	events.TypeUsageThreshold, events.TypeUsageSynced,
 }
 
 // readEvents reads the worker's stream: when the events in were stored, and the events out.

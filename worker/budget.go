@@ -1,0 +1,40 @@
+package worker
+
+import (
+	"context"
+
+	"papermap-worker/events"
+	"papermap-worker/repo"
+)
+
+// SetBudget sets the budget of a tenant, or of repo.EveryTenant. Events about thresholds that its
+// usage has reached go out from the running worker.
+func SetBudget(ctx context.Context, db *repo.DB, b repo.Budget) error {
+	return db.SetBudget(ctx, b, thresholdEvent)
+}
+
+// UnsetBudget removes a tenant's budget, so that it has that of repo.EveryTenant. It returns
+// repo.ErrNotFound if the tenant has none of its own.
+func UnsetBudget(ctx context.Context, db *repo.DB, tenantID string) error {
+	return db.UnsetBudget(ctx, tenantID, thresholdEvent)
+}
+
+// Budget returns the budget that was set for a tenant, or for repo.EveryTenant.
+func (a *API) Budget(ctx context.Context, tenantID string) (repo.Budget, error) {
+	return a.db.Budget(ctx, tenantID)
+}
+
+// SetBudget is the function SetBudget in the running worker.
+func (a *API) SetBudget(ctx context.Context, b repo.Budget) error { return SetBudget(ctx, a.db, b) }
+
+// UnsetBudget is the function UnsetBudget in the running worker.
+func (a *API) UnsetBudget(ctx context.Context, tenantID string) error {
+	return UnsetBudget(ctx, a.db, tenantID)
+}
+
+func thresholdEvent(t repo.Threshold) (repo.OutboxEvent, error) {
+	return newOutboxEvent(events.TypeUsageThreshold, events.UsageThreshold{
+		TenantID: t.TenantID, WorkspaceID: t.WorkspaceID, Period: t.Period, Credits: t.Credits,
+		Budget: t.Budget, Percent: t.Percent,
+	})
+}
