@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"net/url"
@@ -40,16 +41,16 @@ type papermapSettings struct {
 	EmbedKeyID     string `name:"papermap-embed-api-key-id" help:"Key id for embed tokens. Default: API key."`
 	WorkspacesFile string `name:"papermap-workspaces-file" help:"JSON file with more workspaces."`
 
-	Schedule    string `name:"usage-sync-schedule" default:"@hourly" help:"Cron in UTC, @every 15m, or off."`
-	UsagePages  string `name:"usage-sync-concurrency" default:"8" help:"Usage pages requested concurrently."`
-	HistoryPath string `name:"papermap-usage-history-path" help:"Path of a tenant's usage, with {tenant_id}."`
+	Schedule    string `group:"Usage" name:"usage-sync-schedule" default:"@hourly" help:"Cron in UTC, @every 15m, or off."`
+	UsagePages  string `group:"Usage" name:"usage-sync-concurrency" default:"8" help:"Usage pages requested concurrently."`
+	HistoryPath string `group:"Usage" name:"papermap-usage-history-path" help:"Path of a tenant's usage, with {tenant_id}."`
 
-	TokenTTL    string `name:"embed-token-ttl" default:"1h" help:"Lifetime of an embed token."`
-	TokenMaxTTL string `name:"embed-token-max-ttl" default:"1h" help:"Maximum lifetime to request."`
-	TokenRate   string `name:"embed-token-rate" default:"0" help:"Tokens per second and tenant; 0: no limit."`
-	TokenBurst  string `name:"embed-token-burst" default:"0" help:"Burst of that rate; 0: a second's worth."`
-	TokenCreate string `name:"embed-token-create" default:"false" help:"Token requests can create tenants."`
-	TokenAudit  string `name:"embed-token-audit" default:"100" help:"Token log lines per second; 0: off."`
+	TokenTTL    string `group:"Embed tokens" name:"embed-token-ttl" default:"1h" help:"Lifetime of an embed token."`
+	TokenMaxTTL string `group:"Embed tokens" name:"embed-token-max-ttl" default:"1h" help:"Maximum lifetime to request."`
+	TokenRate   string `group:"Embed tokens" name:"embed-token-rate" default:"0" help:"Tokens per second and tenant; 0: no limit."`
+	TokenBurst  string `group:"Embed tokens" name:"embed-token-burst" default:"0" help:"Burst of that rate; 0: a second's worth."`
+	TokenCreate string `group:"Embed tokens" name:"embed-token-create" default:"false" help:"Token requests can create tenants."`
+	TokenAudit  string `group:"Embed tokens" name:"embed-token-audit" default:"100" help:"Token log lines per second; 0: off."`
 }
 
 // workSettings are about the worker itself, and what it serves over HTTP.
@@ -59,12 +60,12 @@ type workSettings struct {
 	Grace         string `name:"shutdown-grace" default:"25s" help:"Time for events in flight at shutdown."`
 	AuditKept     string `name:"audit-retention" default:"8760h" help:"Time to keep the audit log."`
 	ReplyPrefixes string `name:"nats-reply-prefixes" help:"More reply prefixes to answer, comma-separated."`
-	JWKS          string `name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
-	CORSOrigins   string `name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
-	UsersFile     string `name:"console-users-file" help:"Console users: lines name:role:bcrypt."`
-	Proxies       string `name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is believed."`
-	jwtSettings
-	httpSettings
+	JWKS          string `group:"REST and console" name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
+	CORSOrigins   string `group:"REST and console" name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
+	UsersFile     string `group:"REST and console" name:"console-users-file" help:"Console users: lines name:role:bcrypt."`
+	Proxies       string `group:"REST and console" name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is believed."`
+	jwtSettings   `group:"REST and console"`
+	httpSettings  `group:"REST and console"`
 }
 
 // jwtSettings are what bearer tokens of the REST API must say.
@@ -195,7 +196,7 @@ func workspacesFile(p *parser, path, defaultURL string, allowHTTP bool) (all []p
 	if err == nil {
 		err = json.Unmarshal(data, &rows, json.RejectUnknownMembers(true))
 	}
-	p.check(err == nil, "PAPERMAP_WORKSPACES_FILE: %v", err)
+	p.check(err == nil, "PAPERMAP_WORKSPACES_FILE: %v", jsonProblem(err))
 	if err != nil {
 		return nil
 	}
@@ -210,6 +211,18 @@ func workspacesFile(p *parser, path, defaultURL string, allowHTTP bool) (all []p
 		all = append(all, ws)
 	}
 	return all
+}
+
+// jsonProblem returns what is wrong with JSON without the names of our types.
+func jsonProblem(err error) error {
+	if e, ok := errors.AsType[*json.SemanticError](err); ok {
+		problem := e.Err
+		if problem == nil {
+			problem = fmt.Errorf("unexpected %v", e.JSONKind)
+		}
+		return fmt.Errorf("at %q: %w", string(e.JSONPointer), problem)
+	}
+	return err
 }
 
 // workspace checks an entry, which name names in messages. Paths in it are relative to dir.

@@ -6,40 +6,43 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"golang.org/x/term"
 )
 
-// confirmFlag is of commands that destroy or repeat something.
-type confirmFlag struct {
-	Yes bool `help:"Do not ask first on a terminal."`
+// yesFlag is the flag of commands that destroy or repeat something.
+type yesFlag struct {
+	Yes bool `short:"y" help:"Do not ask."`
 }
 
-var errDeclined = errors.New("not confirmed: nothing was changed")
+// errNotConfirmed is the answer to a question that was not yes.
+var errNotConfirmed = errors.New("not confirmed: nothing was changed")
 
-// confirm asks on the terminal whether to go on, also if standard input or output are elsewhere.
-// Without a terminal it goes on.
-func (c confirmFlag) confirm(a *app, question string) error {
-	if c.Yes || !onTerminal(a.stderr) {
+// confirm asks a person at the terminal, and returns an error unless the answer is yes. Without a
+// terminal there is nobody to ask, and it returns nil.
+func (f yesFlag) confirm(a *app, format string, args ...any) error {
+	if f.Yes || !term.IsTerminal(int(os.Stdin.Fd())) && !onTerminal(a.stderr) {
 		return nil
 	}
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil
+		return nil // such as a job without a controlling terminal
 	}
 	defer tty.Close()
-	fmt.Fprintf(tty, "%s [y/N] ", printable(question))
+	fmt.Fprintf(tty, format+" [y/N] ", args...)
 	answer := make(chan string, 1)
-	go func() { // a read from a terminal does not end with the context
+	go func() {
 		line, _ := bufio.NewReader(tty).ReadString('\n')
 		answer <- strings.ToLower(strings.TrimSpace(line))
 	}()
 	select {
-	case line := <-answer:
-		if line == "y" || line == "yes" {
+	case text := <-answer:
+		if text == "y" || text == "yes" {
 			return nil
 		}
-		return errDeclined
+		return errNotConfirmed
 	case <-a.ctx.Done():
 		fmt.Fprintln(tty)
-		return errDeclined
+		return fmt.Errorf("%w: %w", errNotConfirmed, a.ctx.Err())
 	}
 }

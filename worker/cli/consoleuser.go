@@ -20,6 +20,9 @@ type consoleUserCmd struct {
 }
 
 func (c *consoleUserCmd) Run(a *app) error {
+	if err := a.parser().err(); err != nil {
+		return err
+	}
 	if err := console.CheckUserName(c.Name); err != nil {
 		return usageErrorf("%v", err)
 	}

@@ -61,7 +61,7 @@ func (c *deadListCmd) Run(a *app, bus *events.Bus) error {
 func deadTable(list []events.DeadLetter) table {
 	rows := table{{"SEQUENCE", "EVENT", "TENANT", "EVENT ID", "TIME", "CODE", "SIDE EFFECT", "ERROR"}}
 	for _, d := range list {
-		when := d.Time.UTC().Format(time.DateTime)
+		when := d.Time.UTC().Format(dateTime)
 		rows.add(d.Sequence, d.Type, d.TenantID, d.EventID, when, d.Code, d.SideEffect, d.Error)
 	}
 	return rows
@@ -138,6 +138,7 @@ type deadSelection struct {
 	Sequences []uint64 `arg:"" optional:"" name:"sequence" help:"Sequence numbers."`
 	All       bool     `help:"All dead letters."`
 	DryRun    bool     `help:"Show which ones, and change nothing."`
+	yesFlag
 	deadFilter
 	natsSettings `group:"NATS"`
 }
@@ -150,9 +151,11 @@ func (c *deadSelection) Validate() error {
 	return nil
 }
 
-// each calls do for the selected dead letters and prints the results; done is the past participle
-// of what do does. After a failure it continues with the next.
-func (c *deadSelection) each(a *app, bus *events.Bus, done string, do func(events.DeadLetter) error) error {
+// each asks, calls do for the selected dead letters and prints the results; verb is what do does, done
+// its past participle. After a failure it continues with the next.
+func (c *deadSelection) each(
+	a *app, bus *events.Bus, verb, done string, do func(events.DeadLetter) error,
+) error {
 	list, err := bus.DeadLetters(a.ctx, c.filter(c.Sequences...), int(c.Limit))
 	if err != nil {
 		return err
@@ -167,10 +170,15 @@ func (c *deadSelection) each(a *app, bus *events.Bus, done string, do func(event
 		fmt.Fprintf(a.stdout, "\n%d would be %s\n", len(list), done)
 		return err
 	}
+	if len(list) > 0 {
+		if err := c.confirm(a, "%s %s?", verb, count(len(list), "dead letter")); err != nil {
+			return err
+		}
+	}
 	failed := 0
 	for _, d := range list {
 		if a.ctx.Err() != nil {
-			return fmt.Errorf("stopped: %w", a.ctx.Err())
+			return &interruptedError{"the remaining dead letters were not " + done}
 		}
 		if err := do(d); err != nil {
 			failed++
@@ -181,7 +189,7 @@ func (c *deadSelection) each(a *app, bus *events.Bus, done string, do func(event
 	}
 	switch {
 	case failed > 0:
-		return fmt.Errorf("%d of %d dead letters could not be %s", failed, len(list), done)
+		return fmt.Errorf("%d of %s could not be %s", failed, count(len(list), "dead letter"), done)
 	case len(list) == 0:
 		fmt.Fprintln(a.stdout, "no dead letters selected")
 	}
@@ -194,7 +202,7 @@ func (c *deadSelection) each(a *app, bus *events.Bus, done string, do func(event
 type deadReplayCmd struct{ deadSelection }
 
 func (c *deadReplayCmd) Run(a *app, bus *events.Bus) error {
-	return c.each(a, bus, "replayed", func(d events.DeadLetter) error {
+	return c.each(a, bus, "Publish the events again of", "replayed", func(d events.DeadLetter) error {
 		return worker.ReplayDeadLetter(a.ctx, bus, d, a.record)
 	})
 }
@@ -204,7 +212,7 @@ func (c *deadReplayCmd) Run(a *app, bus *events.Bus) error {
 type deadDiscardCmd struct{ deadSelection }
 
 func (c *deadDiscardCmd) Run(a *app, bus *events.Bus) error {
-	return c.each(a, bus, "discarded", func(d events.DeadLetter) error {
+	return c.each(a, bus, "Delete", "discarded", func(d events.DeadLetter) error {
 		return worker.DiscardDeadLetter(a.ctx, bus, d, a.record)
 	})
 }

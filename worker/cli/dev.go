@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,6 +35,9 @@ type devCmd struct {
 
 // Run runs the worker and its stack until it is interrupted.
 func (c *devCmd) Run(a *app) error {
+	if err := c.checkPorts(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
@@ -58,7 +64,57 @@ func (c *devCmd) Run(a *app) error {
 		return err
 	}
 	fmt.Fprint(a.stdout, c.guide(s))
-	return s.run(a, true, func(ctx context.Context) error { return c.fill(ctx, a, s, bus) })
+	return s.run(a, true, func(ctx context.Context) error {
+		filled, err := c.fill(ctx, a, s, bus)
+		if filled && err == nil {
+			fmt.Fprint(a.stdout, "\n"+c.guide(s)) // again, below the log of the tenants
+		}
+		return err
+	})
+}
+
+// checkPorts returns an error that names each port that is taken, and its flag.
+func (c *devCmd) checkPorts() error {
+	var taken []string
+	for _, p := range []struct{ flag, addr, other string }{
+		{"--nats-port", fmt.Sprintf("127.0.0.1:%d", c.NATSPort), "0"},
+		{"--simulator-port", fmt.Sprintf("127.0.0.1:%d", c.SimulatorPort), "0"},
+		{"--http-addr", c.HTTPAddr, "127.0.0.1:0"},
+	} {
+		if p.addr == "off" {
+			continue
+		}
+		listener, err := net.Listen("tcp", p.addr)
+		if err == nil {
+			err = listener.Close()
+		}
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			taken = append(taken, fmt.Sprintf("%s is in use by another program: stop that, or use %s=%s (any free port)",
+				p.addr, p.flag, p.other))
+		case err != nil:
+			taken = append(taken, fmt.Sprintf("%s: %v", p.flag, err))
+		}
+	}
+	if len(taken) > 0 {
+		return errors.New(strings.Join(taken, "\n  "))
+	}
+	return nil
+}
+
+// programName is how a person started this program: as it would be typed again.
+func programName() string {
+	path, err := os.Executable()
+	if err == nil && strings.Contains(path, string(filepath.Separator)+"go-build") {
+		return "go run ."
+	}
+	if found, err := exec.LookPath("papermap-worker"); err == nil {
+		a, _ := os.Stat(found)
+		if b, err := os.Stat(path); err == nil && os.SameFile(a, b) {
+			return "papermap-worker"
+		}
+	}
+	return os.Args[0]
 }
 
 // secretFile has the key of REST tokens.
@@ -90,18 +146,18 @@ Papermap   %[3]s/simulator/state (a simulator)
 health     http://%[1]s/readyz
 
 Try, from another terminal:
-  %[4]spapermap-worker publish tenant-created org-1 --name 'Acme Corp'
-  %[4]spapermap-worker token org-1 --url
-  %[5]spapermap-worker tenants list
-  %[4]s%[5]spapermap-worker publish usage-sync --wait
-  %[5]spapermap-worker usage show
-  %[4]spapermap-worker publish tenant-suspended org-1
-  HTTP_JWT_SECRET_FILE=%[7]s papermap-worker jwt --scope papermap:admin
+  %[4]s%[8]s publish tenant-created org-1 --name 'Acme Corp'
+  %[4]s%[8]s token org-1 --url
+  %[5]s%[8]s tenants list
+  %[4]s%[5]s%[8]s publish usage-sync --wait
+  %[5]s%[8]s usage show
+  %[4]s%[8]s publish tenant-suspended org-1
+  JWT=$(HTTP_JWT_SECRET_FILE=%[7]s %[8]s jwt --scope papermap:admin)
   curl -H "Authorization: Bearer $JWT" http://%[1]s/api/v1/dashboards
 
 Ctrl-C stops it; the data stays in %[6]s.
 `, c.HTTPAddr, s.nats.URL(), s.server.URL, nats, "DATABASE_URL="+s.config.database+" ", c.Dir,
-		c.secretFile())
+		c.secretFile(), programName())
 }
 
 // devTenant is the id of invented tenant i, from 0.
@@ -174,53 +230,53 @@ var devInvalid = []struct{ eventType, data string }{
 	{events.TypeUsageSync, `{"from_period":"2026-13"}`},
 }
 
-// fill makes the tenants that do not exist yet, and their history.
-func (c *devCmd) fill(ctx context.Context, a *app, s *localStack, bus *events.Bus) error {
+// fill makes the tenants that do not exist yet, and their history. It returns whether there were any.
+func (c *devCmd) fill(ctx context.Context, a *app, s *localStack, bus *events.Bus) (filled bool, err error) {
 	db, err := repo.Open(ctx, s.config.database)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer db.Close()
 	migrated := func() (bool, error) { return db.CheckSchema(ctx) == nil, nil }
 	if err := poll(ctx, 50*time.Millisecond, migrated); err != nil {
-		return err
+		return false, err
 	}
 	known, err := restoreSimulator(ctx, db, s.simulator)
 	if err != nil || c.Tenants <= 0 {
-		return err
+		return false, err
 	}
 	created, changed := c.events(known)
 	if len(created) == 0 {
-		return nil
+		return false, nil
 	}
 	s.simulator.SetFaults(devFaults(c.Tenants)...)
 	if err := errors.Join(bus.PublishAll(ctx, created)...); err != nil {
-		return err
+		return false, err
 	}
 	if err := waitProvisioned(ctx, db, len(known)+len(created)); err != nil {
-		return err
+		return false, err
 	}
 	if err := errors.Join(bus.PublishAll(ctx, changed)...); err != nil {
-		return err
+		return false, err
 	}
 	for i := range c.Tenants {
 		if devTrouble(i) == "held" && i%3 == 1 { // its first create stays a possible orphan
 			_, err := worker.Recreate(ctx, db, devTenant(i))
 			if err != nil && !errors.Is(err, repo.ErrNotHeld) {
-				return err
+				return false, err
 			}
 		}
 	}
 	for range 2 { // the second time, a tenant's totals went down
 		if err := devSync(ctx, db, bus); err != nil {
-			return err
+			return false, err
 		}
 		s.simulator.ChangeUsage(s.config.worker.Workspaces[0].ID, func(u *simulator.Usage) {
 			u.Corrections = map[string]int{devTenant(0): 1}
 		})
 	}
 	a.log.Info("added invented tenants", "tenants", len(created))
-	return nil
+	return true, nil
 }
 
 // events returns the events that create the tenants that are not known, and those that follow.

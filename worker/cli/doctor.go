@@ -54,7 +54,7 @@ func (c *doctorCmd) Run(a *app) error {
 			f.fail("configuration", problem, "correct the setting")
 		}
 	} else {
-		f.ok("configuration", "%d workspaces", len(cfg.worker.Workspaces))
+		f.ok("configuration", "%s", count(len(cfg.worker.Workspaces), "workspace"))
 		ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
 		defer cancel()
 		f.nats(ctx, cfg.bus, cfg.worker.ReplyPrefixes)
@@ -70,7 +70,7 @@ func (c *doctorCmd) Run(a *app) error {
 	case invalid:
 		return usageErrorf("the worker could not start: invalid configuration")
 	case failed > 0:
-		return fmt.Errorf("the worker could not work: %d of %d checks failed", failed, len(f))
+		return fmt.Errorf("the worker could not work: %d of %s failed", failed, count(len(f), "check"))
 	}
 	return nil
 }
@@ -175,14 +175,15 @@ func (f *findings) tables(ctx context.Context, db *repo.DB, sqlite bool) {
 		engine += ", undamaged"
 	}
 	active := s.Tenants[repo.Active]
-	f.ok(check, "%s, up to date; %d tenants active, %d events out waiting", engine, active, s.Unsent)
+	f.ok(check, "%s, up to date; %s active, %s out waiting", engine, count(active, "tenant"),
+		count(s.Unsent, "event"))
 	if held := s.Tenants[repo.Held]; held > 0 {
 		f.warn("held tenants", fmt.Sprintf("%d wait for a decision", held),
 			"`papermap-worker tenants list --status held`, then `tenants resolve`")
 	}
 	if s.PossibleOrphans > 0 {
 		f.warn("possible orphans",
-			fmt.Sprintf("%d create requests have an unknown outcome", s.PossibleOrphans),
+			count(s.PossibleOrphans, "create request")+" of unknown outcome",
 			"`papermap-worker attempts list` says what to look for in Papermap")
 	}
 }

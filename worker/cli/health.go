@@ -18,10 +18,13 @@ import (
 // shell or curl. It finds the worker by the same settings: a worker that listens on all addresses
 // is asked on loopback.
 type healthCmd struct {
-	httpSettings `group:"Worker"`
+	httpSettings `group:"REST and console"`
 }
 
 func (c healthCmd) Run(a *app) error {
+	if err := a.parser().err(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(a.ctx, 5*time.Second)
 	defer cancel()
 	status, body, err := c.request(ctx)

@@ -14,7 +14,7 @@ type jwtCmd struct {
 	TenantID    []string      `name:"tenant-id" help:"Tenant whose dashboard the token may see. Repeatable."`
 	Scope       []string      `help:"papermap:admin or papermap:create. Repeatable."`
 	TTL         time.Duration `name:"ttl" default:"1h" help:"Lifetime."`
-	jwtSettings `group:"Worker"`
+	jwtSettings `group:"REST and console"`
 }
 
 func (c *jwtCmd) Run(a *app) error {

@@ -27,14 +27,22 @@ func (t *table) add(cells ...any) {
 	*t = append(*t, row)
 }
 
-// print aligns the cells in columns. What is not printable in them is replaced.
+// print aligns the cells in columns; on a terminal it makes them fit. What is not printable in them is
+// replaced.
 func (t table) print(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var safe table
 	for _, row := range t {
 		cells := make([]string, len(row))
 		for i, cell := range row {
 			cells[i] = printable(cell)
 		}
+		safe = append(safe, cells)
+	}
+	if onTerminal(w) {
+		return safe.fit(w, terminalWidth(w, 80), wantsColour())
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, columnGap, ' ', 0)
+	for _, cells := range safe {
 		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
 	if err := tw.Flush(); err != nil {
@@ -118,12 +126,23 @@ func visibleJSON(text string) string {
 // unixTime writes seconds since the epoch for people.
 func unixTime(seconds int64) string { return time.Unix(seconds, 0).UTC().Format(time.RFC3339) }
 
+// count is a number with its noun: "1 tenant", "2 tenants".
+func count[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// dateTime is the form of times in tables, in UTC.
+const dateTime = time.DateTime + "Z"
+
 // shortTime writes a time in UTC to the second; empty for none.
 func shortTime(t repo.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return t.UTC().Format(time.DateTime)
+	return t.UTC().Format(dateTime)
 }
 
 // bar draws a share, 0 to 1, in 24 cells, rounded to an eighth of one.

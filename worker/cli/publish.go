@@ -31,6 +31,8 @@ type publishCmd struct {
 type publishFlags struct {
 	WorkspaceID  string `help:"Workspace. Default: the worker's default one; for usage-sync all."`
 	EventID      string `help:"Event id. Default: a new one."`
+	Wait         bool   `help:"Wait for the outcome, from the database. Exit code 1 if it is not the wanted one."`
+	httpSettings `group:"REST and console"`
 	natsSettings `group:"NATS"`
 }
 
@@ -47,17 +49,26 @@ func (f publishFlags) prepare(a *app, eventType string, fields map[string]string
 	return bus, e, err
 }
 
-// publish is prepare and the function publish together.
+// publish is prepare and the function publish together, and waits if that was asked for.
 func (f publishFlags) publish(a *app, eventType string, fields map[string]string) error {
 	bus, e, err := f.prepare(a, eventType, fields)
 	if err != nil {
 		return err
 	}
-	return publish(a, bus, e)
+	if f.Wait {
+		return f.follow(a, bus, e, func(w *waiting) error {
+			if eventType == events.TypeUsageSync {
+				return w.forRuns(a.ctx, a.stdout)
+			}
+			return w.forTenant(a.ctx, a.stdout, fields["tenant_id"])
+		})
+	}
+	_, err = publish(a, bus, e)
+	return err
 }
 
 // publish publishes an event and says so.
-func publish(a *app, bus *events.Bus, e events.Outgoing) error {
+func publish(a *app, bus *events.Bus, e events.Outgoing) (bool, error) {
 	ctx, cancel := context.WithTimeout(a.ctx, 10*time.Second)
 	defer cancel()
 	duplicate := false
@@ -67,13 +78,13 @@ func publish(a *app, bus *events.Bus, e events.Outgoing) error {
 	})
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case duplicate:
 		fmt.Fprintf(a.stdout, "%s %s was published before; this copy was dropped\n", e.Type, e.ID)
 	default:
 		fmt.Fprintf(a.stdout, "published %s, event id %s\n", e.Type, e.ID)
 	}
-	return nil
+	return duplicate, nil
 }
 
 // publishCreatedCmd gives a tenant a dashboard, unless it has one.
@@ -121,70 +132,46 @@ type publishUsageCmd struct {
 	TenantID   string `help:"Tenant. Default: all."`
 	FromPeriod string `help:"First month, YYYY-MM."`
 	ToPeriod   string `help:"Last month, YYYY-MM."`
-	Wait       bool   `help:"Show progress, from the database, until it is done."`
 	publishFlags
 }
 
 func (c *publishUsageCmd) Run(a *app) error {
 	fields := map[string]string{"tenant_id": c.TenantID, "from_period": c.FromPeriod, "to_period": c.ToPeriod}
-	if !c.Wait {
-		return c.publish(a, events.TypeUsageSync, fields)
-	}
-	bus, e, err := c.prepare(a, events.TypeUsageSync, fields)
-	if err != nil {
-		return err
-	}
-	db, err := a.database()
-	if err != nil {
-		return err
-	}
-	dead := make(chan events.DeadLetter, 1)
-	stop, err := bus.OnDead(a.ctx, e.Type, func(d events.DeadLetter) {
-		if d.EventID == e.ID && len(dead) == 0 { // one is enough; only this function sends
-			dead <- d
-		}
-	})
-	if err != nil {
-		return err
-	}
-	defer stop()
-	if err := publish(a, bus, e); err != nil {
-		return err
-	}
-	return waitForRuns(a.ctx, a.stdout, onTerminal(a.stdout), db, e.ID, dead)
+	return c.publish(a, events.TypeUsageSync, fields)
 }
 
-// waitForRuns waits until all runs of an event have ended, or the event became a dead letter. On a
-// terminal it shows their progress.
-func waitForRuns(ctx context.Context, out io.Writer, terminal bool, db *repo.DB, eventID string,
-	dead <-chan events.DeadLetter) error {
-	show := func(line string) {
-		if terminal {
-			fmt.Fprint(out, clearLine+line)
-		}
-	}
+// forRuns waits until all runs of the event have ended, and prints their results. On a terminal it
+// shows their progress.
+func (w *waiting) forRuns(ctx context.Context, out io.Writer) error {
 	var list []repo.Run
 	err := poll(ctx, 200*time.Millisecond, func() (done bool, err error) {
-		select {
-		case d := <-dead:
-			return false, fmt.Errorf("the event became dead letter %d: %s: %s", d.Sequence, d.Code, d.Error)
-		default:
+		if err := w.died(); err != nil {
+			return false, err
 		}
-		if list, err = db.Runs(ctx, eventID, 1000); err != nil {
+		if list, err = w.db.Runs(ctx, w.event.ID, 1000); err != nil {
 			return false, err
 		}
 		running := slices.IndexFunc(list, func(r repo.Run) bool { return r.Status == repo.RunRunning })
-		switch {
+		switch reason := w.paused(); {
+		case len(list) > 0 && running < 0:
+			return true, nil
+		case reason != "":
+			w.notes.say("waiting: " + printable(reason))
 		case len(list) == 0:
-			show("waiting for a worker, or for another run of the workspace")
-		case running >= 0:
-			show(progress(list[running])) // the newest: others wait for their turn
+			w.notes.say("waiting for a worker, or for another run of the workspace")
+		case w.notes.terminal:
+			w.notes.say(progress(list[running])) // the newest: others wait for their turn
+		default:
+			w.notes.say(strings.TrimSpace("waiting: workspace " + list[running].WorkspaceID + " is read " +
+				printable(list[running].Error)))
 		}
-		return len(list) > 0 && running < 0, nil
+		return false, nil
 	})
-	show("")
+	if w.notes.terminal {
+		w.notes.say("")
+	}
 	if ctx.Err() != nil && err != nil {
-		return fmt.Errorf("wait for the usage run: %w; `papermap-worker usage runs` shows its progress", err)
+		return &interruptedError{"the run continues; `papermap-worker usage runs` shows its progress"}
 	}
 	if err != nil {
 		return err
@@ -206,7 +193,7 @@ func printRuns(out io.Writer, list []repo.Run) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of %d runs did not read all", failed, len(list))
+		return fmt.Errorf("%d of %s did not read all", failed, count(len(list), "run"))
 	}
 	return nil
 }
@@ -217,12 +204,12 @@ func progress(r repo.Run) string {
 	case r.Pass == 0:
 		return r.WorkspaceID + "  waiting for its turn"
 	case r.Pages == 0:
-		text := fmt.Sprintf("%s  page %d  %d rows  %s", r.WorkspaceID, r.NextPage-1, r.Read, r.Error)
+		text := fmt.Sprintf("%s  page %d  %s  %s", r.WorkspaceID, r.NextPage-1, count(r.Read, "row"), r.Error)
 		return strings.TrimSpace(text)
 	}
 	share := min(1, float64(r.NextPage-1)/float64(r.Pages))
 	done := fmt.Sprintf("%s %3.0f %%", bar(share), 100*share)
-	return strings.TrimSpace(fmt.Sprintf("%s  %s  %d rows  %s", r.WorkspaceID, done, r.Read, r.Error))
+	return strings.TrimSpace(fmt.Sprintf("%s  %s  %s  %s", r.WorkspaceID, done, count(r.Read, "row"), r.Error))
 }
 
 // clearLine moves to the start of a terminal's line and clears it.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"papermap-worker/events"
 	"papermap-worker/repo"
 )
 
@@ -61,10 +62,19 @@ func TestWaitForRunsShowsEveryWorkspace(t *testing.T) {
 	}
 	must(t, db.PlanRuns(t.Context(), []repo.Run{of("ws-a"), of("ws-b")}))
 
-	var screen, file output
+	var screen, file, fileNotes output
+	never := func() string { return "" }
 	ended := make(chan error, 2)
-	go func() { ended <- waitForRuns(t.Context(), &screen, true, db, "e", nil) }()
-	go func() { ended <- waitForRuns(t.Context(), &file, false, db, "e", nil) }()
+	go func() {
+		ended <- (&waiting{
+			notes: notes{w: &screen, terminal: true}, db: db, event: events.Outgoing{ID: "e"}, paused: never,
+		}).forRuns(t.Context(), &screen)
+	}()
+	go func() {
+		ended <- (&waiting{
+			notes: notes{w: &fileNotes}, db: db, event: events.Outgoing{ID: "e"}, paused: never,
+		}).forRuns(t.Context(), &file)
+	}()
 	shows := func(text string) {
 		t.Helper()
 		for limit := time.Now().Add(10 * time.Second); !strings.Contains(screen.text(), clearLine+text); {
@@ -83,7 +93,7 @@ func TestWaitForRunsShowsEveryWorkspace(t *testing.T) {
 			Rows: []repo.UsageRow{{TenantID: "x", Period: "2026-01", Credits: "1"}}}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	shows("ws-a  ██████                    25 %  1 rows")
+	shows("ws-a  ██████                    25 %  1 row")
 	end(run, repo.RunDone)
 	shows("ws-b  waiting for its turn")
 	select {
@@ -97,14 +107,17 @@ func TestWaitForRunsShowsEveryWorkspace(t *testing.T) {
 			t.Errorf("it ended with %v", err)
 		}
 	}
-	const first = "workspace ws-a, 2026-01 to 2026-01: done, 1 rows, 1 written,"
+	const first = "workspace ws-a, 2026-01 to 2026-01: done, 1 row, 1 written,"
 	const second = "workspace ws-b, 2026-01 to 2026-01: incomplete, 0 rows,"
 	for _, out := range []*output{&screen, &file} {
 		if text := out.text(); !strings.Contains(text, first) || !strings.Contains(text, second) {
 			t.Errorf("in the end it says %q", text)
 		}
 	}
-	if strings.ContainsAny(file.text(), "\r\x1b█") {
-		t.Errorf("what is no terminal gets %q", file.text())
+	if strings.ContainsAny(file.text()+fileNotes.text(), "\r\x1b█") {
+		t.Errorf("what is no terminal gets %q and %q", file.text(), fileNotes.text())
+	}
+	if !strings.Contains(fileNotes.text(), "waiting: workspace ws-") {
+		t.Errorf("without a terminal it says only %q while it waits", fileNotes.text())
 	}
 }

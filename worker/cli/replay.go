@@ -13,8 +13,9 @@ import (
 
 // replayCmd is the second half of restoring a backup; docs/operations.md has the first.
 type replayCmd struct {
-	Since        timeOrAgo `required:"" help:"Time before the backup: RFC 3339, or a time ago such as 2h."`
-	DryRun       bool      `help:"Count, and change nothing."`
+	Since  timeOrAgo `required:"" help:"Time before the backup: RFC 3339, or a time ago such as 2h."`
+	DryRun bool      `help:"Count, and change nothing."`
+	yesFlag
 	natsSettings `group:"NATS"`
 }
 
@@ -23,22 +24,24 @@ type replayCmd struct {
 // publishes the tenants' events again. State follows from the events' own times, so a second
 // replay, or one of events that are in the backup, changes nothing.
 func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
-	since := c.Since.Time
-
-	state, err := scanState(a.ctx, bus, since)
+	state, err := scanState(a.ctx, bus, c.Since.Time)
+	if err != nil {
+		return err
+	}
+	unknown, err := state.restore(a.ctx, db, true)
 	if err != nil {
 		return err
 	}
 	if c.DryRun {
-		unknown, err := state.restore(a.ctx, db, true)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(a.stdout, "%d dashboards would be recorded and %d events published again\n",
-			unknown, state.events)
+		fmt.Fprintf(a.stdout, "%s would be recorded and %s published again\n",
+			count(unknown, "dashboard"), count(state.events, "event"))
 		return nil
 	}
-	e := repo.AuditEntry{Action: worker.ActionReplay, Detail: "since " + since.UTC().Format(time.RFC3339)}
+	if err := c.confirm(a, "Record %s and publish %s again?", count(unknown, "dashboard"),
+		count(state.events, "event")); err != nil {
+		return err
+	}
+	e := repo.AuditEntry{Action: worker.ActionReplay, Detail: "since " + c.Since.UTC().Format(time.RFC3339)}
 	return worker.Audit(a.ctx, e, db.Audit, func() error { return c.replay(a, db, bus, state) })
 }
 
@@ -48,7 +51,7 @@ func (c *replayCmd) replay(a *app, db *repo.DB, bus *events.Bus, state *streamSt
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "recorded %d dashboards that the database did not know\n", unknown)
+	fmt.Fprintf(a.stdout, "recorded %s that the database did not know\n", count(unknown, "dashboard"))
 	published, tooLarge := 0, 0
 	err = bus.ScanSince(a.ctx, c.Since.Time, func(p events.StoredEvent) error {
 		if p.Dashboard != nil {
@@ -69,7 +72,7 @@ func (c *replayCmd) replay(a *app, db *repo.DB, bus *events.Bus, state *streamSt
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "published %d events again\n", published)
+	fmt.Fprintf(a.stdout, "published %s again\n", count(published, "event"))
 	if tooLarge > 0 {
 		return fmt.Errorf("%d events are too large to be published again with their identity: "+
 			"publish them from their source", tooLarge)

@@ -20,6 +20,9 @@ type simulateCmd struct {
 }
 
 func (c *simulateCmd) Run(a *app) error {
+	if err := a.parser().err(); err != nil {
+		return err
+	}
 	options := simulator.Options{NestedAnswer: c.Nested, Workspaces: []papermap.Workspace{{
 		ID: c.WorkspaceID, Key: papermap.KeyPair{ID: c.KeyID, Secret: papermap.NewSecret(c.SecretKey)},
 	}}}

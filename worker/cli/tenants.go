@@ -2,9 +2,11 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,13 +24,14 @@ type tenantsCmd struct {
 // tenantsListCmd lists mappings in the order of tenant ids, a page at a time.
 type tenantsListCmd struct {
 	Status status `help:"pending, creating, active, held, failed, suspended or deleted."`
+	Search string `help:"How the tenant id or the name begins."`
 	After  string `help:"Tenant id to start after."`
 	Limit  limit  `default:"1000" help:"Maximum number."`
 	jsonFlag
 }
 
 func (c *tenantsListCmd) Run(a *app, db *repo.DB) error {
-	list, err := db.Mappings(a.ctx, repo.Status(c.Status), c.After, int(c.Limit))
+	list, err := c.list(a.ctx, db)
 	if err != nil {
 		return err
 	}
@@ -38,10 +41,45 @@ func (c *tenantsListCmd) Run(a *app, db *repo.DB) error {
 		rows.add(m.TenantID, m.Status, m.DashboardID, m.WorkspaceID, m.Title, updated, m.FailedError)
 	}
 	if len(list) == int(c.Limit) && !c.JSON {
-		defer fmt.Fprintf(a.stdout, "\nThere may be more: --after %q\n", list[len(list)-1].TenantID)
+		defer fmt.Fprintf(a.stderr, "\nThere may be more: --after %q\n", list[len(list)-1].TenantID)
 	}
 	return c.print(a.stdout, list, rows)
 }
+
+// list returns the tenants, in the order of their ids.
+func (c *tenantsListCmd) list(ctx context.Context, db *repo.DB) ([]repo.Mapping, error) {
+	if c.Search == "" {
+		return db.Mappings(ctx, repo.Status(c.Status), c.After, int(c.Limit))
+	}
+	byID, err := db.Search(ctx, repo.Search{Status: repo.Status(c.Status), TenantID: c.Search},
+		repo.Cursor{After: c.After, Limit: int(c.Limit)})
+	if err != nil {
+		return nil, err
+	}
+	list, after := byID, ""
+	for { // names are in another order, so all that begin so are read
+		byName, err := db.Search(ctx, repo.Search{Status: repo.Status(c.Status), Name: c.Search},
+			repo.Cursor{After: after, Limit: searchPage})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range byName {
+			if m.TenantID > c.After {
+				list = append(list, m)
+			}
+		}
+		if len(byName) < searchPage {
+			break
+		}
+		after = byName[len(byName)-1].TenantID
+	}
+	slices.SortFunc(list, func(a, b repo.Mapping) int { return strings.Compare(a.TenantID, b.TenantID) })
+	list = slices.CompactFunc(list, func(a, b repo.Mapping) bool { return a.TenantID == b.TenantID })
+	return list[:min(len(list), int(c.Limit))], nil
+}
+
+// searchPage is how many tenants are read at a time.
+const searchPage = 1000
 
 // tenantsShowCmd answers why a tenant has no dashboard: in its first line, with what to do in the
 // next, then with all that happened to the tenant.
@@ -99,7 +137,7 @@ func printReport(w io.Writer, s worker.TenantReport) error {
 	}
 	rows := table{{"TIME", "KIND", "WHAT", "ID", "DETAIL"}}
 	for _, m := range s.History {
-		rows.add(m.Time.UTC().Format("2006-01-02 15:04:05.000"), m.Kind, m.What, m.ID, m.Detail)
+		rows.add(m.Time.UTC().Format("2006-01-02 15:04:05.000Z"), m.Kind, m.What, m.ID, m.Detail)
 	}
 	if err := rows.print(w); err != nil {
 		return err
@@ -118,7 +156,7 @@ type tenantsResolveCmd struct {
 	DashboardID string `help:"Papermap's dashboard with the attempt's mark in its description."`
 	Recreate    bool   `help:"Create another: Papermap has no such dashboard, or it was deleted."`
 	Replace     bool   `help:"Replace the dashboard that the tenant has by the one of --dashboard-id."`
-	confirmFlag
+	yesFlag
 }
 
 func (c *tenantsResolveCmd) Validate() error {
@@ -153,7 +191,8 @@ func (c *tenantsResolveCmd) resolve(a *app, db *repo.DB) (m repo.Mapping, result
 		return m, "", err
 	}
 	if c.Recreate {
-		if err = c.confirm(a, fmt.Sprintf("Create another dashboard for tenant %s?", c.TenantID)); err == nil {
+		if err = c.confirm(a, "Tenant %s (%s) is %s: create another dashboard?",
+			printable(m.TenantID), printable(m.Title), m.Status); err == nil {
 			m, err = worker.Recreate(a.ctx, db, c.TenantID)
 		}
 		return m, "; the running worker creates another dashboard", err
@@ -184,12 +223,11 @@ func (c *tenantsResolveCmd) confirmDashboard(a *app, db *repo.DB, m repo.Mapping
 	if warning != "" {
 		fmt.Fprintf(a.stderr, "warning: %s\n", printable(warning))
 	}
-	question := fmt.Sprintf("Give tenant %s dashboard %s?", c.TenantID, c.DashboardID)
+	what := "record dashboard " + printable(c.DashboardID)
 	if c.Replace {
-		question = fmt.Sprintf("Give tenant %s dashboard %s instead of %s?", c.TenantID, c.DashboardID,
-			cmp.Or(m.DashboardID, "none"))
+		what += " instead of " + printable(cmp.Or(m.DashboardID, "none"))
 	}
-	return c.confirm(a, question)
+	return c.confirm(a, "Tenant %s (%s) is %s: %s?", printable(m.TenantID), printable(m.Title), m.Status, what)
 }
 
 // unknownTenant is the error for a tenant without a row in the database.

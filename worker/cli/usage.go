@@ -63,14 +63,14 @@ func (c *usageShowCmd) Run(a *app, db *repo.DB) error {
 		c.Format = "json"
 	}
 	if c.Format == "table" && total == 0 {
-		fmt.Fprintln(a.stdout, "no such usage: `papermap-worker usage runs` lists what was synced, and "+
+		fmt.Fprintln(a.stderr, "no such usage: `papermap-worker usage runs` lists what was synced, and "+
 			"`papermap-worker publish usage-sync --wait` syncs it")
 		return nil
 	}
 	sumOf, rest := "in all", ""
 	if total > len(list) {
 		sumOf = fmt.Sprintf("in these %d", len(list))
-		rest = fmt.Sprintf("\n%d of %d rows: use --limit, or usage export for all\n", len(list), total)
+		rest = fmt.Sprintf("\n%d of %s: use --limit, or usage export for all\n", len(list), count(total, "row"))
 	}
 	err = writeUsage(a.stdout, c.Format, sumOf, func(do func(repo.Usage) error) (err error) {
 		for i := 0; i < len(list) && err == nil; i++ {
@@ -79,7 +79,7 @@ func (c *usageShowCmd) Run(a *app, db *repo.DB) error {
 		return err
 	})
 	if err == nil && c.Format == "table" {
-		fmt.Fprint(a.stdout, rest)
+		fmt.Fprint(a.stderr, rest)
 	}
 	return err
 }
@@ -260,7 +260,7 @@ func runLine(r repo.Run) string {
 	if r.TenantID != "" {
 		of = "tenant " + r.TenantID + " of " + of
 	}
-	text := fmt.Sprintf("%s, %s to %s: %s, %d rows, %d written, %d rejected, %d went down %s",
-		of, r.FromPeriod, r.ToPeriod, r.Status, r.Read, r.Written, r.Rejected, r.Changed, r.Error)
+	text := fmt.Sprintf("%s, %s to %s: %s, %s, %d written, %d rejected, %d went down %s",
+		of, r.FromPeriod, r.ToPeriod, r.Status, count(r.Read, "row"), r.Written, r.Rejected, r.Changed, r.Error)
 	return printable(strings.TrimSpace(text))
 }

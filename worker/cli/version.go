@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"strings"
 )
@@ -29,10 +31,32 @@ func semanticVersion(candidates ...string) string {
 	return "0.0.0-dev"
 }
 
-// versionCmd prints what --version of other programs prints.
+// versionCmd prints the version alone on the first line, then what the program was built from.
 type versionCmd struct{}
 
 func (versionCmd) Run(a *app) error {
-	_, err := fmt.Fprintln(a.stdout, a.version)
+	if err := a.parser().err(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s\ncommit %s\n%s %s/%s\n", a.version, commit(), runtime.Version(),
+		runtime.GOOS, runtime.GOARCH)
 	return err
+}
+
+// commit is what Go recorded of the repository.
+func commit() string {
+	settings := map[string]string{}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			settings[s.Key] = s.Value
+		}
+	}
+	text := cmp.Or(settings["vcs.revision"], "unknown")
+	if when := settings["vcs.time"]; when != "" {
+		text += " of " + when
+	}
+	if settings["vcs.modified"] == "true" {
+		text += ", modified"
+	}
+	return text
 }

@@ -94,7 +94,7 @@ func backUpAndRestore(t *testing.T, s *system, h host, backup, restore string, l
 	worker.stop(t)
 	lose()
 	output := h.run(t, restore)
-	if !strings.Contains(output, "recorded 1 dashboards that the database did not know") {
+	if !strings.Contains(output, "recorded 1 dashboard that the database did not know") {
 		t.Errorf("the restore printed\n%s", output)
 	}
 	worker = start(t, env, "serve")
@@ -110,7 +110,7 @@ func backUpAndRestore(t *testing.T, s *system, h host, backup, restore string, l
 func TestBackupAndRestoreOfSQLite(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
-	h := newHost(t, filepath.Dir(s.db), s.env, "bash", "sqlite3")
+	h := newHost(t, filepath.Dir(s.db), s.env, "bash")
 	backUpAndRestore(t, s, h, "backup-sqlite", "restore-sqlite", func() {
 		must(t, os.WriteFile(s.db, bytes.Repeat([]byte("damaged "), 1000), 0o600))
 	})
