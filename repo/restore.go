@@ -2,6 +2,8 @@ package repo
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 )
 
@@ -17,9 +19,13 @@ type Dashboard struct {
 	SetAt time.Time
 }
 
+func (d Dashboard) key() dashboardKey { return dashboardKey{d.WorkspaceID, d.ID} }
+
 // Restore records a dashboard that the database does not know, because it was restored from an older
 // backup, so that it is not made a second time. One that the tenant has all the same becomes a
 // possible orphan.
+//
+// Of several dashboards of a tenant the oldest comes first.
 func (db *DB) Restore(ctx context.Context, d Dashboard) error {
 	return db.decide(ctx, &job{
 		tenantID: d.TenantID, workspaceID: d.WorkspaceID, urgent: true,
@@ -27,14 +33,38 @@ func (db *DB) Restore(ctx context.Context, d Dashboard) error {
 	}, "restore dashboard %q of tenant %q", d.ID, d.TenantID)
 }
 
-func (d *decision) restore(found Dashboard) error {
-	key := dashboardKey{found.WorkspaceID, found.ID}
-	if key == (dashboardKey{d.WorkspaceID, d.DashboardID}) {
-		return nil
+// KnowsDashboard reports whether Restore would change nothing.
+func (db *DB) KnowsDashboard(ctx context.Context, d Dashboard) (known bool, err error) {
+	m, err := db.Mapping(ctx, d.TenantID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return false, err
 	}
-	known, err := d.knowsNewer(key, found.SetAt)
-	if err != nil || known {
+	owners, err := list[owner](ctx, db.read, fmt.Sprintf("read whose dashboard %q is", d.ID),
+		ownerTable.selects+" WHERE workspace_id = ? AND dashboard_id = ? OR workspace_id = ? AND dashboard_id = ?",
+		d.WorkspaceID, d.ID, m.WorkspaceID, m.DashboardID)
+	if err != nil {
+		return false, err
+	}
+	byKey := map[dashboardKey]owner{}
+	for _, o := range owners {
+		byKey[o.key()] = o
+	}
+	return knows(m, d, byKey[d.key()], byKey[dashboardKey{m.WorkspaceID, m.DashboardID}]), nil
+}
+
+func (d *decision) restore(found Dashboard) error {
+	owned, err := d.owner(found.key(), false)
+	if err != nil {
 		return err
+	}
+	var present owner
+	if d.DashboardID != "" {
+		if present, err = d.owner(dashboardKey{d.WorkspaceID, d.DashboardID}, false); err != nil {
+			return err
+		}
+	}
+	if knows(d.Mapping, found, owned, present) {
+		return nil
 	}
 	if d.Stage == Active {
 		d.Generation++
@@ -54,22 +84,16 @@ func (d *decision) restore(found Dashboard) error {
 	return d.activate(found.ID, eventTime(event))
 }
 
-// knowsNewer reports whether the dashboard was recorded for the tenant and the database is as new as
-// the time at which it became the tenant's, or newer.
-func (d *decision) knowsNewer(key dashboardKey, setAt time.Time) (bool, error) {
-	found, err := d.owner(key, false)
-	if err != nil || found.TenantID != d.TenantID {
-		return false, err
+// knows reports whether the dashboard is the mapping's, or was recorded for the tenant and the
+// database is as new as the time at which it became the tenant's, or newer. owned is what is recorded
+// of it, and present of the mapping's.
+func knows(m Mapping, found Dashboard, owned, present owner) bool {
+	if found.key() == (dashboardKey{m.WorkspaceID, m.DashboardID}) {
+		return true
 	}
-	newest := found.SetAt.Time
-	if d.DashboardID != "" {
-		present, err := d.owner(dashboardKey{d.WorkspaceID, d.DashboardID}, false)
-		if err != nil {
-			return false, err
-		}
-		if present.SetAt.After(newest) {
-			newest = present.SetAt.Time
-		}
+	newest := owned.SetAt.Time
+	if present.SetAt.After(newest) {
+		newest = present.SetAt.Time
 	}
-	return newest.IsZero() || !setAt.After(newest), nil
+	return owned.TenantID == found.TenantID && (newest.IsZero() || !found.SetAt.After(newest))
 }

@@ -112,7 +112,7 @@ func (r *importRow) readJSON(text []byte) {
 	d := jsontext.NewDecoder(bytes.NewReader(text), jsontext.AllowDuplicateNames(true))
 	invalid := func(err error) {
 		what, at := "the JSON ends too early", len(text)
-		if s := (*jsontext.SyntacticError)(nil); errors.As(err, &s) {
+		if s := (*jsontext.SyntacticError)(nil); errors.As(err, &s) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			what, at = "invalid JSON", int(s.ByteOffset)
 		}
 		r.breaks(position{r.line, at + 1}, "%s", what)
@@ -152,8 +152,9 @@ func (r *importRow) readJSON(text []byte) {
 		invalid(err)
 		return
 	}
+	end := position{r.line, int(d.InputOffset()) + 1}
 	if _, err := d.ReadToken(); err != io.EOF {
-		r.breaks(position{r.line, int(d.InputOffset()) + 1}, "there is more after the JSON object")
+		r.breaks(end, "there is more after the JSON object")
 	}
 }
 

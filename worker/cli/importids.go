@@ -16,6 +16,9 @@ func newImportIDs() *importIDs { return &importIDs{seed: maphash.MakeSeed()} }
 
 // add adds a row's ids, and makes a row invalid that names one again.
 func (s *importIDs) add(r *importRow) {
+	if r.broken {
+		return
+	}
 	if r.TenantID != "" {
 		s.addID(r, &s.tenants, "tenant_id", r.TenantID)
 	}

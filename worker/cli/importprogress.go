@@ -60,7 +60,8 @@ type importWaiting struct {
 	ready  func(context.Context) (body []byte, err error) // the worker's own report
 	last   time.Time                                      // that something was finished
 	asked  time.Time
-	paused string // the reason that was logged; empty: not paused
+	reason string // of a pause, when the worker was last asked; empty: none
+	paused string // the reason that was logged; empty: none
 	warned bool   // that nothing happens, for whatever reason
 }
 
@@ -85,22 +86,28 @@ func (w *importWaiting) look(ctx context.Context, finished bool, show *importPro
 		w.last, w.paused, w.warned = now, "", false
 		return
 	}
-	if now.Sub(w.last) < askAfter || now.Sub(w.asked) < askEvery {
+	if now.Sub(w.last) < askAfter {
 		return
 	}
-	w.asked = now
-	reason := w.pause(ctx)
-	switch {
-	case reason != "" && reason != w.paused:
+	switch w.isPaused(ctx); {
+	case w.reason != "" && w.reason != w.paused:
 		show.clear()
-		w.log.Warn("Papermap is paused; the import waits", "reason", reason)
-		w.paused = reason
-	case reason == "" && w.paused == "" && !w.warned && now.Sub(w.last) > warnAfter:
+		w.log.Warn("Papermap is paused; the import waits", "reason", w.reason)
+		w.paused = w.reason
+	case w.reason == "" && w.paused == "" && !w.warned && now.Sub(w.last) > warnAfter:
 		show.clear()
 		w.log.Warn("no row was finished for a while: is a worker running? "+
 			"`papermap-worker health` and `papermap-worker doctor` say what is wrong", "for", warnAfter.String())
 		w.warned = true
 	}
+}
+
+// isPaused reports whether the worker does not create dashboards because of Papermap.
+func (w *importWaiting) isPaused(ctx context.Context) bool {
+	if now := time.Now(); now.Sub(w.asked) >= askEvery {
+		w.asked, w.reason = now, w.pause(ctx)
+	}
+	return w.reason != ""
 }
 
 // pause is why the worker does not create dashboards; empty if it does, or if it cannot be asked.

@@ -331,7 +331,7 @@ func (r *importRun) look() error {
 			if err := r.finish(f, result); err != nil {
 				return err
 			}
-		} else if !f.later.IsZero() || f.waitsForRetry(s, now) {
+		} else if !f.later.IsZero() || f.waitsForRetry(s, now) && !r.waiting.isPaused(r.ctx) {
 			f.later = now.Add(importLater)
 		}
 	}

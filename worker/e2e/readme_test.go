@@ -19,7 +19,7 @@ func TestREADMEBeginsWithTwoCommands(t *testing.T) {
 	}
 }
 
-// standard are settings that README names and OpenTelemetry's library reads. It reads more, as
+// standard are settings that docs/configuration.md names and OpenTelemetry's library reads. It reads more, as
 // its manual says.
 var standard = []string{
 	"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS",
@@ -27,24 +27,38 @@ var standard = []string{
 	"OTEL_SDK_DISABLED",
 }
 
-func TestREADMENamesEachSetting(t *testing.T) {
+func TestConfigurationNamesEachSetting(t *testing.T) {
 	t.Parallel()
-	_, section, _ := strings.Cut(readFile(t, "README.md"), "\n## Configuration\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-
 	code := slices.Clone(standard)
 	for _, name := range variables(t) {
-		// as README says, of a secret
+		// as the document says, of a secret
 		if !strings.HasSuffix(name, "_FILE") || strings.HasPrefix(name, "NATS_NKEY") ||
 			strings.HasPrefix(name, "PAPERMAP_WORKSPACES") || strings.HasPrefix(name, "CONSOLE_USERS") {
 			code = append(code, name)
 		}
 	}
 	slices.Sort(code)
-	readme := named("`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[a-z]+)?`", section)
-	readme = slices.DeleteFunc(readme, func(name string) bool { return name == "NAME_FILE" }) // any
-	if diff := cmp.Diff(code, readme); diff != "" {
-		t.Errorf("config.go (-) and README's table (+) differ:\n%s", diff)
+	var rows strings.Builder
+	for line := range strings.Lines(readFile(t, "docs/configuration.md")) {
+		if strings.HasPrefix(line, "| `") {
+			rows.WriteString(strings.Split(line, " | ")[0])
+		}
+	}
+	documented := named("`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`", rows.String())
+	if diff := cmp.Diff(code, documented); diff != "" {
+		t.Errorf("config.go (-) and docs/configuration.md (+) differ:\n%s", diff)
+	}
+}
+
+func TestConfigurationNamesEachDefault(t *testing.T) {
+	t.Parallel()
+	document := readFile(t, "docs/configuration.md")
+	setting := regexp.MustCompile("`name:\"([a-z-]+)\" default:\"([^\"]+)\"")
+	for _, m := range setting.FindAllStringSubmatch(readFile(t, "worker/cli/config.go"), -1) {
+		name := strings.ToUpper(strings.ReplaceAll(m[1], "-", "_"))
+		if row := "| `" + name + "` | `" + m[2] + "` |"; !strings.Contains(document, row) {
+			t.Errorf("docs/configuration.md has no row %s", row)
+		}
 	}
 }
 

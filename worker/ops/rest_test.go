@@ -295,3 +295,36 @@ func TestListPagesByCursor(t *testing.T) {
 		}
 	})
 }
+
+func TestCreateAdoptsADashboard(t *testing.T) {
+	virtual(t, secretOnly.JWT, func(t *testing.T, w *world) {
+		root := admin(t)
+		w.Existing("org-1", "old-1")
+		w.Existing("org-2", "old-2")
+		a := w.ok(w.ask("POST", api, root, `{"tenant_id":"org-1","dashboard_id":"old-1"}`), 201)
+		if a.field("dashboard_id") != "old-1" || a.field("status") != "active" {
+			t.Errorf("created %s", a.body)
+		}
+		w.ok(w.ask("POST", api, root, `{"tenant_id":"org-1","dashboard_id":"old-1"}`), 201)
+		for body, code := range map[string]string{
+			`{"tenant_id":"org-1","dashboard_id":"old-2"}`:            "DASHBOARD_CONFLICT",
+			`{"tenant_id":"org-2","dashboard_id":"old-1"}`:            "DASHBOARD_TAKEN",
+			`{"tenant_id":"org-3","name":"x","dashboard_id":"old-1"}`: "DASHBOARD_TAKEN",
+		} {
+			if refused := w.ask("POST", api, root, body); refused.status != 409 || refused.field("code") != code {
+				t.Errorf("%s: %d %s, want 409 %s", body, refused.status, refused.body, code)
+			}
+		}
+		for _, body := range []string{`{"tenant_id":"org-4","dashboard_id":" x"}`, `{"dashboard_id":"x"}`,
+			`{"tenant_id":"org-4"}`, `{"tenant_id":"org-4","dashboard_id":"x","workspace_id":"nowhere"}`} {
+			if refused := w.ask("POST", api, root, body); refused.status != 400 {
+				t.Errorf("%s: %d %s, want 400", body, refused.status, refused.body)
+			}
+		}
+		w.Eventually(w.Handled)
+		w.NoDeadLetters()
+		if n := len(w.Requests("create")); n != 0 {
+			t.Errorf("%d creates", n)
+		}
+	})
+}

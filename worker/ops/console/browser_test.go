@@ -299,7 +299,10 @@ func TestConsoleInABrowser(t *testing.T) {
 	b.says(held.Mark)
 	b.picture("settle-light-1280")
 	b.do(chromedp.SendKeys(`input[name="dashboard"]`, held.ID, chromedp.ByQuery),
-		chromedp.Click(`form[action="/tenant/resolve"] button`, chromedp.ByQuery))
+		chromedp.Click(`form[action="/tenant/dashboard"] button`, chromedp.ByQuery))
+	b.says("Resolve with a dashboard")
+	b.picture("resolve-light-1280")
+	b.do(chromedp.Click(`form[action="/tenant/resolve"] button`, chromedp.ByQuery))
 	b.says("Resolved: the tenant has its dashboard.")
 	w.becomes("held", repo.Active)
 

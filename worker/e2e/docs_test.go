@@ -1,0 +1,273 @@
+package e2e
+
+import (
+	"io/fs"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// pages are README and the documents under docs, by path.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	list := map[string]string{}
+	for _, path := range []string{"README.md", "SECURITY.md", "CHANGELOG.md"} {
+		list[path] = readFile(t, path)
+	}
+	must(t, filepath.WalkDir("docs", func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.Name() == "node_modules" {
+			return fs.SkipDir
+		}
+		if filepath.Ext(path) == ".md" {
+			list[path] = readFile(t, path)
+		}
+		return err
+	}))
+	return list
+}
+
+func TestREADMEIsShort(t *testing.T) {
+	t.Parallel()
+	if n := len(strings.Fields(readFile(t, "README.md"))); n > 1000 {
+		t.Errorf("README has %d words, want at most 1,000: move something to docs", n)
+	}
+}
+
+func TestDocumentsAreInTheIndex(t *testing.T) {
+	t.Parallel()
+	index := readFile(t, "docs/README.md")
+	for path := range pages(t) {
+		name, ok := strings.CutPrefix(path, "docs/")
+		if ok && !strings.Contains(name, "/") && name != "README.md" && !strings.Contains(index, "]("+name+")") {
+			t.Errorf("docs/README.md does not list %s", name)
+		}
+	}
+}
+
+var (
+	fenced  = regexp.MustCompile("(?ms)^ *```.*?^ *```$") // a block of code
+	link    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	heading = regexp.MustCompile(`(?m)^#+ (.+)$`)
+)
+
+// anchors are the fragments that GitHub gives a document's headings.
+func anchors(document string) []string {
+	var list []string
+	for _, m := range heading.FindAllStringSubmatch(fenced.ReplaceAllString(document, ""), -1) {
+		text := regexp.MustCompile(`[^\p{L}\p{N}_ -]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		list = append(list, strings.ReplaceAll(text, " ", "-"))
+	}
+	return list
+}
+
+func TestLinksInDocumentsLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	documents := pages(t)
+	for path, text := range documents {
+		for _, m := range link.FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
+			u, err := url.Parse(m[1])
+			if err != nil || u.Scheme != "" {
+				continue // elsewhere
+			}
+			target := path
+			if u.Path != "" {
+				target = filepath.Join(filepath.Dir(path), u.Path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %s: %v", path, m[1], err)
+			} else if u.Fragment != "" && !slices.Contains(anchors(documents[target]), u.Fragment) {
+				t.Errorf("%s: %s: no such heading", path, m[1])
+			}
+		}
+	}
+}
+
+func TestLinesOfDocumentsAreShort(t *testing.T) {
+	t.Parallel()
+	for path, text := range pages(t) {
+		if filepath.Dir(path) != "docs" && path != "README.md" && path != "CHANGELOG.md" {
+			continue
+		}
+		code := false
+		for line := range strings.Lines(text) {
+			line = strings.TrimRight(line, "\n")
+			if strings.HasPrefix(strings.TrimSpace(line), "```") {
+				code = !code
+			}
+			table := strings.HasPrefix(strings.TrimSpace(line), "|")
+			if n := utf8.RuneCountInString(line); n > 100 && !code && !table && strings.Contains(line, " ") {
+				t.Errorf("%s: a line of %d characters: %s", path, n, line)
+			}
+		}
+	}
+}
+
+// commands are the commands in a document's blocks "sh run", in order.
+func commands(document string) string {
+	var list []string
+	for _, m := range regexp.MustCompile("(?ms)^ *```sh run\n(.*?)^ *```$").FindAllStringSubmatch(document, -1) {
+		list = append(list, m[1])
+	}
+	return strings.Join(list, "")
+}
+
+func TestDocumentedCommandsRun(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	s.env = append(s.env, "HTTP_JWT_SECRET=a secret of the tests that is long enough")
+	worker := startReady(t, s.env)
+	defer worker.stop(t)
+	s.env = append(s.env, "HTTP_ADDR="+worker.address(t))
+	run(t, s.env, "publish", "tenant-created", "org-123", "--name", "Acme Corp")
+	s.status(t, "org-123", "active")
+	ran := 0
+	for path, text := range pages(t) {
+		script := strings.ReplaceAll(commands(text), "127.0.0.1:8080", worker.address(t))
+		if script == "" {
+			continue
+		}
+		ran++
+		t.Run(path, func(t *testing.T) {
+			c := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script)
+			c.Dir = t.TempDir()
+			c.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, s.env...)
+			if output, err := c.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s\n%s", err, script, tail(string(output), 2000))
+			}
+		})
+	}
+	if ran < 4 {
+		t.Errorf("%d documents have commands to run", ran)
+	}
+}
+
+func TestDocumentedNATSCommandsWork(t *testing.T) {
+	t.Parallel()
+	s, nc := runWorker(t)
+	js := s.jetStream(t)
+	pub := regexp.MustCompile(`nats (pub|request) (papermap\.\S+) '(\{[^']*\})'`)
+	var requests [][]string
+	published := 0
+	for path, text := range pages(t) {
+		if strings.Contains(path, "/examples/") || strings.Contains(path, "/nats/") {
+			continue // they have tests of their own
+		}
+		for _, m := range pub.FindAllStringSubmatch(text, -1) {
+			if m[1] == "request" {
+				requests = append(requests, m)
+				continue
+			}
+			published++
+			_, err := js.Publish(t.Context(), m[2], []byte(m[3]))
+			must(t, err)
+		}
+	}
+	if published < 2 || len(requests) < 2 {
+		t.Fatalf("the documents have %d nats pub and %d nats request", published, len(requests))
+	}
+	s.status(t, "org-123", "active")
+	for _, m := range requests {
+		reply := ask(t, nc, m[2], m[3])
+		if code := reply.Header.Get("Nats-Service-Error-Code"); code != "" {
+			t.Errorf("%s: %s %s", m[0], code, reply.Data)
+		}
+	}
+}
+
+func TestDocumentedCommandsExist(t *testing.T) {
+	t.Parallel()
+	known := map[string]bool{} // commands, and groups such as "dead"
+	for _, name := range named(`(?m)^  ([a-z-]+(?: [a-z-]+)?)(?:  |$)`, run(t, nil, "--help")) {
+		group, _, _ := strings.Cut(name, " ")
+		known[name], known[group] = true, known[group] || group == name
+	}
+	inCode := regexp.MustCompile("(?s)```.*?```|`[^`]+`")
+	call := regexp.MustCompile(`papermap-worker ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?`)
+	for path, text := range pages(t) {
+		if path == "CHANGELOG.md" {
+			continue // it may name former commands
+		}
+		for _, code := range inCode.FindAllString(text, -1) {
+			for _, m := range call.FindAllStringSubmatch(code, -1) {
+				leaf, exists := known[m[1]]
+				if !exists || !leaf && m[2] != "" && !known[m[1]+" "+m[2]] {
+					t.Errorf("%s: there is no command %s", path, m[0])
+				}
+			}
+		}
+	}
+}
+
+// TestRunbookQuotesWhatThereIs looks for the log messages and panels that the runbook names.
+func TestRunbookQuotesWhatThereIs(t *testing.T) {
+	t.Parallel()
+	runbook := strings.Join(strings.Fields(readFile(t, "docs/operations.md")), " ")
+	var code strings.Builder
+	for _, pattern := range []string{"events/*.go", "worker/*.go"} {
+		files, err := filepath.Glob(pattern)
+		must(t, err)
+		for _, path := range files {
+			code.WriteString(readFile(t, path))
+		}
+	}
+	messages := named(`[Tt]he log's "([^"]+)"`, runbook)
+	for _, message := range messages {
+		if !strings.Contains(code.String(), `"`+message) {
+			t.Errorf("no log message begins with %q", message)
+		}
+	}
+	panels := named(`panel "([^"]+)"`, runbook)
+	dashboard := readFile(t, "docs/observability/grafana-dashboard.json")
+	for _, panel := range panels {
+		if !strings.Contains(dashboard, `"title": "`+panel+`"`) {
+			t.Errorf("the dashboard has no panel %q", panel)
+		}
+	}
+	if len(messages) < 3 || len(panels) < 3 {
+		t.Errorf("the runbook names the messages %q and the panels %q", messages, panels)
+	}
+}
+
+// TestDocumentedCodesAreComplete compares the tables of codes with the source.
+func TestDocumentedCodesAreComplete(t *testing.T) {
+	t.Parallel()
+	var source strings.Builder
+	for _, pattern := range []string{"events/*.go", "worker/*.go"} {
+		files, err := filepath.Glob(pattern)
+		must(t, err)
+		for _, path := range files {
+			if !strings.HasSuffix(path, "_test.go") {
+				source.WriteString(readFile(t, path))
+			}
+		}
+	}
+	answers := named(`serviceError\(\d+, "([A-Z]+(?:_[A-Z]+)*)"`, source.String())
+	dead := slices.DeleteFunc(named(`(?:\b[Cc]ode\w+ += |Code: +)"([A-Z]+_[A-Z_]+)"`, source.String()),
+		func(code string) bool { return slices.Contains(answers, code) })
+	section := func(path, heading string) string { // its tables
+		_, text, _ := strings.Cut(readFile(t, path), "\n## "+heading+"\n")
+		text, _, _ = strings.Cut(text, "\n## ")
+		return strings.Join(regexp.MustCompile(`(?m)^\|.*$`).FindAllString(text, -1), "\n")
+	}
+	documented := func(text string) []string {
+		return slices.DeleteFunc(named("`([A-Z]+(?:_[A-Z]+)*)`", text), func(name string) bool {
+			return slices.Contains(variables(t), name)
+		})
+	}
+	if diff := cmp.Diff(dead, documented(section("docs/events.md", "Dead letters"))); diff != "" {
+		t.Errorf("codes of dead letters in the source (-) and docs/events.md (+):\n%s", diff)
+	}
+	listed := section("docs/tokens.md", "Errors") + "\n" + section("docs/rest.md", "Calls")
+	if diff := cmp.Diff(answers, slices.DeleteFunc(documented(listed),
+		func(name string) bool { return name == "POST" || name == "GET" })); diff != "" {
+		t.Errorf("codes of answers in the source (-) and docs/tokens.md and rest.md (+):\n%s", diff)
+	}
+}
