@@ -215,6 +215,8 @@ func TestEventsOutFitTheirSchemas(t *testing.T) {
 			Code: "API_REFUSED", Message: "status 422"},
 		events.TypeDashboardHeld: events.DashboardHeld{TenantID: "org-123", WorkspaceID: "w",
 			Attempt: "1b4e28ba-2fa1-11d2-883f-0016d3cca427"},
+		events.TypeUsageThreshold: events.UsageThreshold{TenantID: "org-123", WorkspaceID: "w",
+			Period: "2026-01", Credits: "80.5", Budget: "100", Percent: 80},
 	} {
 		text, err := json.Marshal(data)
 		if err != nil {

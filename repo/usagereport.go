@@ -24,9 +24,9 @@ func (db *DB) UsageByMonth(ctx context.Context) ([]MonthlyUsage, error) {
 // TopUsage lists the rows of a month with the most credits, at most limit. It reads all rows.
 func (db *DB) TopUsage(ctx context.Context, period string, limit int) ([]Usage, error) {
 	return list[Usage](ctx, db.read, "read the most usage of "+period,
-		`SELECT tenant_id, workspace_id, period, CAST(credits AS TEXT) AS credits, requests, synced_at
-		FROM tenant_usage WHERE period = ? ORDER BY CAST(credits AS DOUBLE PRECISION) DESC, tenant_id
-		LIMIT ?`, period, limit)
+		`SELECT u.tenant_id, u.workspace_id, u.period, CAST(u.credits AS TEXT) AS credits, u.requests,
+		u.synced_at, `+budgetOf+` AS budget FROM tenant_usage u WHERE u.period = ?
+		ORDER BY CAST(u.credits AS DOUBLE PRECISION) DESC, u.tenant_id LIMIT ?`, period, limit)
 }
 
 // UsageChange is a total that went down: the API corrected itself.

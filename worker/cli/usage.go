@@ -132,16 +132,16 @@ func usageTable(list []repo.Usage, sumOf string) table {
 		largest, sum = decimal.Max(largest, credits[i]), sum.Add(credits[i])
 		requests += u.Requests
 	}
-	rows := table{{"TENANT", "WORKSPACE", "MONTH", "CREDITS", " ", "BUDGET", "REQUESTS", "READ", "NOTE"}}
+	rows := table{{"TENANT", "WORKSPACE", "MONTH", "CREDITS", " ", "REQUESTS", "READ", "BUDGET", "NOTE"}}
 	for i, u := range list {
 		share := 0.0
 		if largest.IsPositive() {
 			share = credits[i].Div(largest).InexactFloat64()
 		}
-		rows.add(u.TenantID, u.WorkspaceID, u.Period, u.Credits, bar(share), budgetShare(u), u.Requests,
-			shortTime(u.SyncedAt), usageNote(u))
+		rows.add(u.TenantID, u.WorkspaceID, u.Period, u.Credits, bar(share), u.Requests,
+			shortTime(u.SyncedAt), budgetShare(u), usageNote(u))
 	}
-	rows.add(sumOf, " ", " ", sum, " ", " ", requests, " ", " ")
+	rows.add(sumOf, " ", " ", sum, " ", requests, " ", " ", " ")
 	return rows
 }
 

@@ -51,16 +51,19 @@ func (c *budgetSetCmd) budget() (repo.Budget, error) {
 }
 
 func (c *budgetSetCmd) Validate() error {
+	if c.Credits == "" {
+		return nil // the parser says that it is missing
+	}
 	_, err := c.budget()
 	return err
 }
 
 func (c *budgetSetCmd) Run(a *app, db *repo.DB) error {
 	b, err := c.budget()
-	if err == nil {
-		err = worker.SetBudget(a.ctx, db, b)
-	}
 	if err != nil {
+		return usageErrorf("%v", err)
+	}
+	if err := worker.SetBudget(a.ctx, db, b); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(a.stdout, "the budget of %s is %s credits, thresholds %s\n",

@@ -13,6 +13,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"papermap-worker/papermap/simulator"
+	"papermap-worker/repo"
 )
 
 // pages are README and the documents under docs, by path.
@@ -57,6 +60,22 @@ var (
 	link    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	heading = regexp.MustCompile(`(?m)^#+ (.+)$`)
 )
+
+// sources is the program's code that matches the patterns, without tests.
+func sources(t *testing.T, patterns ...string) string {
+	t.Helper()
+	var code strings.Builder
+	for _, pattern := range patterns {
+		files, err := filepath.Glob(pattern)
+		must(t, err)
+		for _, path := range files {
+			if !strings.HasSuffix(path, "_test.go") {
+				code.WriteString(readFile(t, path))
+			}
+		}
+	}
+	return code.String()
+}
 
 // anchors are the fragments that GitHub gives a document's headings.
 func anchors(document string) []string {
@@ -210,17 +229,10 @@ func TestDocumentedCommandsExist(t *testing.T) {
 func TestRunbookQuotesWhatThereIs(t *testing.T) {
 	t.Parallel()
 	runbook := strings.Join(strings.Fields(readFile(t, "docs/operations.md")), " ")
-	var code strings.Builder
-	for _, pattern := range []string{"events/*.go", "worker/*.go"} {
-		files, err := filepath.Glob(pattern)
-		must(t, err)
-		for _, path := range files {
-			code.WriteString(readFile(t, path))
-		}
-	}
+	code := sources(t, "events/*.go", "worker/*.go")
 	messages := named(`[Tt]he log's "([^"]+)"`, runbook)
 	for _, message := range messages {
-		if !strings.Contains(code.String(), `"`+message) {
+		if !strings.Contains(code, `"`+message) {
 			t.Errorf("no log message begins with %q", message)
 		}
 	}
@@ -236,21 +248,70 @@ func TestRunbookQuotesWhatThereIs(t *testing.T) {
 	}
 }
 
+func TestDocumentedFaultsAreRules(t *testing.T) {
+	t.Parallel()
+	_, section, _ := strings.Cut(readFile(t, "docs/testing.md"), "\n## Faults\n")
+	faults := named("(?m)^\\| `([^`]+)` \\|", section)
+	if len(faults) < 5 {
+		t.Errorf("docs/testing.md has the faults %q", faults)
+	}
+	for _, fault := range faults {
+		if _, err := simulator.ParseFault(fault); err != nil {
+			t.Errorf("docs/testing.md: %s: %v", fault, err)
+		}
+	}
+}
+
+// TestErrorsAreDocumented compares docs/errors.md with the source: the checks of doctor, the kinds of
+// pauses, the reasons of refused requests, the statuses, and that the messages exist.
+func TestErrorsAreDocumented(t *testing.T) {
+	t.Parallel()
+	source := sources(t, "events/*.go", "repo/*.go", "worker/*.go", "worker/cli/*.go", "worker/ops/*.go",
+		"worker/ops/console/*.go")
+	document := readFile(t, "docs/errors.md")
+	column := func(heading string) []string { // the first one of the section's tables
+		_, text, _ := strings.Cut(document, "\n## "+heading+"\n")
+		text, _, _ = strings.Cut(text, "\n## ")
+		return named("(?m)^\\| `([^`]+?)(?: …)?` \\|", text)
+	}
+	checks := named(`(?:Finding\{|Check: +|databaseCheck = |const check = |f\.(?:ok|warn|fail)\(|check := )`+
+		`"([^",]+?),? *(?:workspace )?"`, source)
+	var documented []string
+	for _, name := range column("Doctor and readiness") {
+		name, _, _ = strings.Cut(name, ",")
+		documented = append(documented, name)
+	}
+	for heading, lists := range map[string][2][]string{
+		"Doctor and readiness": {checks, documented},
+		"Pauses":               {named(`\bPause[A-Z]\w+ += "([a-z]+)"`, source), column("Pauses")},
+		"REST and console": {named(`(?:Refused\(\S+, |return )"([a-z]+_[a-z]+)"`, source),
+			column("REST and console")},
+	} {
+		if diff := cmp.Diff(lists[0], lists[1]); diff != "" {
+			t.Errorf("%s: the source (-) and docs/errors.md (+):\n%s", heading, diff)
+		}
+	}
+	var statuses []string
+	for _, status := range repo.Statuses() {
+		statuses = append(statuses, string(status))
+	}
+	slices.Sort(statuses)
+	if diff := cmp.Diff(statuses, column("Tenants")); diff != "" {
+		t.Errorf("statuses (-) and docs/errors.md (+):\n%s", diff)
+	}
+	for _, message := range column("Commands") {
+		if !strings.Contains(source, message) {
+			t.Errorf("no error contains %q", message)
+		}
+	}
+}
+
 // TestDocumentedCodesAreComplete compares the tables of codes with the source.
 func TestDocumentedCodesAreComplete(t *testing.T) {
 	t.Parallel()
-	var source strings.Builder
-	for _, pattern := range []string{"events/*.go", "worker/*.go"} {
-		files, err := filepath.Glob(pattern)
-		must(t, err)
-		for _, path := range files {
-			if !strings.HasSuffix(path, "_test.go") {
-				source.WriteString(readFile(t, path))
-			}
-		}
-	}
-	answers := named(`serviceError\(\d+, "([A-Z]+(?:_[A-Z]+)*)"`, source.String())
-	dead := slices.DeleteFunc(named(`(?:\b[Cc]ode\w+ += |Code: +)"([A-Z]+_[A-Z_]+)"`, source.String()),
+	source := sources(t, "events/*.go", "worker/*.go")
+	answers := named(`serviceError\(\d+, "([A-Z]+(?:_[A-Z]+)*)"`, source)
+	dead := slices.DeleteFunc(named(`(?:\b[Cc]ode\w+ += |Code: +)"([A-Z]+_[A-Z_]+)"`, source),
 		func(code string) bool { return slices.Contains(answers, code) })
 	section := func(path, heading string) string { // its tables
 		_, text, _ := strings.Cut(readFile(t, path), "\n## "+heading+"\n")

@@ -19,7 +19,7 @@ func TestREADMEBeginsWithTwoCommands(t *testing.T) {
 	}
 }
 
-// standard are settings that docs/configuration.md names and OpenTelemetry's library reads. It reads more, as
+// standard are settings that docs/configuration.md names and OpenTelemetry reads. It reads more, as
 // its manual says.
 var standard = []string{
 	"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS",
@@ -53,7 +53,7 @@ func TestConfigurationNamesEachSetting(t *testing.T) {
 func TestConfigurationNamesEachDefault(t *testing.T) {
 	t.Parallel()
 	document := readFile(t, "docs/configuration.md")
-	setting := regexp.MustCompile("`name:\"([a-z-]+)\" default:\"([^\"]+)\"")
+	setting := regexp.MustCompile("`(?:group:\"[^\"]*\" )?name:\"([a-z-]+)\" default:\"([^\"]+)\"")
 	for _, m := range setting.FindAllStringSubmatch(readFile(t, "worker/cli/config.go"), -1) {
 		name := strings.ToUpper(strings.ReplaceAll(m[1], "-", "_"))
 		if row := "| `" + name + "` | `" + m[2] + "` |"; !strings.Contains(document, row) {
@@ -86,7 +86,7 @@ func variables(t *testing.T) []string {
 	t.Helper()
 	source := readFile(t, "worker/cli/config.go")
 	var list []string
-	for _, name := range named("`name:\"([a-z-]+)\"", source) {
+	for _, name := range named("`(?:group:\"[^\"]*\" )?name:\"([a-z-]+)\"", source) {
 		list = append(list, strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
 	}
 	for _, name := range named(`\.secret\("([A-Z_]+)"\)`, source) {

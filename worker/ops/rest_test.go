@@ -87,6 +87,11 @@ func TestRoutesDoTheirWorkAndAnswerAsDocumented(t *testing.T) {
 			t.Errorf("usage %+v", usage)
 		}
 
+		const budget = "/api/v1/usage/budgets/org-1"
+		w.ok(w.ask("PUT", budget, root, `{"credits":"10"}`), 200)
+		w.ok(w.ask("GET", budget, root, ""), 200)
+		w.ok(w.ask("DELETE", budget, root, ""), 204)
+
 		if status := w.ok(w.ask("POST", api+"/org-1/suspend", root, `{"reason":"unpaid"}`), 200).field(
 			"status"); status != "suspended" {
 			t.Errorf("after the suspension it is %s", status)
@@ -112,7 +117,7 @@ func TestRoutesDoTheirWorkAndAnswerAsDocumented(t *testing.T) {
 		})
 		for _, r := range routes {
 			done := false
-			for _, status := range []int{200, 201, 202} {
+			for _, status := range []int{200, 201, 202, 204} {
 				done = done || w.seen[fmt.Sprint(r.method, " ", r.path, " ", status)]
 			}
 			if !done {

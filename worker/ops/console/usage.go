@@ -20,6 +20,7 @@ type usageView struct {
 	Read     time.Time // when the sums were
 	Period   string    // of the most
 	Top      []topRow
+	Over     []repo.Usage // who has used most of a budget in that month
 	Runs     []repo.Run
 	Working  bool // a run is in flight
 	From, To string
@@ -35,41 +36,48 @@ type sums struct {
 	mu     sync.Mutex
 	read   time.Time
 	months []repo.MonthlyUsage
-	top    map[string][]repo.Usage // by month
+	top    map[string]most // by month
 }
 
+// most is who used most in a month, in credits and of their budgets.
+type most struct{ credits, budgets []repo.Usage }
+
 const (
-	sumsLive = time.Minute
-	maxTop   = 10
-	maxRuns  = 20
+	sumsLive   = time.Minute
+	maxTop     = 10
+	maxOver    = 50
+	nearBudget = 80 // percent of a budget, from which a tenant is listed
+	maxRuns    = 20
 )
 
 // of returns the months and the most usage of one of them: of the newest when period is empty.
 func (s *sums) of(
 	ctx context.Context, db *repo.DB, period string, now time.Time,
-) (months []repo.MonthlyUsage, top []repo.Usage, read time.Time, err error) {
+) (months []repo.MonthlyUsage, top most, read time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.months == nil || now.Sub(s.read) > sumsLive {
 		list, err := db.UsageByMonth(ctx)
 		if err != nil {
-			return nil, nil, now, err
+			return nil, top, now, err
 		}
-		s.months, s.read, s.top = list, now, map[string][]repo.Usage{}
+		s.months, s.read, s.top = list, now, map[string]most{}
 		if len(list) == 0 {
 			s.months = nil // look again: the first run may end any moment
-			return nil, nil, now, nil
+			return nil, top, now, nil
 		}
 	}
 	if period == "" {
 		period = s.months[len(s.months)-1].Period
 	}
 	if _, known := s.top[period]; !known {
-		list, err := db.TopUsage(ctx, period, maxTop)
-		if err != nil {
-			return nil, nil, now, err
+		if top.credits, err = db.TopUsage(ctx, period, maxTop); err != nil {
+			return nil, top, now, err
 		}
-		s.top[period] = list
+		if top.budgets, err = db.OverBudget(ctx, period, nearBudget, maxOver); err != nil {
+			return nil, top, now, err
+		}
+		s.top[period] = top
 	}
 	return s.months, s.top[period], s.read, nil
 }
@@ -98,11 +106,12 @@ func (c *Console) usage(rw http.ResponseWriter, v *visit) error {
 			c.sums.forget()
 		}
 	}
-	var top []repo.Usage
+	var top most
 	if u.Months, top, u.Read, err = c.sums.of(ctx, c.db, u.Period, c.now()); err != nil {
 		return err
 	}
-	for _, row := range top {
+	u.Over = top.budgets
+	for _, row := range top.credits {
 		m, err := c.db.Mapping(ctx, row.TenantID)
 		if err != nil && !errors.Is(err, repo.ErrNotFound) {
 			return err

@@ -67,6 +67,37 @@ func TestUsageIsSummedShownByRunAndDownloaded(t *testing.T) {
 	})
 }
 
+func TestUsagePageShowsBudgets(t *testing.T) {
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		month := time.Now().UTC().Format("2006-01")
+		w.Simulator.SetUsage("ws-a", simulator.Usage{Rows: []simulator.UsageRow{
+			{TenantID: "half", Period: month, Credits: "500", Requests: 1},
+			{TenantID: "near", Period: month, Credits: "80", Requests: 1},
+			{TenantID: "none", Period: month, Credits: "70", Requests: 1},
+			{TenantID: "over", Period: month, Credits: "60", Requests: 1},
+		}})
+		for tenant, credits := range map[string]string{"half": "1000", "near": "100", "over": "40"} {
+			b, err := repo.NewBudget(tenant, credits, repo.Percents{80, 100})
+			w.Must(err)
+			w.Must(w.Workers[0].SetBudget(t.Context(), b))
+		}
+		w.Publish(events.TypeUsageSync, "{}")
+		w.Eventually(func() error {
+			got := text(w.get("/usage").body)
+			for _, want := range []string{
+				"half unknown tenant 500 50 % of 1,000 1 near unknown tenant 80 80 % of 100 1 none unknown tenant 70 1",
+				"Over 80 % of their budget in " + monthName(month) +
+					" Tenant Budget Credits Workspace over 150 % of 40 60 ws-a near 80 % of 100 80 ws-a",
+			} {
+				if !strings.Contains(got, want) {
+					return fmt.Errorf("it does not say %q:\n%s", want, got)
+				}
+			}
+			return nil
+		})
+	})
+}
+
 func TestUsageDownloadHoldsNoFormula(t *testing.T) {
 	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
 		month := time.Now().UTC().Format("2006-01")
