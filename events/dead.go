@@ -237,14 +237,14 @@ func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, erro
 // OnDead calls do for each event of a type that becomes a dead letter from now on, until stop.
 func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
 	consumer, err := b.js.OrderedConsumer(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{b.o.Subjects.Dead(eventType)}, DeliverPolicy: jetstream.DeliverNewPolicy,
+		DeliverPolicy: jetstream.DeliverNewPolicy, // without a filter, which would need another right
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
 	}
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
 		defer logPanic(b.log, msg.Subject())
-		if raw, _, err := b.raw(msg); err == nil {
+		if raw, _, err := b.raw(msg); err == nil && raw.Type == eventType {
 			do(newDeadLetter(raw))
 		}
 	})

@@ -128,7 +128,7 @@ func TestBackupKeepsAGoodOneWhenTheNextFails(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	keepsGoodBackup(t, t.Context(), "sqlite:"+empty, file, "not a backup")
+	keepsGoodBackup(t, t.Context(), "sqlite:"+empty, file, "does not hold the tables")
 
 	data, err := os.ReadFile(database)
 	if err != nil {

@@ -186,13 +186,16 @@ func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 
 // resolveReplaced takes a replaced dashboard off the list of PossibleOrphans, in all workspaces.
 func (t *tx) resolveReplaced(ctx context.Context, dashboardID string) error {
-	var listed int
-	err := t.get(ctx, &listed, "SELECT COUNT(*) FROM "+replacedOpen+" AND o.dashboard_id = ?", dashboardID)
-	if err == nil && listed == 0 {
+	var tenants []string
+	err := t.list(ctx, &tenants, "SELECT o.tenant_id FROM "+replacedOpen+" AND o.dashboard_id = ?", dashboardID)
+	if err == nil && len(tenants) == 0 {
 		err = ErrNotFound
 	}
 	if err != nil {
 		return err
+	}
+	if t.audit != nil {
+		t.audit.TenantID = tenants[0]
 	}
 	return t.exec(ctx, "UPDATE dashboard_owners SET settled_at = ? WHERE dashboard_id = ?", t.now, dashboardID)
 }

@@ -52,6 +52,7 @@ const (
 	ActionSync              = "sync"
 	ActionRetry             = "retry"
 	ActionResolve           = "resolve"
+	ActionReplace           = "replace"
 	ActionRecreate          = "recreate"
 	ActionResolveAttempt    = "resolve-attempt"
 	ActionReplayDeadLetter  = "replay-dead-letter"

@@ -30,7 +30,10 @@ func Replace(ctx context.Context, db *repo.DB, tenantID, old, dashboardID string
 	if events.ValidateDashboardID(dashboardID) != nil {
 		return repo.Mapping{}, fmt.Errorf("%q: %w", dashboardID, ErrDashboardID)
 	}
-	return db.Replace(ctx, tenantID, old, dashboardID, DashboardCreatedEvent)
+	e := repo.AuditEntry{
+		Action: ActionReplace, TenantID: tenantID, Detail: "dashboard " + dashboardID + " instead of " + old,
+	}
+	return audited(ctx, db, e).Replace(ctx, tenantID, old, dashboardID, DashboardCreatedEvent)
 }
 
 // Recreate has a held tenant's dashboard created once more.

@@ -25,7 +25,9 @@ var notAudited = map[string]string{
 	"migrate status": "it reads", "health": "it reads", "tenants list": "it reads", "tenants show": "it reads",
 	"attempts list": "it reads", "dead list": "it reads", "dead show": "it reads", "audit": "it reads",
 	"usage show": "it reads", "usage export": "it reads", "usage runs": "it reads", "usage run": "it reads",
-	"doctor": "it reads", "version": "it reads", "jwt": "it prints", "console-user": "it prints",
+	"restore-check": "it reads", "backup": "it reads the database", "help": "it prints",
+	"completion": "it prints", "doctor": "it reads", "version": "it reads",
+	"jwt": "it prints", "console-user": "it prints",
 }
 
 // auditedCommand is a command line, and what the audit log has of it.

@@ -98,9 +98,9 @@ var examples = map[string]string{
 	"tenants list":             "papermap-worker tenants list --search acme",
 	"tenants show":             "papermap-worker tenants show org-1",
 	"tenants resolve":          "papermap-worker tenants resolve org-1 --dashboard-id 6f1c1f6e",
-	"import":                   "papermap-worker import tenants.csv --dry-run",
 	"attempts":                 "papermap-worker attempts list",
 	"attempts list":            "papermap-worker attempts list --json",
+	"import":                   "papermap-worker import tenants.csv --dry-run",
 	"attempts resolve":         "papermap-worker attempts resolve pmw:0f4e4f57",
 	"dead":                     "papermap-worker dead list",
 	"dead show":                "papermap-worker dead show 17",
@@ -108,7 +108,6 @@ var examples = map[string]string{
 	"dead replay":              "papermap-worker dead replay --code API_REFUSED --dry-run",
 	"dead discard":             "papermap-worker dead discard 17 18",
 	"replay":                   "papermap-worker replay --since 2026-01-31T12:00:00Z --dry-run",
-	"audit":                    "papermap-worker audit --tenant-id org-1 --since 24h",
 	"backup":                   "papermap-worker backup /var/backups/papermap/papermap.db",
 	"restore-check":            "papermap-worker restore-check /var/backups/papermap/papermap.db",
 	"usage":                    "papermap-worker usage show --from 2026-01",
@@ -116,10 +115,14 @@ var examples = map[string]string{
 	"usage show":               "papermap-worker usage show --tenant org-1 --from 2026-01",
 	"usage export":             "papermap-worker usage export --from 2026-01 --to 2026-03 > usage.csv",
 	"usage run":                "papermap-worker usage run --json",
-	"usage budget set":         "papermap-worker usage budget set org-1 --credits 1000 --thresholds 80,100",
 	"completion":               "source <(papermap-worker completion bash)",
 	"version":                  "papermap-worker version",
 	"help":                     "papermap-worker help tenants list",
+	"audit":                    "papermap-worker audit --tenant-id org-1 --since 24h",
+	"usage budget":             "papermap-worker usage budget list",
+	"usage budget list":        "papermap-worker usage budget list --json",
+	"usage budget unset":       "papermap-worker usage budget unset org-1",
+	"usage budget set":         "papermap-worker usage budget set org-1 --credits 1000 --thresholds 80,100",
 	"doctor":                   "papermap-worker doctor --json",
 	"jwt":                      "papermap-worker jwt --tenant-id org-1 --scope papermap:create --ttl 10m",
 	"console-user":             "papermap-worker console-user ann --role viewer >> console-users",
@@ -158,8 +161,8 @@ func usageErrorf(format string, args ...any) error {
 
 // Run runs the command that args name, without the program's name, and returns the exit code: 0
 // done, 1 failed, 2 wrong usage or configuration, 128 and its number for a signal that interrupted a
-// command. It reads settings from the environment, and unsets variables that are empty. release is the version that was set when a release was built;
-// empty for any other build.
+// command. It reads settings from the environment, and unsets variables that are empty. release is
+// the version that was set when a release was built; empty for any other build.
 func Run(release string, args []string, stdout, stderr io.Writer) int {
 	unsetEmpty()
 	syscall.Umask(syscall.Umask(0) | 0o077) // files are for this user alone

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"papermap-worker/events"
 	"papermap-worker/papermap"
@@ -41,16 +42,25 @@ type papermapSettings struct {
 	EmbedKeyID     string `name:"papermap-embed-api-key-id" help:"Key id for embed tokens. Default: API key."`
 	WorkspacesFile string `name:"papermap-workspaces-file" help:"JSON file with more workspaces."`
 
-	Schedule    string `group:"Usage" name:"usage-sync-schedule" default:"@hourly" help:"Cron in UTC, @every 15m, or off."`
-	UsagePages  string `group:"Usage" name:"usage-sync-concurrency" default:"8" help:"Usage pages requested concurrently."`
-	HistoryPath string `group:"Usage" name:"papermap-usage-history-path" help:"Path of a tenant's usage, with {tenant_id}."`
+	usageSettings `group:"Usage"`
+	tokenSettings `group:"Embed tokens"`
+}
 
-	TokenTTL    string `group:"Embed tokens" name:"embed-token-ttl" default:"1h" help:"Lifetime of an embed token."`
-	TokenMaxTTL string `group:"Embed tokens" name:"embed-token-max-ttl" default:"1h" help:"Maximum lifetime to request."`
-	TokenRate   string `group:"Embed tokens" name:"embed-token-rate" default:"0" help:"Tokens per second and tenant; 0: no limit."`
-	TokenBurst  string `group:"Embed tokens" name:"embed-token-burst" default:"0" help:"Burst of that rate; 0: a second's worth."`
-	TokenCreate string `group:"Embed tokens" name:"embed-token-create" default:"false" help:"Token requests can create tenants."`
-	TokenAudit  string `group:"Embed tokens" name:"embed-token-audit" default:"100" help:"Token log lines per second; 0: off."`
+// usageSettings are about syncing usage.
+type usageSettings struct {
+	Schedule    string `name:"usage-sync-schedule" default:"@hourly" help:"Cron in UTC, @every 15m, or off."`
+	UsagePages  string `name:"usage-sync-concurrency" default:"8" help:"Usage pages requested concurrently."`
+	HistoryPath string `name:"papermap-usage-history-path" help:"Path of a tenant's usage, with {tenant_id}."`
+}
+
+// tokenSettings are about embed tokens.
+type tokenSettings struct {
+	TokenTTL    string `name:"embed-token-ttl" default:"1h" help:"Lifetime of an embed token."`
+	TokenMaxTTL string `name:"embed-token-max-ttl" default:"1h" help:"Maximum lifetime to request."`
+	TokenRate   string `name:"embed-token-rate" default:"0" help:"Tokens per second and tenant; 0: no limit."`
+	TokenBurst  string `name:"embed-token-burst" default:"0" help:"Burst of that rate; 0: a second's worth."`
+	TokenCreate string `name:"embed-token-create" default:"false" help:"Token requests can create tenants."`
+	TokenAudit  string `name:"embed-token-audit" default:"100" help:"Token log lines per second; 0: off."`
 }
 
 // workSettings are about the worker itself, and what it serves over HTTP.
@@ -60,12 +70,17 @@ type workSettings struct {
 	Grace         string `name:"shutdown-grace" default:"25s" help:"Time for events in flight at shutdown."`
 	AuditKept     string `name:"audit-retention" default:"8760h" help:"Time to keep the audit log."`
 	ReplyPrefixes string `name:"nats-reply-prefixes" help:"More reply prefixes to answer, comma-separated."`
-	JWKS          string `group:"REST and console" name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
-	CORSOrigins   string `group:"REST and console" name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
-	UsersFile     string `group:"REST and console" name:"console-users-file" help:"Console users: lines name:role:bcrypt."`
-	Proxies       string `group:"REST and console" name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is believed."`
-	jwtSettings   `group:"REST and console"`
-	httpSettings  `group:"REST and console"`
+	webSettings   `group:"REST and console"`
+}
+
+// webSettings are about what is served over HTTP.
+type webSettings struct {
+	JWKS        string `name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
+	CORSOrigins string `name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
+	UsersFile   string `name:"console-users-file" help:"Console users: lines name:role:bcrypt."`
+	Proxies     string `name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is believed."`
+	jwtSettings
+	httpSettings
 }
 
 // jwtSettings are what bearer tokens of the REST API must say.
@@ -216,11 +231,15 @@ func workspacesFile(p *parser, path, defaultURL string, allowHTTP bool) (all []p
 // jsonProblem returns what is wrong with JSON without the names of our types.
 func jsonProblem(err error) error {
 	if e, ok := errors.AsType[*json.SemanticError](err); ok {
-		problem := e.Err
-		if problem == nil {
-			problem = fmt.Errorf("unexpected %v", e.JSONKind)
+		place := e.JSONPointer
+		switch {
+		case errors.Is(e.Err, json.ErrUnknownName):
+			return fmt.Errorf("unknown object member name %q at %q", place.LastToken(), place.Parent())
+		case e.Err != nil:
+			return fmt.Errorf("at %q: %w", place, e.Err)
 		}
-		return fmt.Errorf("at %q: %w", string(e.JSONPointer), problem)
+		kinds := map[jsontext.Kind]string{'{': "object", '[': "list", '"': "string", '0': "number"}
+		return fmt.Errorf("unexpected %s at %q", cmp.Or(kinds[e.JSONKind], "value"), place)
 	}
 	return err
 }

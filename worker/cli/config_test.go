@@ -302,7 +302,7 @@ func TestWorkspacesFile(t *testing.T) {
 		"an unknown member": {`[` + row + `,"secret_key":"CANARY"}]`, nil,
 			[]string{`unknown object member name "secret_key"`}},
 		"a wrong type":     {`[{"workspace_id":5}]`, nil, []string{"workspace_id"}},
-		"an object":        {`{}`, nil, []string{"PAPERMAP_WORKSPACES_FILE: json: "}},
+		"an object":        {`{}`, nil, []string{`PAPERMAP_WORKSPACES_FILE: unexpected object`}},
 		"a secret instead": {`CANARY`, nil, []string{"PAPERMAP_WORKSPACES_FILE: json"}},
 		"duplicate member": {`[` + row + `,"api_key_id":"x"}]`, nil,
 			[]string{`duplicate object member name "api_key_id"`}},

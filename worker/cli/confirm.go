@@ -10,39 +10,38 @@ import (
 	"golang.org/x/term"
 )
 
-// yesFlag is the flag of commands that destroy or repeat something.
-type yesFlag struct {
-	Yes bool `short:"y" help:"Do not ask."`
+// confirmFlag is of commands that destroy or repeat something.
+type confirmFlag struct {
+	Yes bool `help:"Do not ask first on a terminal."`
 }
 
-// errNotConfirmed is the answer to a question that was not yes.
-var errNotConfirmed = errors.New("not confirmed: nothing was changed")
+var errDeclined = errors.New("not confirmed: nothing was changed")
 
-// confirm asks a person at the terminal, and returns an error unless the answer is yes. Without a
-// terminal there is nobody to ask, and it returns nil.
-func (f yesFlag) confirm(a *app, format string, args ...any) error {
-	if f.Yes || !term.IsTerminal(int(os.Stdin.Fd())) && !onTerminal(a.stderr) {
+// confirm asks on the terminal whether to go on, also if standard input or output are elsewhere.
+// Without a terminal it goes on.
+func (c confirmFlag) confirm(a *app, question string) error {
+	if c.Yes || !onTerminal(a.stderr) && !term.IsTerminal(int(os.Stdin.Fd())) {
 		return nil
 	}
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil // such as a job without a controlling terminal
+		return nil
 	}
 	defer tty.Close()
-	fmt.Fprintf(tty, format+" [y/N] ", args...)
+	fmt.Fprintf(tty, "%s [y/N] ", printable(question))
 	answer := make(chan string, 1)
-	go func() {
+	go func() { // a read from a terminal does not end with the context
 		line, _ := bufio.NewReader(tty).ReadString('\n')
 		answer <- strings.ToLower(strings.TrimSpace(line))
 	}()
 	select {
-	case text := <-answer:
-		if text == "y" || text == "yes" {
+	case line := <-answer:
+		if line == "y" || line == "yes" {
 			return nil
 		}
-		return errNotConfirmed
+		return errDeclined
 	case <-a.ctx.Done():
 		fmt.Fprintln(tty)
-		return fmt.Errorf("%w: %w", errNotConfirmed, a.ctx.Err())
+		return &interruptedError{"nothing was changed"}
 	}
 }

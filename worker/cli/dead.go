@@ -138,7 +138,7 @@ type deadSelection struct {
 	Sequences []uint64 `arg:"" optional:"" name:"sequence" help:"Sequence numbers."`
 	All       bool     `help:"All dead letters."`
 	DryRun    bool     `help:"Show which ones, and change nothing."`
-	yesFlag
+	confirmFlag
 	deadFilter
 	natsSettings `group:"NATS"`
 }
@@ -171,7 +171,7 @@ func (c *deadSelection) each(
 		return err
 	}
 	if len(list) > 0 {
-		if err := c.confirm(a, "%s %s?", verb, count(len(list), "dead letter")); err != nil {
+		if err := c.confirm(a, verb+" "+count(len(list), "dead letter")+"?"); err != nil {
 			return err
 		}
 	}

@@ -90,8 +90,8 @@ func (c *devCmd) checkPorts() error {
 		}
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			taken = append(taken, fmt.Sprintf("%s is in use by another program: stop that, or use %s=%s (any free port)",
-				p.addr, p.flag, p.other))
+			taken = append(taken, fmt.Sprintf("%s is in use by another program: "+
+				"stop that, or use %s=%s (any free port)", p.addr, p.flag, p.other))
 		case err != nil:
 			taken = append(taken, fmt.Sprintf("%s: %v", p.flag, err))
 		}
@@ -231,7 +231,9 @@ var devInvalid = []struct{ eventType, data string }{
 }
 
 // fill makes the tenants that do not exist yet, and their history. It returns whether there were any.
-func (c *devCmd) fill(ctx context.Context, a *app, s *localStack, bus *events.Bus) (filled bool, err error) {
+func (c *devCmd) fill(
+	ctx context.Context, a *app, s *localStack, bus *events.Bus,
+) (filled bool, err error) {
 	db, err := repo.Open(ctx, s.config.database)
 	if err != nil {
 		return false, err

@@ -56,11 +56,11 @@ func printOverview(w io.Writer, model *kong.Application, width int) error {
 	fmt.Fprintf(w, "\nFlags of every command\n")
 	for _, flag := range model.Flags {
 		if !flag.Hidden {
-			fmt.Fprintf(w, "  %-18s%s\n", "--"+flag.Name, flag.Help)
+			printItem(w, "--"+flag.Name, flag.Help, width)
 		}
 	}
-	_, err := fmt.Fprintf(w, "\n`%[1]s COMMAND --help` shows flags and an example. First steps: `%[1]s demo`.\n",
-		model.Name)
+	_, err := fmt.Fprintf(w, "\n`%[1]s COMMAND --help` shows the flags and an example.\n"+
+		"Start with `%[1]s demo`.\n", model.Name)
 	return err
 }
 
@@ -76,13 +76,15 @@ func printCommand(w io.Writer, node *kong.Node, width int) {
 	if len(subcommands) > 0 {
 		text += " (" + strings.Join(subcommands, ", ") + ")"
 	}
+	printItem(w, node.Name, text, width)
+}
+
+// printItem prints a name, and its text beside it.
+func printItem(w io.Writer, name, text string, width int) {
 	const indent = 17
-	for i, line := range wrap(text, width-indent) {
-		name := ""
-		if i == 0 {
-			name = node.Name
-		}
+	for _, line := range wrap(text, width-indent) {
 		fmt.Fprintf(w, "  %-*s%s\n", indent-2, name, line)
+		name = ""
 	}
 }
 
@@ -104,10 +106,13 @@ var plainWords = []struct {
 	said    *regexp.Regexp
 	instead string
 }{
-	{regexp.MustCompile(`expected a valid \d+ bit u?int but got ("[^"]*")`), "expected a whole number but got $1"},
-	{regexp.MustCompile(`expected an int but got (.*) \([\w.*{}]+\)`), "expected a whole number but got $1"},
+	{regexp.MustCompile(`expected a valid \d+ bit u?int but got ("[^"]*")`),
+		"expected a whole number but got $1"},
+	{regexp.MustCompile(`expected an int but got (.*) \([\w.*{}]+\)`),
+		"expected a whole number but got $1"},
 	{regexp.MustCompile(`expected (a float|bool) but got (.*) \([\w.*{}]+\)`), "expected another value than $2"},
-	{regexp.MustCompile(`expected duration but got ("[^"]*").*`), "expected a duration such as 30s or 1h but got $1"},
+	{regexp.MustCompile(`expected duration but got ("[^"]*").*`),
+		"expected a duration such as 30s or 1h but got $1"},
 	{regexp.MustCompile(`bool value must be true, 1, yes, false, 0 or no but got`), "use true or false, not"},
 	{regexp.MustCompile(`expected string value but got "EOL" \(\w+\)`), "expected a value"},
 	{regexp.MustCompile(`=(STRING|INT64|INT|UINT64|DURATION)\b`), ""},

@@ -108,7 +108,9 @@ func unlessDone(bad, rows int, what string) error {
 }
 
 // plan reads the whole file. With --dry-run its results go to out.
-func (c *importCmd) plan(ctx context.Context, file *importFile, p *planner, out *importOutput) (*importPlan, error) {
+func (c *importCmd) plan(
+	ctx context.Context, file *importFile, p *planner, out *importOutput,
+) (*importPlan, error) {
 	plan := newImportPlan()
 	ids, err := file.rows(func(rows []importRow) error {
 		facts, err := p.read(ctx, rows)
@@ -214,6 +216,6 @@ func checkReplicas(ctx context.Context, bus *events.Bus) error {
 	if len(old) == 0 {
 		return nil
 	}
-	return fmt.Errorf("these workers do not know dashboard_id yet and would create a dashboard for each row: "+
-		"%s; upgrade them first", strings.Join(old, ", "))
+	return fmt.Errorf("these workers do not know dashboard_id and would create a dashboard for each row: %s; "+
+		"upgrade them first", strings.Join(old, ", "))
 }

@@ -102,7 +102,8 @@ func (p *planner) judge(r *importRow, f importFacts) verdict {
 	case !known:
 		return do
 	case s.Deleted() && !p.recreate:
-		return r.verdict(resultConflict, "the tenant was deleted: --recreate-deleted gives it a dashboard again")
+		return r.verdict(resultConflict,
+			"the tenant was deleted: --recreate-deleted gives it a dashboard again")
 	case !s.Wanted(): // deleted, or known by other events alone
 		return do
 	case s.Stage == repo.Active:
@@ -110,8 +111,8 @@ func (p *planner) judge(r *importRow, f importFacts) verdict {
 	case s.Stage == repo.Failed || r.DashboardID != "":
 		return do
 	case s.Stage == repo.Held:
-		return r.verdict(resultConflict, "the tenant is held: `papermap-worker tenants resolve` decides about it, "+
-			"or a dashboard_id in this row")
+		return r.verdict(resultConflict, "the tenant is held: decide about it with "+
+			"`papermap-worker tenants resolve`, or with a dashboard_id in this row")
 	}
 	return verdict{importResult: r.result(resultUnchanged, ""), follow: true}
 }

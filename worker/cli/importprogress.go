@@ -97,7 +97,8 @@ func (w *importWaiting) look(ctx context.Context, finished bool, show *importPro
 	case w.reason == "" && w.paused == "" && !w.warned && now.Sub(w.last) > warnAfter:
 		show.clear()
 		w.log.Warn("no row was finished for a while: is a worker running? "+
-			"`papermap-worker health` and `papermap-worker doctor` say what is wrong", "for", warnAfter.String())
+			"`papermap-worker health` and `papermap-worker doctor` say what is wrong",
+			"for", warnAfter.String())
 		w.warned = true
 	}
 }

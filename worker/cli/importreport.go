@@ -145,7 +145,8 @@ func (o *importOutput) add(row *importRow, r importResult) error {
 	if o.json {
 		line, err := json.Marshal(r)
 		if err != nil { // a text is not valid UTF-8, which is the row's problem
-			r.TenantID, r.DashboardID = strings.ToValidUTF8(r.TenantID, "\uFFFD"), strings.ToValidUTF8(r.DashboardID, "\uFFFD")
+			r.TenantID = strings.ToValidUTF8(r.TenantID, "\uFFFD")
+			r.DashboardID = strings.ToValidUTF8(r.DashboardID, "\uFFFD")
 			if line, err = json.Marshal(r); err != nil {
 				return fmt.Errorf("print JSON: %w", err)
 			}
@@ -154,7 +155,8 @@ func (o *importOutput) add(row *importRow, r importResult) error {
 		return err
 	}
 	if needsPerson(r.Result) {
-		_, err := fmt.Fprintf(o.list, "line %d  %s  %s  %s\n", r.Line, printable(r.TenantID), r.Result, printable(r.Error))
+		_, err := fmt.Fprintf(o.list, "line %d  %s  %s  %s\n",
+			r.Line, printable(r.TenantID), r.Result, printable(r.Error))
 		return err
 	}
 	return nil

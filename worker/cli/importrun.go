@@ -93,7 +93,9 @@ func newImportRun(a *app, c *importCmd, p *planner, out *importOutput, plan *imp
 		ctx: a.ctx, log: a.log, planner: p, out: out, inFlight: c.InFlight, adopts: plan.adopts > 0,
 		connect: func() (*events.Bus, error) { return c.natsSettings.connect(a) },
 		flights: map[string]*flight{}, dead: deadLetters{list: map[string]*events.DeadLetter{}},
-		show:    &importProgress{out: a.stdout, terminal: onTerminal(a.stdout), quiet: c.JSON, total: plan.rows},
+		show: &importProgress{
+			out: a.stdout, terminal: onTerminal(a.stdout), quiet: c.JSON, total: plan.rows,
+		},
 		waiting: newImportWaiting(a.log, c.httpSettings),
 		poll:    importPollMin,
 	}

@@ -51,6 +51,17 @@ func (t table) print(w io.Writer) error {
 	return nil
 }
 
+// printText prints a line; on a terminal it is broken between words.
+func printText(w io.Writer, text string) {
+	lines := []string{text}
+	if onTerminal(w) {
+		lines = wrap(text, terminalWidth(w, 80))
+	}
+	for _, line := range lines {
+		fmt.Fprintln(w, line)
+	}
+}
+
 // jsonFlag is the flag of commands that print for people or for programs.
 type jsonFlag struct {
 	JSON bool `help:"Print JSON."`

@@ -31,7 +31,7 @@ type publishCmd struct {
 type publishFlags struct {
 	WorkspaceID  string `help:"Workspace. Default: the worker's default one; for usage-sync all."`
 	EventID      string `help:"Event id. Default: a new one."`
-	Wait         bool   `help:"Wait for the outcome, from the database. Exit code 1 if it is not the wanted one."`
+	Wait         bool   `help:"Wait for the outcome, as the database has it; 1 if it failed."`
 	httpSettings `group:"REST and console"`
 	natsSettings `group:"NATS"`
 }
@@ -158,7 +158,7 @@ func (w *waiting) forRuns(ctx context.Context, out io.Writer) error {
 		case reason != "":
 			w.notes.say("waiting: " + printable(reason))
 		case len(list) == 0:
-			w.notes.say("waiting for a worker, or for another run of the workspace")
+			w.notes.say("waiting for a worker, or for another run of the workspace (Ctrl-C stops waiting)")
 		case w.notes.terminal:
 			w.notes.say(progress(list[running])) // the newest: others wait for their turn
 		default:

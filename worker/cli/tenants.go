@@ -116,9 +116,9 @@ func (c *tenantsShowCmd) Run(a *app, db *repo.DB) error {
 
 // printReport prints a report for people; all texts in it may come from others.
 func printReport(w io.Writer, s worker.TenantReport) error {
-	fmt.Fprintln(w, printable(s.Summary))
+	printText(w, printable(s.Summary))
 	for _, line := range s.Next {
-		fmt.Fprintln(w, "→", printable(line))
+		printText(w, "→ "+printable(line))
 	}
 	fmt.Fprintln(w)
 	if s.Known {
@@ -156,7 +156,7 @@ type tenantsResolveCmd struct {
 	DashboardID string `help:"Papermap's dashboard with the attempt's mark in its description."`
 	Recreate    bool   `help:"Create another: Papermap has no such dashboard, or it was deleted."`
 	Replace     bool   `help:"Replace the dashboard that the tenant has by the one of --dashboard-id."`
-	yesFlag
+	confirmFlag
 }
 
 func (c *tenantsResolveCmd) Validate() error {
@@ -191,8 +191,7 @@ func (c *tenantsResolveCmd) resolve(a *app, db *repo.DB) (m repo.Mapping, result
 		return m, "", err
 	}
 	if c.Recreate {
-		if err = c.confirm(a, "Tenant %s (%s) is %s: create another dashboard?",
-			printable(m.TenantID), printable(m.Title), m.Status); err == nil {
+		if err = c.confirm(a, fmt.Sprintf("Create another dashboard for tenant %s?", c.TenantID)); err == nil {
 			m, err = worker.Recreate(a.ctx, db, c.TenantID)
 		}
 		return m, "; the running worker creates another dashboard", err
@@ -223,11 +222,12 @@ func (c *tenantsResolveCmd) confirmDashboard(a *app, db *repo.DB, m repo.Mapping
 	if warning != "" {
 		fmt.Fprintf(a.stderr, "warning: %s\n", printable(warning))
 	}
-	what := "record dashboard " + printable(c.DashboardID)
+	question := fmt.Sprintf("Give tenant %s dashboard %s?", c.TenantID, c.DashboardID)
 	if c.Replace {
-		what += " instead of " + printable(cmp.Or(m.DashboardID, "none"))
+		question = fmt.Sprintf("Give tenant %s dashboard %s instead of %s?", c.TenantID, c.DashboardID,
+			cmp.Or(m.DashboardID, "none"))
 	}
-	return c.confirm(a, "Tenant %s (%s) is %s: %s?", printable(m.TenantID), printable(m.Title), m.Status, what)
+	return c.confirm(a, question)
 }
 
 // unknownTenant is the error for a tenant without a row in the database.

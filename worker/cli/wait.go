@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"strings"
 	"time"
 
@@ -38,21 +36,7 @@ func (n *notes) say(text string) {
 
 // pauseOf returns a function that asks the worker's /readyz whether Papermap is paused, at most once a
 // second; it returns the reason, or an empty text if it is not, or not known.
-func (c *httpSettings) pauseOf(ctx context.Context) func() string {
-	host, port, err := net.SplitHostPort(c.healthAddr())
-	if err != nil {
-		return func() string { return "" }
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	client, scheme := http.DefaultClient, "http"
-	if c.HTTPCert != "" {
-		if client, err = clientOf(c.HTTPCert); err != nil {
-			return func() string { return "" }
-		}
-		scheme = "https"
-	}
+func (c httpSettings) pauseOf(ctx context.Context) func() string {
 	reason, asked := "", time.Time{}
 	return func() string {
 		if time.Since(asked) < time.Second {
@@ -60,7 +44,7 @@ func (c *httpSettings) pauseOf(ctx context.Context) func() string {
 		}
 		asking, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		_, body, err := httpGet(asking, client, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
+		_, body, err := healthCmd{c}.request(asking)
 		var state struct {
 			Consuming string   `json:"consuming"`
 			Reasons   []string `json:"reasons"`
@@ -116,6 +100,7 @@ func (f publishFlags) follow(
 	if duplicate {
 		w.since = 1
 	}
+	w.notes.say(waitsForWorker)
 	return await(w)
 }
 
@@ -183,8 +168,10 @@ func (w *waiting) waitsFor(m repo.Mapping) string {
 	if m.FailedError != "" && m.CreatedEvent >= w.since {
 		return "waiting: the last try failed, and the worker tries again: " + printable(m.FailedError)
 	}
-	return "waiting for a worker (Ctrl-C stops waiting; the event stays published)"
+	return waitsForWorker
 }
+
+const waitsForWorker = "waiting for a worker (Ctrl-C stops waiting; the event stays published)"
 
 // printOutcome prints what became of a tenant, and returns an error if that is not what the event
 // wanted.

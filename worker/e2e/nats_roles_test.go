@@ -3,6 +3,8 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -99,6 +101,17 @@ func (j *natsJob) deadLetter(t *testing.T, publisher *nats.Conn) {
 	}
 }
 
+// imports has the operator import a tenant, with a dashboard and without.
+func (j *natsJob) imports(t *testing.T) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "tenants.csv")
+	must(t, os.WriteFile(file, []byte("tenant_id,name,dashboard_id\norg-i1,One,\norg-i2,,dash-i2\n"), 0o600))
+	text := run(t, append(j.env("operator"), "DATABASE_URL="+j.system.database), "import", file)
+	if !strings.Contains(text, "Done: 2 rows: created 1, adopted 1,") || strings.Contains(text, "ermissions") {
+		t.Errorf("the import printed %s", text)
+	}
+}
+
 // clean stops the worker and fails the test if the server ever refused it something.
 func (j *natsJob) clean(t *testing.T) {
 	t.Helper()
@@ -133,6 +146,7 @@ func TestNATSRolesWorkInOneAccount(t *testing.T) {
 					t.Errorf("%s announced %s and %s", sub.Subject, first, second)
 				}
 			}
+			j.imports(t)
 			pingWorker(t, operator)
 			if err := observer.LastError(); err != nil {
 				t.Errorf("observer: %v", err)

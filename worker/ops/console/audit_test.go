@@ -18,15 +18,16 @@ var auditedActions = map[string]struct {
 	tenant string
 	event  bool // it is done by an event, or is about one
 }{
-	"POST /tenant/suspend":  {url.Values{"tenant": {"good"}, "reason": {"unpaid"}}, "suspend", "good", true},
-	"POST /tenant/resume":   {url.Values{"tenant": {"good"}}, "resume", "good", true},
-	"POST /tenant/resolve":  {url.Values{"tenant": {"held"}, "dashboard": {""}}, "resolve", "held", false},
-	"POST /tenant/recreate": {url.Values{"tenant": {"held"}}, "recreate", "held", false},
-	"POST /tenant/preview":  {url.Values{"tenant": {"good"}}, "", "", false},
-	"POST /attempt/resolve": {url.Values{"attempt": {""}}, "resolve-attempt", "held", false},
-	"POST /dead/replay":     {url.Values{"sequence": {"1"}}, "replay-dead-letter", "refused", true},
-	"POST /dead/discard":    {url.Values{"sequence": {"1"}}, "discard-dead-letter", "refused", true},
-	"POST /usage/sync":      {nil, "sync", "", true},
+	"POST /tenant/suspend":   {url.Values{"tenant": {"good"}, "reason": {"unpaid"}}, "suspend", "good", true},
+	"POST /tenant/resume":    {url.Values{"tenant": {"good"}}, "resume", "good", true},
+	"POST /tenant/resolve":   {url.Values{"tenant": {"held"}, "dashboard": {""}}, "resolve", "held", false},
+	"POST /tenant/dashboard": {url.Values{"tenant": {"held"}, "dashboard": {"x"}}, "", "", false},
+	"POST /tenant/recreate":  {url.Values{"tenant": {"held"}}, "recreate", "held", false},
+	"POST /tenant/preview":   {url.Values{"tenant": {"good"}}, "", "", false},
+	"POST /attempt/resolve":  {url.Values{"attempt": {""}}, "resolve-attempt", "held", false},
+	"POST /dead/replay":      {url.Values{"sequence": {"1"}}, "replay-dead-letter", "refused", true},
+	"POST /dead/discard":     {url.Values{"sequence": {"1"}}, "discard-dead-letter", "refused", true},
+	"POST /usage/sync":       {nil, "sync", "", true},
 }
 
 func (w *world) auditLog() []repo.AuditEntry {

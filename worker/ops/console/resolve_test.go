@@ -52,6 +52,11 @@ func TestAWrongDashboardIsLookedAtAndReplaced(t *testing.T) {
 		if got := text(w.get("/attention").body); !strings.Contains(got, "orphaned: dashboard "+old) {
 			t.Errorf("the replaced one is no possible orphan: %s", got)
 		}
+		list := w.auditLog()
+		if len(list) != 1 || list[0].Action != "replace" || list[0].TenantID != "good" ||
+			!strings.Contains(list[0].Detail, right) || !strings.Contains(list[0].Detail, old) {
+			t.Errorf("the audit log has %+v", list)
+		}
 		confirm.Set("dashboard", "another")
 		if r := w.ask("POST", "/tenant/resolve", confirm); r.status != http.StatusConflict {
 			t.Errorf("with a form from before: %d %s", r.status, text(r.body))
