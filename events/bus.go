@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,8 @@ type Options struct {
 	MaxBytes      int64         // of each stream that is created; 0: no limit
 	MaxAge        time.Duration // after which the stream drops an event, handled or not; dead letters stay
 
+	Operate bool // REST or console are on: what they do for an operator is checked as well
+
 	Wait bool   // keep trying when the server cannot be reached yet, instead of returning an error
 	Name string // of the connection, as the server shows it to an operator
 
@@ -54,14 +57,15 @@ type Options struct {
 // acknowledgement.
 const publishWait = 10 * time.Second
 
-// Bus is a connection to NATS with the worker's streams. It is safe for concurrent use.
+// Bus is the connections to NATS with the worker's streams. It is safe for concurrent use.
 type Bus struct {
-	o      Options
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	log    *slog.Logger
-	closed chan struct{}
-	slow   *rate.Limiter // of log lines about requests that were dropped
+	o    Options
+	nc   *connection // of the events
+	js   jetstream.JetStream
+	log  *slog.Logger
+	slow *rate.Limiter // of log lines about requests that were dropped
+
+	reading reading
 
 	unanswerable atomic.Int64 // requests with a reply subject that is not answered
 
@@ -70,28 +74,21 @@ type Bus struct {
 	mu      sync.Mutex
 	lastErr error           // the last reason for having no connection
 	denials map[string]bool // errors of permissions that are in the log
+
+	requests []*connection // of running services
 }
 
 // Connect connects to NATS. With o.Wait it returns at once and connects when the server is there.
-//
-// The connection never gives up: it reconnects for ever, also after errors of authorization, because
-// credentials may be corrected meanwhile.
 func Connect(o Options, log *slog.Logger) (*Bus, error) {
 	b := &Bus{
-		o: o, log: log, closed: make(chan struct{}), slow: rate.NewLimiter(rate.Every(10*time.Second), 1),
+		o: o, log: log, slow: rate.NewLimiter(rate.Every(10*time.Second), 1),
 		top: supervisor{turn: make(chan struct{}, 1)}, denials: map[string]bool{},
+		reading: reading{turn: make(chan struct{}, 1), slots: make(chan struct{}, readers)},
 	}
 	failed := make(chan error, 1) // the first failure to connect
-	options := append(b.handlers(failed),
-		nats.Name(o.Name), nats.MaxReconnects(-1), nats.ReconnectWait(time.Second),
-		nats.IgnoreAuthErrorAbort(), nats.RetryOnFailedConnect(o.Wait),
-		nats.ReconnectBufSize(-1)) // what was reported as failed must not be published later
-	credentials, err := o.credentials()
-	if err != nil {
+	var err error
+	if b.nc, err = b.dial(forEvents, failed); err != nil {
 		return nil, err
-	}
-	if b.nc, err = nats.Connect(o.URL, append(options, credentials...)...); err != nil {
-		return nil, fmt.Errorf("connect to NATS (NATS_URL): %w", err)
 	}
 	if o.Wait && !b.nc.IsConnected() {
 		select {
@@ -100,16 +97,8 @@ func Connect(o Options, log *slog.Logger) (*Bus, error) {
 		case <-time.After(time.Second): // the connection was made, and lost just now
 		}
 	}
-	// Without a timeout, publishes that got no acknowledgement would add up to the limit of those in
-	// flight, and then stop all others.
-	timeout := jetstream.WithPublishAsyncTimeout(publishWait)
-	if o.Domain != "" {
-		b.js, err = jetstream.NewWithDomain(b.nc, o.Domain, timeout)
-	} else {
-		b.js, err = jetstream.New(b.nc, timeout)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open JetStream: %w", err)
+	if b.js, err = b.jetStream(b.nc); err != nil {
+		return nil, err
 	}
 	return b, nil
 }
@@ -122,17 +111,18 @@ func (b *Bus) api(call string) string {
 	return "$JS.API." + call
 }
 
-// handlers log what happens to the connection.
-func (b *Bus) handlers(failed chan<- error) []nats.Option {
+// handlers log what happens to a connection, and tell of its end and of its first failure.
+func (b *Bus) handlers(purpose string, closed chan struct{}, failed chan<- error) []nats.Option {
+	log := b.log.With("connection", purpose)
 	return []nats.Option{
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			if b.o.Wait { // not worth a line for one command
-				b.log.Info("connected to NATS", "server_version", nc.ConnectedServerVersion())
+			if b.o.Wait && purpose != forReading { // not worth a line for one command
+				log.Info("connected to NATS", "server_version", nc.ConnectedServerVersion())
 			}
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				b.log.Warn("lost the connection to NATS; reconnecting", "error", b.reason(err))
+			if err != nil && purpose != forReading { // whose reader has the error
+				log.Warn("lost the connection to NATS; reconnecting", "error", b.reason(err))
 			}
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -141,8 +131,8 @@ func (b *Bus) handlers(failed chan<- error) []nats.Option {
 			default: // the first is enough
 			}
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) { b.log.Info("connected to NATS again") }),
-		nats.ClosedHandler(func(*nats.Conn) { close(b.closed) }),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to NATS again") }),
+		nats.ClosedHandler(func(*nats.Conn) { close(closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrSlowConsumer) && !b.slow.Allow() {
 				return // in a flood it comes with every request that is dropped
@@ -155,7 +145,7 @@ func (b *Bus) handlers(failed chan<- error) []nats.Option {
 			if sub != nil {
 				attrs = append(attrs, "subject", sub.Subject)
 			}
-			b.log.Warn("NATS reported an error", attrs...)
+			log.Warn("NATS reported an error", attrs...)
 		}),
 	}
 }
@@ -187,17 +177,6 @@ func (o Options) credentials() (options []nats.Option, err error) {
 	return options, nil
 }
 
-// Connected returns nil while there is a connection, else why not.
-func (b *Bus) Connected() error {
-	if b.nc.IsConnected() {
-		return nil
-	}
-	if err := b.reason(b.nc.LastError()); err != nil {
-		return fmt.Errorf("no connection to NATS: %w", err)
-	}
-	return errors.New("no connection to NATS")
-}
-
 // reason keeps err and returns it, or the one kept before: nats.go clears its last error before each
 // try.
 func (b *Bus) reason(err error) error {
@@ -224,17 +203,14 @@ func (b *Bus) wasLogged(err error) bool {
 	return !b.slow.Allow()
 }
 
-// Close sends what is buffered, waits for running callbacks and closes the connection. When ctx ends
-// first, it closes the connection at once.
+// Close sends what is buffered, waits for running callbacks and closes the connections. When ctx ends
+// first, it closes them at once.
 func (b *Bus) Close(ctx context.Context) {
-	if !b.nc.IsConnected() || b.nc.Drain() != nil {
-		b.nc.Close()
-	}
-	select {
-	case <-b.closed: // Drain returns before it has drained
-	case <-ctx.Done():
-		b.nc.Close()
-	}
+	b.reading.end()
+	b.mu.Lock()
+	requests := slices.Clone(b.requests)
+	b.mu.Unlock()
+	b.drop(ctx, append(requests, b.nc)...)
 }
 
 // Request sends a request to one of the worker's endpoints and returns the reply. A reply that is an
@@ -271,7 +247,12 @@ func (b *Bus) Backlog(ctx context.Context) (list []Backlog, deadLetters int, err
 	fail := func(err error) ([]Backlog, int, error) {
 		return nil, 0, fmt.Errorf("read the backlog: %w", b.withHint(err))
 	}
-	stream, err := b.js.Stream(ctx, b.o.Stream)
+	js, release, err := b.reader()
+	if err != nil {
+		return fail(err)
+	}
+	defer release()
+	stream, err := js.Stream(ctx, b.o.Stream)
 	if err != nil {
 		return fail(err)
 	}
@@ -282,7 +263,7 @@ func (b *Bus) Backlog(ctx context.Context) (list []Backlog, deadLetters int, err
 		}
 		list = append(list, waits)
 	}
-	dead, err := b.js.Stream(ctx, b.deadStream())
+	dead, err := js.Stream(ctx, b.deadStream())
 	if err != nil {
 		return fail(err)
 	}

@@ -183,7 +183,16 @@ func tenantOf(data []byte) string {
 			_ = json.Unmarshal(v, &id)
 		}
 	}
-	return id
+	return shorten(id)
+}
+
+// shorten returns a text that is no longer than a list may show: others choose it.
+func shorten(text string) string {
+	const limit = 4 * maxReason // bytes, of maxReason code points
+	if len(text) <= limit {
+		return strings.Clone(text) // and not what it is a part of
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "…"
 }
 
 // DeadFilter selects dead letters. An empty field selects all.
@@ -201,18 +210,36 @@ func (f DeadFilter) selects(d DeadLetter) bool {
 		!d.Time.Before(f.Since) && (f.Before.IsZero() || d.Time.Before(f.Before))
 }
 
-// DeadLetters returns the dead letters that the filter selects, oldest first, at most limit.
-func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) ([]DeadLetter, error) {
-	var list []DeadLetter
+// DeadLetters returns the dead letters that the filter selects, oldest first, at most limit, without
+// their headers and data.
+func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) (list []DeadLetter, err error) {
+	err = b.EachDeadLetter(ctx, f, limit, func(d DeadLetter) error {
+		d.Header, d.Data = nil, nil
+		for _, text := range []*string{&d.EventID, &d.EventTime, &d.Code, &d.Error, &d.SideEffect, &d.Truncated} {
+			*text = shorten(*text)
+		}
+		list = append(list, d)
+		return nil
+	})
+	return list, err
+}
+
+// EachDeadLetter calls each for the dead letters that the filter selects, oldest first, at most limit.
+// An error of each ends it and is returned.
+func (b *Bus) EachDeadLetter(
+	ctx context.Context, f DeadFilter, limit int, each func(DeadLetter) error,
+) error {
+	var failed error
 	err := b.scan(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, f.From),
 	}, func(r Raw) bool {
 		if d := newDeadLetter(r); f.selects(d) {
-			list = append(list, d)
+			failed = each(d)
+			limit--
 		}
-		return len(list) < limit
+		return failed == nil && limit > 0
 	})
-	return list, err
+	return errors.Join(err, failed)
 }
 
 // ErrNoDeadLetter means that there is no dead letter of that sequence.
@@ -221,37 +248,55 @@ var ErrNoDeadLetter = errors.New("there is no such dead letter")
 // DeadLetter returns the dead letter of a sequence, or an error that wraps [ErrNoDeadLetter]. It reads
 // one message and does not scan.
 func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, error) {
-	stream, err := b.js.Stream(ctx, b.deadStream())
-	if err == nil {
-		var m *jetstream.RawStreamMsg
-		if m, err = stream.GetMsg(ctx, sequence); err == nil {
-			return newDeadLetter(Raw{b.o.Subjects.typeOf(m.Subject), m.Header, m.Data, sequence, m.Time}), nil
-		}
+	fail := func(err error) (DeadLetter, error) {
+		return DeadLetter{}, fmt.Errorf("read dead letter %d: %w", sequence, b.withHint(err))
 	}
+	js, release, err := b.readerInTurn(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	defer release()
+	stream, err := js.Stream(ctx, b.deadStream())
+	if err != nil {
+		return fail(err)
+	}
+	m, err := stream.GetMsg(ctx, sequence)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		err = ErrNoDeadLetter
 	}
-	return DeadLetter{}, fmt.Errorf("read dead letter %d: %w", sequence, b.withHint(err))
+	if err != nil {
+		return fail(err)
+	}
+	return newDeadLetter(Raw{b.o.Subjects.typeOf(m.Subject), m.Header, m.Data, sequence, m.Time}), nil
 }
 
 // OnDead calls do for each event of a type that becomes a dead letter from now on, until stop.
 func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
-	consumer, err := b.js.OrderedConsumer(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
+	fail := func(err error) (func(), error) {
+		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
+	}
+	js, release, err := b.reader()
+	if err != nil {
+		return fail(err)
+	}
+	consumer, err := js.OrderedConsumer(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverNewPolicy, // without a filter, which would need another right
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
+		release()
+		return fail(err)
 	}
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
 		defer logPanic(b.log, msg.Subject())
 		if raw, _, err := b.raw(msg); err == nil && raw.Type == eventType {
 			do(newDeadLetter(raw))
 		}
-	})
+	}, jetstream.PullMaxBytes(b.readLimit()))
 	if err != nil {
-		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
+		release()
+		return fail(err)
 	}
-	return reading.Stop, nil
+	return func() { reading.Stop(); release() }, nil
 }
 
 // Discard deletes a dead letter for good.

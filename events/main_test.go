@@ -135,8 +135,11 @@ func createdEvent(id string) Outgoing {
 
 func deadLetters(t *testing.T, b *Bus) []DeadLetter {
 	t.Helper()
-	list, err := b.DeadLetters(t.Context(), DeadFilter{}, 100)
-	if err != nil {
+	var list []DeadLetter
+	if err := b.EachDeadLetter(t.Context(), DeadFilter{}, 100, func(d DeadLetter) error {
+		list = append(list, d)
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
 	return list

@@ -76,7 +76,7 @@ const MaxAhead = maxAhead
 
 // StreamTime is the time by the NATS server's clock, which events without a time of their own get.
 func (b *Bus) StreamTime(ctx context.Context) (time.Time, error) {
-	if err := b.Connected(); err != nil {
+	if err := b.connected(b.nc); err != nil {
 		return time.Time{}, err
 	}
 	stream, err := b.js.Stream(ctx, b.o.Stream)
@@ -90,14 +90,14 @@ func (b *Bus) StreamTime(ctx context.Context) (time.Time, error) {
 // stream has an event of this id already and dropped this one. Without a connection it fails at once,
 // and the event is not published later.
 func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err error) {
-	if err := b.Connected(); err != nil {
+	if err := b.connected(b.nc); err != nil {
 		return false, fmt.Errorf("publish %s: %w", e.Type, err)
 	}
 	msg := b.message(e)
 	ctx, span := b.startPublish(ctx, msg, e)
 	defer span.End()
 	var ack *jetstream.PubAck
-	if err = b.Connected(); err == nil {
+	if err = b.connected(b.nc); err == nil {
 		ack, err = b.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(b.o.Stream))
 	}
 	failSpan(span, err)

@@ -81,6 +81,19 @@ type StoredEvent struct {
 	Dashboard *DashboardCreated // of dashboard.created
 }
 
+// size is the memory that it takes without the data as it is stored, about.
+func (p StoredEvent) size() int {
+	const fixed = 512
+	texts := len(p.ID) + len(p.Source)
+	switch data := p.Data.(type) {
+	case TenantCreated:
+		texts += len(data.Name) + len(data.Title) + len(data.Description)
+	case TenantChange:
+		texts += len(data.Reason)
+	}
+	return fixed + texts + headerSize(p.Raw.Header)
+}
+
 // Republished reports whether it was published again, with the identity that it had.
 func (p StoredEvent) Republished() bool { return p.Raw.Header.Get(headerEventTime) != "" }
 
@@ -127,16 +140,27 @@ func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEv
 	return errors.Join(err, failed)
 }
 
+// historyBytes is how many bytes the texts of a tenant's events have at most, in memory.
+const historyBytes = 4 << 20
+
 // TenantEvents returns what the stream stores of a tenant's events in, oldest first: the newest limit
 // of them, searched among the newest messages of the stream, as many as among. Events that cannot be
-// decoded are included as far as they can be read. When ctx ends first, it returns what it has.
+// decoded are included as far as they can be read; all are without their data as it is stored. When ctx ends first, it returns what it has.
 // leftOut says what was not searched; it is empty when the list is complete.
 func (b *Bus) TenantEvents(
 	ctx context.Context, tenantID string, limit int, among uint64,
 ) (list []StoredEvent, leftOut string, err error) {
-	stream, err := b.js.Stream(ctx, b.o.Stream)
-	if err != nil {
+	fail := func(err error) ([]StoredEvent, string, error) {
 		return nil, "", fmt.Errorf("read stream %s: %w", b.o.Stream, b.withHint(err))
+	}
+	js, release, err := b.reader()
+	if err != nil {
+		return fail(err)
+	}
+	defer release()
+	stream, err := js.Stream(ctx, b.o.Stream)
+	if err != nil {
+		return fail(err)
 	}
 	state := stream.CachedInfo().State
 	if state.Msgs == 0 {
@@ -149,14 +173,21 @@ func (b *Bus) TenantEvents(
 		leftOut = fmt.Sprintf("events before the newest %d messages of stream %s", among, b.o.Stream)
 	}
 	var reached time.Time
+	size := 0
 	err = b.scan(ctx, b.o.Stream, config, func(r Raw) bool {
 		reached = r.Time
 		e, err := Decode(r)
 		if err == nil && e.TenantID() != tenantID || err != nil && tenantOf(r.Data) != tenantID {
 			return true
 		}
-		if list = append(list, StoredEvent{Event: e, Raw: r}); len(list) > limit {
-			list, leftOut = list[1:], fmt.Sprintf("events before the newest %d of this tenant", limit)
+		stored := StoredEvent{Event: e, Raw: r}
+		stored.Raw.Data = nil
+		list, size = append(list, stored), size+stored.size()
+		for len(list) > limit || size > historyBytes && len(list) > 1 {
+			size -= list[0].size()
+			list[0] = StoredEvent{}
+			list = list[1:]
+			leftOut = fmt.Sprintf("events before the newest %d of this tenant", len(list))
 		}
 		return true
 	})
@@ -173,7 +204,12 @@ func (b *Bus) scan(
 	ctx context.Context, name string, config jetstream.OrderedConsumerConfig, each func(Raw) bool,
 ) error {
 	fail := func(err error) error { return fmt.Errorf("read stream %s: %w", name, b.withHint(err)) }
-	stream, err := b.js.Stream(ctx, name)
+	js, release, err := b.readerInTurn(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	defer release()
+	stream, err := js.Stream(ctx, name)
 	if err != nil {
 		return fail(err)
 	}
@@ -184,7 +220,7 @@ func (b *Bus) scan(
 	if consumer.CachedInfo().NumPending == 0 {
 		return nil
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullMaxBytes(b.readLimit()))
 	if err != nil {
 		return fail(err)
 	}

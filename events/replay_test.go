@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ func TestScanEndsWhenTheRestOfTheStreamIsDeleted(t *testing.T) {
 		list := make([]Outgoing, all)
 		for i := range list {
 			list[i] = createdEvent(fmt.Sprint(i))
+			list[i].Data = append(list[i].Data, bytes.Repeat([]byte{' '}, 10_000)...)
 		}
 		for _, err := range b.PublishAll(t.Context(), list) {
 			if err != nil {

@@ -56,8 +56,11 @@ func (b *Bus) deniedRights(ctx context.Context) (denied []Finding) {
 		return denied // without the subject of changes, other replicas learn of them 4 s later
 	}
 	for _, t := range Types {
+		own := slices.Contains(t.Publishers, workerUser)
 		switch subject := subjects.Event(t.Name); {
-		case !slices.Contains(t.Publishers, workerUser) || !b.refuses(ctx, subject, b.tryPublish):
+		case !own && !b.o.Operate || !b.refuses(ctx, subject, b.tryPublish):
+		case !own:
+			add("publish", subject, "REST and the console cannot do it for an operator", false)
 		case t.Consumer == "":
 			add("publish", subject, "events out wait in the database", true)
 		default:
@@ -67,10 +70,28 @@ func (b *Bus) deniedRights(ctx context.Context) (denied []Finding) {
 			add("publish", dead, "bad events stay in the stream and are tried again", true)
 		}
 	}
+	if b.o.Operate {
+		for _, call := range b.operatorCalls() {
+			if subject := b.api(call); b.refuses(ctx, subject, b.tryPublish) {
+				add("publish", subject, "the console cannot show events or dead letters, or act on them", false)
+			}
+		}
+	}
 	for _, prefix := range b.deniedReplies(ctx) {
 		add("answer to", prefix+">", "callers there get no answer", true)
 	}
 	return denied
+}
+
+// operatorCalls are the calls of JetStream's API that REST and the console make for an operator, about a
+// consumer that does not exist.
+func (b *Bus) operatorCalls() (list []string) {
+	for _, stream := range []string{b.o.Stream, b.deadStream()} {
+		for _, call := range []string{"CREATE", "INFO", "MSG.NEXT", "DELETE"} {
+			list = append(list, "CONSUMER."+call+"."+stream+".papermap-worker-check")
+		}
+	}
+	return append(list, "STREAM.MSG.GET."+b.deadStream(), "STREAM.MSG.DELETE."+b.deadStream())
 }
 
 // deniedReplies returns the prefixes of reply subjects that the worker is to answer, and may not. By

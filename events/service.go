@@ -94,7 +94,10 @@ const (
 type Service struct {
 	bus     *Bus
 	micro   micro.Service
-	inboxes []string // prefixes of the reply subjects that are answered
+	conns   []*connection        // for requests: of everybody, of tenants
+	tenants []*nats.Subscription // on the tenants' connection
+	inboxes []string             // prefixes of the reply subjects that are answered
+	bound   bool                 // one of them is of the tenant
 	log     *slog.Logger
 	failed  *rate.Limiter    // of log lines about requests that failed
 	queues  map[string]queue // by the endpoint's name: none waits for requests of another kind
@@ -109,7 +112,11 @@ type Service struct {
 type queue struct{ normal, ahead chan request }
 
 type request struct {
-	micro.Request
+	subject, reply string
+	data           []byte
+	header         nats.Header
+
+	nc       *connection // on which it came, and is answered
 	endpoint *Endpoint
 	arrived  time.Time
 	ctx      context.Context // never ends; with the span of a traced request
@@ -140,14 +147,14 @@ func (a *answers) stats() answerStats {
 }
 
 func (r request) event() Request {
-	q := Request{Data: r.Data(), Trace: r.ctx}
+	q := Request{Data: r.data, Trace: r.ctx}
 	if r.endpoint.PerToken {
 		q.Token = r.token()
 	}
 	return q
 }
 
-func (r request) token() string { return r.Subject()[strings.LastIndexByte(r.Subject(), '.')+1:] }
+func (r request) token() string { return r.subject[strings.LastIndexByte(r.subject, '.')+1:] }
 
 // Serve starts the micro service named papermap-worker. It answers only reply subjects that begin
 // with _INBOX., _R_. (a server's own, for imported services) or one of replyPrefixes, on a tenant's
@@ -161,6 +168,7 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 		bus: b, inboxes: slices.Concat(inboxes, b.setReplies(replyPrefixes)), log: b.log,
 		queues: map[string]queue{}, failed: rate.NewLimiter(rate.Every(10*time.Second), 1),
 	}
+	s.bound = slices.ContainsFunc(s.inboxes, func(p string) bool { return strings.Contains(p, anyTenant) })
 	s.buffers.New = func() any { return new([]byte) }
 	for _, e := range endpoints {
 		if _, made := s.queues[e.Name]; made {
@@ -175,32 +183,9 @@ func (b *Bus) Serve(version string, replyPrefixes []string, endpoints ...Endpoin
 	for _, e := range endpoints {
 		counts[e.micro()] = &answers{}
 	}
-	var err error
-	s.micro, err = micro.AddService(b.nc, micro.Config{
-		Name: serviceName, Version: version,
-		Description: "Papermap dashboards and embed tokens of tenants. In STATS, errors and times of answers " +
-			"are under data; num_errors and processing_time are those of handing requests over",
-		StatsHandler: func(e *micro.Endpoint) any { return counts[e.Name].stats() },
-		Metadata:     map[string]string{canAdopt: "yes"},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("start the request-reply service: %w", err)
-	}
-	for _, e := range endpoints {
-		name, subject := e.micro(), b.o.Subjects.RPC(e.Name)
-		if e.PerToken {
-			subject += ".*"
-		}
-		handler := micro.HandlerFunc(func(r micro.Request) {
-			s.accept(request{
-				Request: r, endpoint: &e, arrived: time.Now(), ctx: context.Background(), answers: counts[name],
-			})
-		})
-		err := s.micro.AddEndpoint(name, handler, micro.WithEndpointSubject(subject),
-			micro.WithEndpointPendingLimits(pendingRequests, pendingBytes))
-		if err != nil {
-			return nil, fmt.Errorf("start endpoint %s: %w", name, err)
-		}
+	if err := s.listen(version, endpoints, counts); err != nil {
+		s.close()
+		return nil, err
 	}
 	return s, nil
 }
@@ -239,7 +224,17 @@ func (s *Service) Stop() {
 	if err := s.micro.Stop(); err != nil {
 		s.log.Warn("cannot stop the request-reply service cleanly", "error", err)
 	}
-	s.acceptArrived()
+	for _, sub := range s.tenants {
+		_ = sub.Drain() // it fails only without a connection
+	}
+	for _, c := range s.conns {
+		acceptArrived(c)
+	}
+	s.close()
+}
+
+// close ends the workers when they have answered what is queued, and closes the connections.
+func (s *Service) close() {
 	s.mu.Lock()
 	s.stopped = true
 	for _, q := range s.queues {
@@ -248,17 +243,19 @@ func (s *Service) Stop() {
 	}
 	s.mu.Unlock()
 	s.workers.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	s.bus.drop(ctx, s.conns...)
 }
 
 // acceptArrived waits until every request has been accepted that the server sent before it had the
 // unsubscription. Package micro does not wait for them.
-func (s *Service) acceptArrived() {
-	nc := s.bus.nc
-	if !nc.IsConnected() || nc.FlushTimeout(requestTimeout) != nil {
+func acceptArrived(c *connection) {
+	if !c.IsConnected() || c.FlushTimeout(requestTimeout) != nil {
 		return
 	}
 	accepted := make(chan struct{})
-	if nc.Barrier(func() { close(accepted) }) == nil {
+	if c.Barrier(func() { close(accepted) }) == nil {
 		<-accepted
 	}
 }
@@ -272,12 +269,12 @@ func (s *Service) accept(r request) {
 		s.drop(r)
 		return
 	}
-	if len(r.Data()) > maxRequest {
+	if len(r.data) > maxRequest {
 		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",
 			Message: fmt.Sprintf("the request is larger than %d bytes", maxRequest)})
 		return
 	}
-	if s.bus.o.Tracer != nil && len(r.Headers()) > 0 {
+	if s.bus.o.Tracer != nil && len(r.header) > 0 {
 		r.ctx = s.traced(r)
 	}
 	queue := s.queues[r.endpoint.Name].normal
@@ -313,8 +310,8 @@ func (s *Service) refuseOnPanic(r request) {
 func (s *Service) drop(r request) {
 	if s.bus.unanswerable.Add(1); s.bus.slow.Allow() {
 		s.log.Warn("a request has a reply subject that is not answered: its client's inbox prefix must be "+
-			"_INBOX or one of NATS_REPLY_PREFIXES", "subject", oneLine(r.Subject(), 300),
-			"reply", oneLine(r.Reply(), 300))
+			"_INBOX or one of NATS_REPLY_PREFIXES", "subject", oneLine(r.subject, 300),
+			"reply", oneLine(r.reply, 300))
 	}
 }
 
@@ -348,7 +345,7 @@ func (s *Service) answerFast(r request) (v FastResult) {
 	}
 	*buffer = reply
 	r.answers.add(r, false)
-	if err := s.bus.nc.Publish(r.Reply(), reply); err != nil { // which copies it
+	if err := r.nc.Publish(r.reply, reply); err != nil { // which copies it
 		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
 	}
 	return FastAnswered
@@ -356,14 +353,16 @@ func (s *Service) answerFast(r request) (v FastResult) {
 
 // answerable reports whether the reply subject is an inbox. Anything else gets nothing, not even an
 // error: that would be a message where the requester chose. A prefix with {tenant} holds on a
-// tenant's own subject alone, for that tenant: its token cannot be sent to another's inbox.
+// tenant's own subject alone, for that tenant. Where there is one, no other holds there but the
+// server's own: a tenant's answer cannot be sent to another's inbox, or the backend's.
 func (s *Service) answerable(r request) bool {
-	reply := r.Reply()
+	reply := r.reply
 	for _, p := range s.inboxes {
-		if strings.Contains(p, anyTenant) {
-			if !r.endpoint.PerToken {
-				continue
-			}
+		ofTenant := strings.Contains(p, anyTenant)
+		if ofTenant != (r.endpoint.PerToken && s.bound) && p != serverReplies {
+			continue
+		}
+		if ofTenant {
 			p = strings.ReplaceAll(p, anyTenant, r.token())
 		}
 		if strings.HasPrefix(reply, p) && len(reply) > len(p) {
@@ -434,9 +433,9 @@ func (s *Service) refuse(r request, e *ServiceError) {
 // respond replies over the connection and not by micro's methods: those write their result into the
 // request, which micro reads when its callback returns, which is earlier.
 func (s *Service) respond(r request, m *nats.Msg) {
-	m.Subject = r.Reply()
+	m.Subject = r.reply
 	r.answers.add(r, m.Header != nil)
-	err := s.bus.nc.PublishMsg(m)
+	err := r.nc.PublishMsg(m)
 	if errors.Is(err, nats.ErrMaxPayload) && m.Header == nil {
 		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",
 			Message: "the answer would be larger than the NATS server accepts: ask for less"})

@@ -169,7 +169,7 @@ func tracedDead(ctx context.Context, h nats.Header) nats.Header {
 // traced starts the span of a request if its caller traces it: there are far too many requests for a
 // span of each.
 func (s *Service) traced(r request) context.Context {
-	from := traceOf(nats.Header(r.Headers()))
+	from := traceOf(r.header)
 	if !from.IsSampled() {
 		return r.ctx
 	}

@@ -57,12 +57,16 @@ var Types = []Type{
 	{TypeUsageSynced, "", false, workerOnly, nil},
 }
 
-const workerUser = "worker" // of docs/nats/server.conf
+// Users of docs/nats/server.conf.
+const (
+	consoleUser = "worker"          // with REST and console
+	workerUser  = "worker-headless" // without
+)
 
 var (
-	upstream         = []string{"publisher", "operator", "leaf"}
+	upstream         = []string{consoleUser, "publisher", "operator", "leaf"}
 	upstreamOrWorker = append([]string{workerUser}, upstream...) // ticks, and what an operator asked for
-	workerOnly       = []string{workerUser}
+	workerOnly       = []string{consoleUser, workerUser}
 )
 
 // TypesIn returns the names of the types that the worker consumes.

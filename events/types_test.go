@@ -32,7 +32,7 @@ func TestTypesInAreThoseThatConsumersHandle(t *testing.T) {
 	}
 	for _, eventType := range events.Types {
 		out := eventType.Consumer == ""
-		if workerOnly := slices.Equal(eventType.Publishers, []string{"worker"}); workerOnly != out {
+		if workerOnly := slices.Equal(eventType.Publishers, []string{"worker", "worker-headless"}); workerOnly != out {
 			t.Errorf("%s is published by %v", eventType.Name, eventType.Publishers)
 		}
 	}
@@ -55,8 +55,8 @@ func TestTypesInAreDecodedAndTypesOutAreNot(t *testing.T) {
 
 func TestPermissionFilesNameEachType(t *testing.T) {
 	users := map[string][]string{
-		"server.conf":   {"worker", "publisher", "operator", "leaf"},
-		"accounts.conf": {"worker", "publisher", "operator"},
+		"server.conf":   {"worker", "worker-headless", "publisher", "operator", "leaf"},
+		"accounts.conf": {"worker", "worker-headless", "publisher", "operator"},
 		"leaf.conf":     {"publisher"},
 	}
 	for file, want := range users {

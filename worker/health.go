@@ -152,16 +152,16 @@ func (h *health) run(ctx context.Context) {
 	}
 }
 
-func (h *health) check(running context.Context) {
-	ctx, cancel := context.WithTimeout(running, healthTimeout)
+func (h *health) check(ctx context.Context) {
+	checking, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	list := CheckDatabase(ctx, h.db, false)
+	list := CheckDatabase(checking, h.db, false)
 	connected := h.bus.Connected() == nil
 	if connected {
-		list = append(list, h.bus.CheckTopology(ctx)...)
+		list = append(list, h.bus.CheckTopology(checking)...)
 	}
-	if running.Err() != nil { // what failed then says nothing
-		return
+	if ctx.Err() != nil {
+		return // what a check finds that was interrupted is no trouble
 	}
 	h.last.Store(&list)
 	h.report(list, connected)

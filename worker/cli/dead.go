@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"papermap-worker/events"
 	"papermap-worker/worker"
@@ -50,11 +53,36 @@ type deadListCmd struct {
 func (c *deadListCmd) Run(a *app, bus *events.Bus) error {
 	ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
 	defer cancel()
+	if c.JSON {
+		return c.printJSON(ctx, a.stdout, bus)
+	}
 	list, err := bus.DeadLetters(ctx, c.filter(), int(c.Limit))
 	if err != nil {
 		return err
 	}
 	return c.printList(a.stdout, list, deadTable(list), "no dead letters")
+}
+
+// printJSON prints them with their data, one at a time: a list of all could be too large for memory.
+func (c *deadListCmd) printJSON(ctx context.Context, w io.Writer, bus *events.Bus) error {
+	before := "[\n  "
+	err := bus.EachDeadLetter(ctx, c.filter(), int(c.Limit), func(d events.DeadLetter) error {
+		_, err := io.WriteString(w, before)
+		before = ",\n  "
+		if err == nil {
+			err = writeJSON(w, d, jsontext.WithIndentPrefix("  "))
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case before == "[\n  ": // none
+		_, err = fmt.Fprintln(w, "[]")
+	default:
+		_, err = fmt.Fprintln(w, "\n]")
+	}
+	return err
 }
 
 // deadTable has a row for each dead letter.
@@ -70,7 +98,9 @@ func deadTable(list []events.DeadLetter) table {
 // deadShowCmd shows one dead letter, and what an operator can do about it.
 type deadShowCmd struct {
 	Sequence uint64 `arg:"" help:"Sequence number."`
-	jsonFlag
+	Raw      bool   `xor:"form" help:"Print the data alone, as it is and whole."`
+	JSON     bool   `xor:"form" help:"Print JSON."`
+
 	natsSettings `group:"NATS"`
 }
 
@@ -85,11 +115,19 @@ func (c *deadShowCmd) Run(a *app, bus *events.Bus) error {
 		return err
 	case c.JSON:
 		return printJSON(a.stdout, d)
+	case c.Raw:
+		_, err := a.stdout.Write(d.Data)
+		return err
 	}
 	if err := deadDetails(d).print(a.stdout); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.stdout, "\n%s\n\n%s\n", printableLines(string(d.Data)), advice(d))
+	text, whole := events.Layout(d.Data)
+	if text = printableLines(text); !whole {
+		text += fmt.Sprintf("\n… it has %d bytes: `papermap-worker dead show %d --raw` prints all",
+			len(d.Data), d.Sequence)
+	}
+	_, err = fmt.Fprintf(a.stdout, "\n%s\n\n%s\n", text, advice(d))
 	return err
 }
 
@@ -203,6 +241,10 @@ type deadReplayCmd struct{ deadSelection }
 
 func (c *deadReplayCmd) Run(a *app, bus *events.Bus) error {
 	return c.each(a, bus, "Publish the events again of", "replayed", func(d events.DeadLetter) error {
+		d, err := bus.DeadLetter(a.ctx, d.Sequence) // with its data
+		if err != nil {
+			return err
+		}
 		return worker.ReplayDeadLetter(a.ctx, bus, d, a.record)
 	})
 }

@@ -94,11 +94,8 @@ func printable(cell string) string {
 	return events.Visible(cell)
 }
 
-// printableLines escapes what could move the cursor, and indents JSON.
+// printableLines escapes what could move the cursor in lines of text.
 func printableLines(text string) string {
-	if value := jsontext.Value(text); value.Indent(jsontext.WithIndent("  ")) == nil {
-		text = string(value)
-	}
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
 		lines[i] = events.Visible(line)
@@ -109,11 +106,20 @@ func printableLines(text string) string {
 // printJSON prints indented JSON with a line break at its end. An empty list is [], not null. What is
 // invisible on a terminal is escaped, which JSON's readers undo.
 func printJSON(w io.Writer, v any) error {
-	data, err := json.Marshal(v, jsontext.WithIndent("  "), json.FormatNilSliceAsNull(false))
+	err := writeJSON(w, v)
+	if err == nil {
+		_, err = fmt.Fprintln(w)
+	}
+	return err
+}
+
+func writeJSON(w io.Writer, v any, options ...json.Options) error {
+	options = append(options, jsontext.WithIndent("  "), json.FormatNilSliceAsNull(false))
+	data, err := json.Marshal(v, options...)
 	if err != nil {
 		return fmt.Errorf("print JSON: %w", err)
 	}
-	_, err = fmt.Fprintln(w, visibleJSON(string(data)))
+	_, err = io.WriteString(w, visibleJSON(string(data)))
 	return err
 }
 

@@ -53,6 +53,7 @@ func (c *serveCmd) config(p *parser) (serveConfig, error) {
 	}
 	c.databaseSettings.parse(p, &cfg)
 	cfg.bus.Wait = true
+	cfg.bus.Operate = cfg.http.JWT.Given() || cfg.http.Console.Token != "" || cfg.http.Console.UsersFile != ""
 	c.workSettings.parse(p, cfg.bus.Subjects.Prefix, &cfg.worker)
 	return cfg, p.err()
 }

@@ -19,18 +19,21 @@ import (
 // natsRoles are the users of the files, each with its inbox prefix and the variable of its
 // password.
 var natsRoles = map[string]struct{ inbox, variable string }{
-	"worker":         {"_INBOX_worker", "WORKER_PASSWORD"},
-	"publisher":      {"_INBOX_publisher", "PUBLISHER_PASSWORD"},
-	"backend":        {"_INBOX_backend", "BACKEND_PASSWORD"},
-	"tenant-org-123": {"_INBOX_tenant.org-123", "ORG_123_PASSWORD"},
-	"operator":       {"_INBOX_operator", "OPERATOR_PASSWORD"},
-	"observer":       {"_INBOX_observer", "OBSERVER_PASSWORD"},
-	"leaf":           {"", "LEAF_PASSWORD"},
+	"worker":          {"_INBOX_worker", "WORKER_PASSWORD"},
+	"worker-headless": {"_INBOX_worker", ""}, // has the worker's password
+	"publisher":       {"_INBOX_publisher", "PUBLISHER_PASSWORD"},
+	"backend":         {"_INBOX_backend", "BACKEND_PASSWORD"},
+	"tenant-org-123":  {"_INBOX_tenant.org-123", "ORG_123_PASSWORD"},
+	"operator":        {"_INBOX_operator", "OPERATOR_PASSWORD"},
+	"observer":        {"_INBOX_observer", "OBSERVER_PASSWORD"},
+	"leaf":            {"", "LEAF_PASSWORD"},
 	// is in no file: the test's own, without limits, in the account PAPERMAP
 	"inspector": {"_INBOX_inspector", ""},
 }
 
-func natsPassword(role string) string { return "password-of-" + role }
+func natsPassword(role string) string {
+	return "password-of-" + strings.TrimSuffix(role, "-headless")
+}
 
 // startNATS runs a server with a file of docs/nats or at an absolute path; without a file it has
 // JetStream and asks for no password.
@@ -114,16 +117,16 @@ func natsAllowed(t *testing.T, nc *nats.Conn, verb, subject string) bool {
 // natsActions are what roles do and must not do, and who may in server.conf. accounts is who may in
 // accounts.conf, where that differs.
 var natsActions = []struct{ does, verb, subject, roles, accounts string }{
-	{"publish an event in", "publish", "papermap.events.tenant.created", "worker publisher operator", ""},
-	{"", "publish", "papermap.events.tenant.suspended", "publisher operator", ""},
-	{"", "publish", "papermap.events.tenant.resumed", "publisher operator", ""},
-	{"", "publish", "papermap.events.tenant.deleted", "publisher operator", ""},
-	{"", "publish", "papermap.events.usage.sync", "worker publisher operator", ""},
-	{"publish an event out", "publish", "papermap.events.dashboard.created", "worker", ""},
-	{"", "publish", "papermap.events.usage.synced", "worker", ""},
-	{"tell workers that a tenant has changed", "publish", "papermap.changed", "worker", ""},
-	{"hear of it", "subscribe", "papermap.changed", "worker", ""},
-	{"store a dead letter", "publish", "papermap.dead.tenant.created", "worker", ""},
+	{"publish an event in", "publish", "papermap.events.tenant.created", "worker worker-headless publisher operator", ""},
+	{"", "publish", "papermap.events.tenant.suspended", "worker publisher operator", ""},
+	{"", "publish", "papermap.events.tenant.resumed", "worker publisher operator", ""},
+	{"", "publish", "papermap.events.tenant.deleted", "worker publisher operator", ""},
+	{"", "publish", "papermap.events.usage.sync", "worker worker-headless publisher operator", ""},
+	{"publish an event out", "publish", "papermap.events.dashboard.created", "worker worker-headless", ""},
+	{"", "publish", "papermap.events.usage.synced", "worker worker-headless", ""},
+	{"tell workers that a tenant has changed", "publish", "papermap.changed", "worker worker-headless", ""},
+	{"hear of it", "subscribe", "papermap.changed", "worker worker-headless", ""},
+	{"store a dead letter", "publish", "papermap.dead.tenant.created", "worker worker-headless", ""},
 	{"request any tenant's token", "publish", "papermap.rpc.embed-token", "backend", ""},
 	{"request org-123's token", "publish", "papermap.rpc.embed-token.org-123", "tenant-org-123", ""},
 	{"request another tenant's", "publish", "papermap.rpc.embed-token.org-999", "", ""},
@@ -132,15 +135,15 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"find the worker with nats micro", "publish", "$SRV.PING", "operator", ""},
 	{"", "publish", "$SRV.STATS.papermap-worker", "operator", ""},
 
-	{"serve requests for tokens", "subscribe", "papermap.rpc.embed-token", "worker", ""},
-	{"", "queue", "papermap.rpc.embed-token", "worker", ""},
-	{"", "queue", "papermap.rpc.embed-token.*", "worker", ""},
-	{"", "queue", "papermap.rpc.embed-token.org-123", "worker", ""},
-	{"serve other requests", "queue", "papermap.rpc.dashboard", "worker", ""},
-	{"", "queue", "papermap.rpc.usage", "worker", ""},
-	{"", "subscribe", "papermap.rpc.>", "worker", ""},
-	{"pass for the worker in nats micro", "subscribe", "$SRV.PING", "worker", ""},
-	{"read the worker's inbox", "subscribe", "_INBOX_worker.>", "worker", ""},
+	{"serve requests for tokens", "subscribe", "papermap.rpc.embed-token", "worker worker-headless", ""},
+	{"", "queue", "papermap.rpc.embed-token", "worker worker-headless", ""},
+	{"", "queue", "papermap.rpc.embed-token.*", "worker worker-headless", ""},
+	{"", "queue", "papermap.rpc.embed-token.org-123", "worker worker-headless", ""},
+	{"serve other requests", "queue", "papermap.rpc.dashboard", "worker worker-headless", ""},
+	{"", "queue", "papermap.rpc.usage", "worker worker-headless", ""},
+	{"", "subscribe", "papermap.rpc.>", "worker worker-headless", ""},
+	{"pass for the worker in nats micro", "subscribe", "$SRV.PING", "worker worker-headless", ""},
+	{"read the worker's inbox", "subscribe", "_INBOX_worker.>", "worker worker-headless", ""},
 	{"read the publisher's inbox", "subscribe", "_INBOX_publisher.>", "publisher", ""},
 	{"read the backend's inbox", "subscribe", "_INBOX_backend.>", "backend", ""},
 	{"read org-123's inbox", "subscribe", "_INBOX_tenant.org-123.>", "tenant-org-123", ""},
@@ -159,49 +162,49 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"", "subscribe", ">", "", ""},
 	{"watch JetStream's advisories", "subscribe", "$JS.EVENT.ADVISORY.>", "", ""},
 
-	{"look at a stream", "publish", "$JS.API.STREAM.INFO.PAPERMAP", "worker operator", ""},
-	{"", "publish", "$JS.API.STREAM.INFO.PAPERMAP_DEAD", "worker operator", ""},
+	{"look at a stream", "publish", "$JS.API.STREAM.INFO.PAPERMAP", "worker worker-headless operator", ""},
+	{"", "publish", "$JS.API.STREAM.INFO.PAPERMAP_DEAD", "worker worker-headless operator", ""},
 	{"", "publish", "$JS.API.STREAM.INFO.OTHER", "", ""},
 	{"list streams", "publish", "$JS.API.STREAM.LIST", "operator", ""},
-	{"look at consumers", "publish", "$JS.API.CONSUMER.INFO.PAPERMAP.papermap-worker", "worker operator", ""},
-	{"make the worker's streams", "publish", "$JS.API.STREAM.CREATE.PAPERMAP", "worker", ""},
+	{"look at consumers", "publish", "$JS.API.CONSUMER.INFO.PAPERMAP.papermap-worker", "worker worker-headless operator", ""},
+	{"make the worker's streams", "publish", "$JS.API.STREAM.CREATE.PAPERMAP", "worker worker-headless", ""},
 	{"make another stream", "publish", "$JS.API.STREAM.CREATE.OTHER", "", ""},
-	{"change the worker's stream", "publish", "$JS.API.STREAM.UPDATE.PAPERMAP", "worker", ""},
+	{"change the worker's stream", "publish", "$JS.API.STREAM.UPDATE.PAPERMAP", "worker worker-headless", ""},
 	{"purge a stream", "publish", "$JS.API.STREAM.PURGE.PAPERMAP", "", ""},
 	{"", "publish", "$JS.API.STREAM.PURGE.PAPERMAP_DEAD", "", ""},
 	{"delete a stream", "publish", "$JS.API.STREAM.DELETE.PAPERMAP", "", ""},
-	{"read one event in", "publish", "$JS.API.STREAM.MSG.GET.PAPERMAP", "worker", ""},
-	{"read one dead letter", "publish", "$JS.API.STREAM.MSG.GET.PAPERMAP_DEAD", "operator", ""},
+	{"read one event in", "publish", "$JS.API.STREAM.MSG.GET.PAPERMAP", "worker worker-headless", ""},
+	{"read one dead letter", "publish", "$JS.API.STREAM.MSG.GET.PAPERMAP_DEAD", "worker operator", ""},
 	{"delete one event in", "publish", "$JS.API.STREAM.MSG.DELETE.PAPERMAP", "", ""},
-	{"delete one dead letter", "publish", "$JS.API.STREAM.MSG.DELETE.PAPERMAP_DEAD", "operator", ""},
-	{"make the worker's consumers", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "worker",
+	{"delete one dead letter", "publish", "$JS.API.STREAM.MSG.DELETE.PAPERMAP_DEAD", "worker operator", ""},
+	{"make the worker's consumers", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "worker worker-headless",
 		""},
-	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker-access", "worker", ""},
+	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker-access", "worker worker-headless", ""},
 	{"make the observer's consumer", "publish",
 		"$JS.API.CONSUMER.CREATE.PAPERMAP.dashboard-observer.papermap.events.dashboard.*", "operator", ""},
-	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.dashboard-observer", "", ""},
-	{"remove it", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.dashboard-observer", "operator", ""},
-	{"make another consumer", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.other", "", ""},
+	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.dashboard-observer", "worker", ""},
+	{"remove it", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.dashboard-observer", "worker operator", ""},
+	{"make another consumer", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.other", "worker", ""},
 	{"", "publish", "$JS.API.CONSUMER.DURABLE.CREATE.PAPERMAP.other", "", ""},
-	{"delete the worker's consumer", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker", "", ""},
-	{"take the worker's events", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP.papermap-worker", "worker",
+	{"delete the worker's consumer", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker", "worker", ""},
+	{"take the worker's events", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP.papermap-worker", "worker worker-headless",
 		""},
-	{"acknowledge them", "publish", "$JS.ACK.PAPERMAP.papermap-worker.1.1.1.1.1", "worker", ""},
-	{"", "publish", "$JS.ACK.hub.hash.PAPERMAP.papermap-worker.1.1.1.1.1.x", "worker", ""},
-	{"list dead letters", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP_DEAD.x", "operator", ""},
-	{"", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP_DEAD.x", "operator", ""},
-	{"", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP_DEAD.x", "operator", ""},
+	{"acknowledge them", "publish", "$JS.ACK.PAPERMAP.papermap-worker.1.1.1.1.1", "worker worker-headless", ""},
+	{"", "publish", "$JS.ACK.hub.hash.PAPERMAP.papermap-worker.1.1.1.1.1.x", "worker worker-headless", ""},
+	{"list dead letters", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP_DEAD.x", "worker operator", ""},
+	{"", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP_DEAD.x", "worker operator", ""},
+	{"", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP_DEAD.x", "worker operator", ""},
 	{"write to the worker's inbox", "publish", "_INBOX_worker.x", "", ""},
-	{"write to a caller's inbox", "publish", "_INBOX_backend.x", "worker", "-"},
-	{"", "publish", "_INBOX_tenant.org-123.x", "worker", "-"},
-	{"answer imported requests", "publish", "_R_.x", "", "worker"},
+	{"write to a caller's inbox", "publish", "_INBOX_backend.x", "worker worker-headless", "-"},
+	{"", "publish", "_INBOX_tenant.org-123.x", "worker worker-headless", "-"},
+	{"answer imported requests", "publish", "_R_.x", "", "worker worker-headless"},
 	{"use the server's own account", "publish", "$SYS.REQ.SERVER.PING", "", ""},
 }
 
 func TestNATSPermissionsMatchDocumentation(t *testing.T) {
 	t.Parallel()
 	readme := readFile(t, "docs/nats/README.md")
-	roles := []string{"worker", "publisher", "backend", "tenant-org-123", "operator", "observer"}
+	roles := []string{"worker", "worker-headless", "publisher", "backend", "tenant-org-123", "operator", "observer"}
 	for _, file := range []string{"server.conf", "accounts.conf"} {
 		t.Run(file, func(t *testing.T) {
 			s := startNATS(t, file)

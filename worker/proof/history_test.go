@@ -242,8 +242,10 @@ func (r *run) compareParts(h proof.History) {
 	same("attempts", collected, attempts)
 	var letters []events.DeadLetter
 	r.must(r.withBus(func(ctx context.Context, bus *events.Bus) (err error) {
-		letters, err = bus.DeadLetters(ctx, events.DeadFilter{}, 100)
-		return err
+		return bus.EachDeadLetter(ctx, events.DeadFilter{}, 100, func(d events.DeadLetter) error {
+			letters = append(letters, d)
+			return nil
+		})
 	}))
 	for i := range letters {
 		// the one is kept beside it, the other is read out of the data

@@ -131,6 +131,7 @@ var routes = []route{
 	{"GET /dead", read, (*Console).deadLetters},
 	{"GET /dead/{sequence}", read, (*Console).deadLetter},
 	{"GET /audit", read, (*Console).auditLog},
+	{"GET /dead/{sequence}/data", read, (*Console).deadLetterData},
 	{"GET /usage", read, (*Console).usage},
 	{"GET /usage/run", read, (*Console).usageRun},
 	{"GET /usage.csv", read, (*Console).usageCSV},

@@ -1,16 +1,13 @@
 package console
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"papermap-worker/events"
 )
@@ -49,42 +46,51 @@ func (c *Console) deadLetters(rw http.ResponseWriter, v *visit) error {
 type letter struct {
 	events.DeadLetter
 	Payload string
+	Whole   bool // the payload is
 	Headers [][2]string
 	Advice  string
 	Replay  bool // it can be replayed
 }
 
-func (c *Console) deadLetter(rw http.ResponseWriter, v *visit) error {
+// findLetter reads the dead letter that the address names.
+func (c *Console) findLetter(v *visit) (events.DeadLetter, error) {
 	sequence, err := strconv.ParseUint(v.PathValue("sequence"), 10, 64)
 	if err != nil {
-		return refuse(http.StatusNotFound, "That is no dead letter’s number.")
+		return events.DeadLetter{}, refuse(http.StatusNotFound, "That is no dead letter’s number.")
 	}
 	d, err := c.bus.DeadLetter(v.Context(), sequence)
 	if errors.Is(err, events.ErrNoDeadLetter) {
-		return refuse(http.StatusNotFound, "There is no dead letter %d: it was replayed or discarded.",
-			sequence)
+		err = refuse(http.StatusNotFound, "There is no dead letter %d: it was replayed or discarded.", sequence)
 	}
+	return d, err
+}
+
+func (c *Console) deadLetter(rw http.ResponseWriter, v *visit) error {
+	d, err := c.findLetter(v)
 	if err != nil {
 		return err
 	}
-	l := letter{DeadLetter: d, Payload: readable(d.Data), Advice: advice(d), Replay: d.Truncated == ""}
+	l := letter{DeadLetter: d, Advice: advice(d), Replay: d.Truncated == ""}
+	l.Payload, l.Whole = events.Layout(d.Data)
 	for name, values := range d.Header {
 		if !strings.HasPrefix(name, "Papermap-") || strings.HasPrefix(name, "Papermap-Original-") {
 			l.Headers = append(l.Headers, [2]string{name, strings.Join(values, ", ")})
 		}
 	}
 	slices.SortFunc(l.Headers, func(a, b [2]string) int { return strings.Compare(a[0], b[0]) })
-	return c.show(rw, v, "letter", "Dead letter "+strconv.FormatUint(sequence, 10), l)
+	return c.show(rw, v, "letter", "Dead letter "+strconv.FormatUint(d.Sequence, 10), l)
 }
 
-// readable indents JSON; any other text stays as it is.
-func readable(data []byte) string {
-	value := jsontext.Value(bytes.Clone(data))
-	lax := json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	if value.Indent(lax, jsontext.WithIndent("  ")) == nil {
-		data = value
+// deadLetterData is the data of a dead letter as it is, to be saved.
+func (c *Console) deadLetterData(rw http.ResponseWriter, v *visit) error {
+	d, err := c.findLetter(v)
+	if err != nil {
+		return err
 	}
-	return strings.ToValidUTF8(string(data), "�")
+	rw.Header().Set("Content-Type", "application/octet-stream")
+	rw.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="dead-letter-%d"`, d.Sequence))
+	_, _ = rw.Write(d.Data) // the visitor may have left
+	return nil
 }
 
 // advice says what one can do about a dead letter here.
