@@ -166,7 +166,6 @@ func (c *scriptedConn) run(script []string) {
 // step does one step. It returns false when the connection ends.
 func (c *scriptedConn) step(step string) bool {
 	const ok = "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
-	body := `{"success":true,"data":{"dashboard_id":"dash-` + c.title + `"}}`
 	switch step {
 	case "read":
 		return c.read(true)
@@ -179,7 +178,7 @@ func (c *scriptedConn) step(step string) bool {
 			return false
 		}
 		c.process()
-		body = `{"success":true,"data":{"dashboard_id":"dash-` + c.title + `"}}`
+		body := `{"success":true,"data":{"dashboard_id":"dash-` + c.title + `"}}`
 		text := fmt.Sprintf(ok, len(body), body)
 		if step == "half an answer" {
 			c.write(text[:len(text)/2])

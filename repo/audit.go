@@ -41,9 +41,9 @@ func (e AuditEntry) row(now Time) AuditEntry {
 //	m, err := db.Audited(entry).Recreate(ctx, tenantID, announce)
 func (db *DB) Audited(e AuditEntry) *DB { return &DB{db.core, db.read, &e} }
 
-// Audit records the entry, of something that is no transaction of this database.
-func (db *DB) Audit(ctx context.Context, e AuditEntry) error {
-	return db.Audited(e).decide(ctx, &job{urgent: true}, "write the audit log")
+// Audit records entries, of what is no transaction of this database.
+func (db *DB) Audit(ctx context.Context, list ...AuditEntry) error {
+	return db.decide(ctx, &job{urgent: true, audit: list}, "write the audit log")
 }
 
 // audited is do with the view's entry. do may complete the entry: see tx.audit.

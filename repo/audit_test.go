@@ -154,7 +154,8 @@ func TestAuditLogReadsAnIndexInItsOrder(t *testing.T) {
 		if f.TenantID != "" {
 			index = "audit_log_tenant"
 		}
-		if !strings.HasPrefix(text, "SEARCH audit_log USING INDEX "+index) || strings.Contains(text, "TEMP B-TREE") {
+		if !strings.HasPrefix(text, "SEARCH audit_log USING INDEX "+index) ||
+			strings.Contains(text, "TEMP B-TREE") {
 			t.Errorf("%+v: %s", f, text)
 		}
 	}

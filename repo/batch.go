@@ -33,7 +33,7 @@ type job struct {
 
 	sent []int64 // instead of decide: ids of events out
 
-	audit *AuditEntry // recorded with what was decided, or by itself
+	audit []AuditEntry // recorded with what was decided, or by themselves
 
 	do txFunc // instead of decide; on SQLite alone, where all writes share one lane
 

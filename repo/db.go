@@ -149,7 +149,9 @@ func (db *DB) update(ctx context.Context, do txFunc, format string, args ...any)
 func (db *DB) decide(ctx context.Context, j *job, format string, args ...any) (err error) {
 	ctx, span := startSpan(ctx, "transaction")
 	defer func() { endSpan(span, err) }()
-	j.audit = db.audit
+	if db.audit != nil {
+		j.audit = append(j.audit, *db.audit)
+	}
 	if err := db.batches.do(ctx, j); err != nil {
 		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
 	}

@@ -108,8 +108,10 @@ func decide(f *facts, now Time, jobs []*job) *set {
 			j.err = s.decide(j)
 		}
 		s.sent = append(s.sent, j.sent...)
-		if j.audit != nil && j.err == nil {
-			s.audit = append(s.audit, j.audit.row(now))
+		for _, e := range j.audit {
+			if j.err == nil {
+				s.audit = append(s.audit, e.row(now))
+			}
 		}
 	}
 	return s

@@ -36,8 +36,11 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 			insert(`INSERT INTO usage_changes (run_id, workspace_id, tenant_id, period, old_credits, new_credits,
 				old_requests, new_requests, changed_at) VALUES (?, 'w', 't', '2025-01', '2', '1', 1, 1, ?)`, age, at)
 		}
-		for detail, age := range map[string]string{"old": "2026-02-19T11:59:59.999Z", "recent": "2026-02-19T12:00:00.000Z"} {
-			insert("INSERT INTO audit_log (at, actor, via, action, detail) VALUES (?, 'a', 'cli', 'sync', ?)", age, detail)
+		for detail, at := range map[string]string{
+			"old": "2026-02-19T11:59:59.999Z", "recent": "2026-02-19T12:00:00.000Z",
+		} {
+			insert(`INSERT INTO audit_log (at, actor, via, action, detail)
+				VALUES (?, 'a', 'cli', 'sync', ?)`, at, detail)
 		}
 		must(t, db.Prune(ctx, 10*day))
 		values := func(query string) []string {

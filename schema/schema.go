@@ -71,7 +71,7 @@ type queryer interface {
 // Migrate brings the database up to date. It returns the names of what it applied. It calls onWait
 // with true when it waits for another program that migrates, and at last with false.
 func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (names []string, err error) {
-	waited := false
+	waited, lost := false, 0
 	defer func() {
 		if waited {
 			onWait(false)
@@ -88,6 +88,11 @@ func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (nam
 				onWait(true)
 			}
 		})
+		if lost < maxLost && lostConnection(err) && ctx.Err() == nil {
+			lost++ // what was committed is seen at the next look
+			time.Sleep(200 * time.Millisecond)
+			continue
+		}
 		if err != nil {
 			return names, fmt.Errorf("migrate the database: %w", err)
 		}
@@ -96,6 +101,16 @@ func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (nam
 			failpoint.Hit(failpoint.Migrated)
 		}
 	}
+}
+
+// maxLost is how often Migrate tries again after it has lost its connection.
+const maxLost = 5
+
+// lostConnection tells errors of a connection from those that PostgreSQL answers with.
+func lostConnection(err error) bool {
+	answered := (interface{ SQLState() string })(nil)
+	sqlite := sqlite3.Error{}
+	return err != nil && !errors.Is(err, errLocked) && !errors.As(err, &answered) && !errors.As(err, &sqlite)
 }
 
 // applyWhenFree is applyNext, but waits while another program migrates.
@@ -189,7 +204,7 @@ var versionTable = map[Dialect]string{
 // hasVersions asks whether there is a table of versions. On PostgreSQL to_regclass may answer from a
 // cache that is older than the lock: it does not see the table that the last holder made.
 var hasVersions = map[Dialect]string{
-	SQLite:   "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'goose_db_version')",
+	SQLite: "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'goose_db_version')",
 	Postgres: `SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class
 		WHERE relname = 'goose_db_version' AND pg_catalog.pg_table_is_visible(oid))`,
 }

@@ -58,6 +58,8 @@ const (
 	ActionReplayDeadLetter  = "replay-dead-letter"
 	ActionDiscardDeadLetter = "discard-dead-letter"
 	ActionReplay            = "replay"
+	ActionSetBudget         = "budget-set"
+	ActionUnsetBudget       = "budget-unset"
 
 	failedSuffix = ".failed"
 )
@@ -69,8 +71,8 @@ var actions = map[string]string{
 	events.TypeUsageSync: ActionSync,
 }
 
-// by is the entry of what the actor does.
-func (a Actor) by(e repo.AuditEntry) repo.AuditEntry {
+// Entry is the entry of what the actor does.
+func (a Actor) Entry(e repo.AuditEntry) repo.AuditEntry {
 	e.Actor, e.Via = cmp.Or(a.Name, "unknown"), a.Via
 	return e
 }
@@ -79,13 +81,13 @@ func (a Actor) by(e repo.AuditEntry) repo.AuditEntry {
 // in ctx.
 func audited(ctx context.Context, db *repo.DB, e repo.AuditEntry) *repo.DB {
 	if who := ActorOf(ctx); who != (Actor{}) {
-		return db.Audited(who.by(e))
+		return db.Audited(who.Entry(e))
 	}
 	return db
 }
 
-// Recorder writes an entry of the audit log, as [repo.DB.Audit] does.
-type Recorder func(context.Context, repo.AuditEntry) error
+// Recorder writes entries of the audit log, as [repo.DB.Audit] does.
+type Recorder func(context.Context, ...repo.AuditEntry) error
 
 // failureWait is how long recording a failure may take: the caller's own time may be over.
 const failureWait = 2 * time.Second
@@ -98,7 +100,7 @@ func Audit(ctx context.Context, e repo.AuditEntry, record Recorder, do func() er
 	if who == (Actor{}) {
 		return do()
 	}
-	if err := record(ctx, who.by(e)); err != nil {
+	if err := record(ctx, who.Entry(e)); err != nil {
 		return err
 	}
 	if err := do(); err != nil {
@@ -115,9 +117,14 @@ func auditFailure(ctx context.Context, e repo.AuditEntry, record Recorder, err e
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), failureWait)
 	defer cancel()
+	return errors.Join(err, record(ctx, who.Entry(FailedEntry(e, err))))
+}
+
+// FailedEntry is the entry that follows another one if that could not be done.
+func FailedEntry(e repo.AuditEntry, err error) repo.AuditEntry {
 	e.Action += failedSuffix
 	e.Detail = err.Error()
-	return errors.Join(err, record(ctx, who.by(e)))
+	return e
 }
 
 // EventEntry is the entry of publishing an event that NewEvent has made.

@@ -13,10 +13,11 @@ import (
 
 // done is what happened, in this order: what was recorded, and "do" when it was done.
 func done(ctx context.Context, recording, doing error) (list []string, err error) {
-	record := func(ctx context.Context, e repo.AuditEntry) error {
+	record := func(ctx context.Context, entries ...repo.AuditEntry) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		e := entries[0]
 		list = append(list, e.Via+" "+e.Actor+" "+e.Action+" "+e.EventID+" "+e.Detail)
 		return recording
 	}
@@ -62,8 +63,8 @@ func TestAuditRecordsBeforeItIsDoneAndAgainIfItFails(t *testing.T) {
 func TestAuditRecordsAFailureAfterItsCallerHasGone(t *testing.T) {
 	ctx, cancel := context.WithCancel(WithActor(t.Context(), Actor{ViaCLI, "cli:me"}))
 	var list []string
-	record := func(ctx context.Context, e repo.AuditEntry) error {
-		list = append(list, e.Action)
+	record := func(ctx context.Context, entries ...repo.AuditEntry) error {
+		list = append(list, entries[0].Action)
 		return ctx.Err()
 	}
 	err := Audit(ctx, repo.AuditEntry{Action: ActionSync}, record, func() error {
@@ -77,8 +78,9 @@ func TestAuditRecordsAFailureAfterItsCallerHasGone(t *testing.T) {
 
 func TestEventEntrySaysWhatTheEventDoes(t *testing.T) {
 	for eventType, want := range map[string]repo.AuditEntry{
-		events.TypeTenantCreated: {Action: "create", TenantID: "t", EventID: "e", Detail: "name: Acme, title: A, b"},
-		events.TypeUsageSync:     {Action: "sync", TenantID: "t", EventID: "e", Detail: "name: Acme, title: A, b"},
+		events.TypeTenantCreated: {Action: "create", TenantID: "t", EventID: "e",
+			Detail: "name: Acme, title: A, b"},
+		events.TypeUsageSync: {Action: "sync", TenantID: "t", EventID: "e", Detail: "name: Acme, title: A, b"},
 	} {
 		got := EventEntry(events.Outgoing{
 			ID: "e", Type: eventType, Data: []byte(`{"title":"A, b","tenant_id":"t","name":"Acme"}`),

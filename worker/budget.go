@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"fmt"
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
@@ -10,13 +11,18 @@ import (
 // SetBudget sets the budget of a tenant, or of repo.EveryTenant. Events about thresholds that its
 // usage has reached go out from the running worker.
 func SetBudget(ctx context.Context, db *repo.DB, b repo.Budget) error {
-	return db.SetBudget(ctx, b, thresholdEvent)
+	e := repo.AuditEntry{
+		Action: ActionSetBudget, TenantID: b.TenantID,
+		Detail: fmt.Sprintf("%s credits, thresholds %s", b.Credits, b.Thresholds),
+	}
+	return audited(ctx, db, e).SetBudget(ctx, b, thresholdEvent)
 }
 
 // UnsetBudget removes a tenant's budget, so that it has that of repo.EveryTenant. It returns
 // repo.ErrNotFound if the tenant has none of its own.
 func UnsetBudget(ctx context.Context, db *repo.DB, tenantID string) error {
-	return db.UnsetBudget(ctx, tenantID, thresholdEvent)
+	e := repo.AuditEntry{Action: ActionUnsetBudget, TenantID: tenantID}
+	return audited(ctx, db, e).UnsetBudget(ctx, tenantID, thresholdEvent)
 }
 
 // Budget returns the budget that was set for a tenant, or for repo.EveryTenant.

@@ -121,7 +121,7 @@ func troubleOf(err error) trouble {
 
 const (
 	healthEvery   = 10 * time.Second // between checks of NATS and the database
-	healthPoll    = time.Second / 4  // between looks whether a connection was lost or made
+	healthPoll    = time.Second      // between looks whether a connection was lost or made
 	healthTimeout = 5 * time.Second  // of one check
 )
 

@@ -46,7 +46,7 @@ func TestEventFormsMakeTheSameRow(t *testing.T) {
 				t.Errorf("%s: event id %q", tenant, id)
 			}
 			for _, own := range []string{"tenant_id", "dashboard_id", "created_event_id", "created_event",
-				"created_at", "updated_at"} {
+				"dashboard_event", "created_at", "updated_at"} {
 				if columns[own] == nil {
 					t.Errorf("%s: %s is NULL", tenant, own)
 				}

@@ -109,7 +109,7 @@ const auditWait = 2 * time.Second
 
 // record writes an entry of the audit log for a command that needs no database otherwise. Where the
 // database cannot be used, it warns once, and the command goes on.
-func (a *app) record(ctx context.Context, e repo.AuditEntry) error {
+func (a *app) record(ctx context.Context, list ...repo.AuditEntry) error {
 	if a.unaudited {
 		return nil
 	}
@@ -127,7 +127,7 @@ func (a *app) record(ctx context.Context, e repo.AuditEntry) error {
 			db, err = a.openAuditLog(ctx)
 		}
 		if err == nil {
-			err = db.Audit(ctx, e)
+			err = db.Audit(ctx, list...)
 		}
 		done <- result{db, err}
 	}()

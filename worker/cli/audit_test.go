@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,8 +28,8 @@ var notAudited = map[string]string{
 	"attempts list": "it reads", "dead list": "it reads", "dead show": "it reads", "audit": "it reads",
 	"usage show": "it reads", "usage export": "it reads", "usage runs": "it reads", "usage run": "it reads",
 	"restore-check": "it reads", "backup": "it reads the database", "help": "it prints",
-	"completion": "it prints", "doctor": "it reads", "version": "it reads",
-	"jwt": "it prints", "console-user": "it prints",
+	"usage budget list": "it reads", "completion": "it prints", "doctor": "it reads",
+	"version": "it reads", "jwt": "it prints", "console-user": "it prints",
 }
 
 // auditedCommand is a command line, and what the audit log has of it.
@@ -50,6 +52,9 @@ var auditedCommands = map[string]auditedCommand{
 	"dead replay":              {"dead replay 1", "replay-dead-letter", "broken", true},
 	"dead discard":             {"dead discard 1", "discard-dead-letter", "broken", true},
 	"replay":                   {"replay --since 1h", "replay", "", false},
+	"import":                   {"import --yes IMPORT", "create", "imported", true},
+	"usage budget set":         {"usage budget set * --credits 10", "budget-set", "*", false},
+	"usage budget unset":       {"usage budget unset *", "budget-unset", "*", false},
 }
 
 // commands are the names of all commands that do something.
@@ -106,6 +111,8 @@ func TestAuditLogHasEveryCommandThatChangesSomething(t *testing.T) {
 		}
 	}
 	w := auditWorld(t)
+	file := filepath.Join(t.TempDir(), "import.csv")
+	must(t, os.WriteFile(file, []byte("tenant_id,name\nimported,Imported\n"), 0o600))
 	before := int64(0)
 	for _, name := range all {
 		if notAudited[name] != "" {
@@ -120,7 +127,7 @@ func TestAuditLogHasEveryCommandThatChangesSomething(t *testing.T) {
 				c.line = strings.Replace(c.line, "1", fmt.Sprint(newestDeadLetter(t, w)), 1)
 			}
 			line := strings.NewReplacer("ATTEMPT", w.Attempts("again")[0].ID,
-				"DASHBOARD", w.Dashboards("held")[0].ID).Replace(c.line)
+				"DASHBOARD", w.Dashboards("held")[0].ID, "IMPORT", file).Replace(c.line)
 			run(t, strings.Fields(line)...)
 			list, err := w.DB.AuditLog(t.Context(), repo.AuditFilter{}, 1000)
 			must(t, err)

@@ -67,7 +67,7 @@ func (c *devCmd) Run(a *app) error {
 	return s.run(a, true, func(ctx context.Context) error {
 		filled, err := c.fill(ctx, a, s, bus)
 		if filled && err == nil {
-			fmt.Fprint(a.stdout, "\n"+c.guide(s)) // again, below the log of the tenants
+			fmt.Fprint(a.stderr, "\n"+c.guide(s)) // again, below the log of the tenants, in its order
 		}
 		return err
 	})

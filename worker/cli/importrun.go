@@ -248,10 +248,16 @@ func (f *flight) makeEvent(now time.Time, s repo.TenantState) error {
 	return nil
 }
 
-// publish publishes the events at once. What was not acknowledged is published again under the same
-// id.
+// publish publishes the events at once, after they are in the audit log. What was not acknowledged is
+// published again under the same id.
 func (r *importRun) publish(list []*flight) error {
-	return r.persist(func() error {
+	if len(list) == 0 {
+		return nil
+	}
+	if err := r.persist(func() error { return r.audit(r.ctx, list, nil) }); err != nil {
+		return err
+	}
+	err := r.persist(func() error {
 		if len(list) == 0 {
 			return nil
 		}
@@ -269,6 +275,7 @@ func (r *importRun) publish(list []*flight) error {
 		for i, err := range r.bus.PublishAll(ctx, batch) {
 			switch {
 			case errors.Is(err, events.ErrTooLarge):
+				err = r.auditFailure(list[i:i+1], err)
 				if err := r.finish(list[i], list[i].row.result(resultFailed, err.Error())); err != nil {
 					return err
 				}
@@ -279,6 +286,30 @@ func (r *importRun) publish(list []*flight) error {
 		list = left
 		return failed
 	})
+	if err != nil {
+		return r.auditFailure(list, err)
+	}
+	return nil
+}
+
+// audit writes the audit log's entries about events that are to be published, or that could not be.
+func (r *importRun) audit(ctx context.Context, list []*flight, failed error) error {
+	var entries []repo.AuditEntry
+	for _, f := range list {
+		e := worker.EventEntry(f.event)
+		if failed != nil {
+			e = worker.FailedEntry(e, failed)
+		}
+		entries = append(entries, worker.ActorOf(ctx).Entry(e))
+	}
+	return r.planner.db.Audit(ctx, entries...)
+}
+
+// auditFailure is audit also after an interrupt, and returns why it failed.
+func (r *importRun) auditFailure(list []*flight, failed error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), auditWait)
+	defer cancel()
+	return errors.Join(failed, r.audit(ctx, list, failed))
 }
 
 // finish takes the result of a row, and frees its place.

@@ -34,6 +34,7 @@ type importer struct {
 // rows imports rows of the columns tenant_id, name and dashboard_id, and returns "line result" or
 // "line result: error" of each, in the order in which they were finished.
 func (i *importer) rows(ctx context.Context, rows ...string) (results []string, err error) {
+	ctx = worker.WithActor(ctx, operator())
 	var text bytes.Buffer
 	text.WriteString("tenant_id,name,dashboard_id\n")
 	for _, row := range rows {

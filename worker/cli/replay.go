@@ -24,9 +24,7 @@ type replayCmd struct {
 // publishes the tenants' events again. State follows from the events' own times, so a second
 // replay, or one of events that are in the backup, changes nothing.
 func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
-	since := c.Since.Time
-
-	state, err := scanState(a.ctx, bus, since)
+	state, err := scanState(a.ctx, bus, c.Since.Time)
 	if err != nil {
 		return err
 	}
@@ -34,15 +32,16 @@ func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
 	if err != nil {
 		return err
 	}
-	dashboards, published := count(unknown, "dashboard"), count(state.events, "event")
 	if c.DryRun {
-		fmt.Fprintf(a.stdout, "%s would be recorded and %s published again\n", dashboards, published)
+		fmt.Fprintf(a.stdout, "%s would be recorded and %s published again\n",
+			count(unknown, "dashboard"), count(state.events, "event"))
 		return nil
 	}
-	if err := c.confirm(a, fmt.Sprintf("Record %s and publish %s again?", dashboards, published)); err != nil {
+	question := fmt.Sprintf("Record %s and publish %s again?", count(unknown, "dashboard"), count(state.events, "event"))
+	if err := c.confirm(a, question); err != nil {
 		return err
 	}
-	e := repo.AuditEntry{Action: worker.ActionReplay, Detail: "since " + since.UTC().Format(time.RFC3339)}
+	e := repo.AuditEntry{Action: worker.ActionReplay, Detail: "since " + c.Since.UTC().Format(time.RFC3339)}
 	return worker.Audit(a.ctx, e, db.Audit, func() error { return c.replay(a, db, bus, state) })
 }
 
@@ -83,15 +82,15 @@ func (c *replayCmd) replay(a *app, db *repo.DB, bus *events.Bus, state *streamSt
 
 // streamState is what the events of the stream say about tenants.
 type streamState struct {
-	events     int                       // that a worker consumes
-	dashboards map[string]repo.Dashboard // the newest, by tenant
-	changes    map[string][]repo.Change  // of access, by tenant, in the stream's order
+	events     int                         // that a worker consumes
+	dashboards map[string][]repo.Dashboard // by tenant, in the stream's order
+	changes    map[string][]repo.Change    // of access, by tenant, in the stream's order
 }
 
 // scanState reads the stream from a time on. Dashboards are those that workers announced in it, so
 // they are known also where the database is older.
 func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamState, error) {
-	s := &streamState{dashboards: map[string]repo.Dashboard{}, changes: map[string][]repo.Change{}}
+	s := &streamState{dashboards: map[string][]repo.Dashboard{}, changes: map[string][]repo.Change{}}
 	created := map[string]time.Time{} // the newest tenant.created so far, by tenant
 	seen := map[string]bool{}         // ids of dashboards' events: a late copy is not the newest
 	return s, bus.ScanSince(ctx, since, func(e events.StoredEvent) error {
@@ -100,10 +99,10 @@ func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamSt
 				return nil
 			}
 			seen[e.ID] = true
-			s.dashboards[d.TenantID] = repo.Dashboard{
+			s.dashboards[d.TenantID] = append(s.dashboards[d.TenantID], repo.Dashboard{
 				TenantID: d.TenantID, WorkspaceID: d.WorkspaceID, ID: d.DashboardID, Title: d.Title,
 				CreatedEvent: created[d.TenantID], SetAt: e.Time,
-			}
+			})
 			return nil
 		}
 		switch data := e.Data.(type) {
@@ -122,30 +121,36 @@ func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamSt
 }
 
 // restore records the dashboards that the database does not know, and returns how many; with dryRun
-// it only counts.
+// it only counts. Those that a tenant had before its newest are recorded, too, or an event that was
+// refused because of them could be accepted when it is published again.
 func (s *streamState) restore(ctx context.Context, db *repo.DB, dryRun bool) (unknown int, err error) {
-	for tenantID, d := range s.dashboards {
-		m, err := db.Mapping(ctx, tenantID)
-		if err != nil && !errors.Is(err, repo.ErrNotFound) {
-			return unknown, err
+	for tenantID, list := range s.dashboards {
+		var missing []repo.Dashboard
+		for _, d := range list {
+			known, err := db.KnowsDashboard(ctx, d)
+			if err != nil {
+				return unknown, err
+			}
+			if !known {
+				missing = append(missing, d)
+			}
 		}
-		if m.DashboardID == d.ID {
-			continue
-		}
-		unknown++
-		if dryRun {
+		unknown += len(missing)
+		if dryRun || len(missing) == 0 {
 			continue
 		}
 		// Changes come first, or a tenant that was suspended since would get tokens until its event
 		// is back.
 		for _, c := range s.changes[tenantID] {
-			c.WorkspaceID = d.WorkspaceID
+			c.WorkspaceID = missing[0].WorkspaceID
 			if _, err := db.Change(ctx, c); err != nil {
 				return unknown, err
 			}
 		}
-		if err := db.Restore(ctx, d); err != nil {
-			return unknown, err
+		for _, d := range missing {
+			if err := db.Restore(ctx, d); err != nil {
+				return unknown, err
+			}
 		}
 	}
 	return unknown, nil

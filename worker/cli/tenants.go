@@ -18,7 +18,7 @@ import (
 type tenantsCmd struct {
 	List    tenantsListCmd    `cmd:"" help:"List tenants."`
 	Show    tenantsShowCmd    `cmd:"" help:"Explain why a tenant has a dashboard or not, and what to do."`
-	Resolve tenantsResolveCmd `cmd:"" help:"Adopt or recreate the dashboard of a held tenant, or replace a wrong one."`
+	Resolve tenantsResolveCmd `cmd:"" help:"Settle a held tenant, or replace a wrong dashboard."`
 }
 
 // tenantsListCmd lists mappings in the order of tenant ids, a page at a time.

@@ -304,9 +304,7 @@ func TestNATSAccountImportingBothLetsCallersPublish(t *testing.T) {
 		text := conf
 		if importsBoth {
 			const export = `{service: "papermap.events.tenant.deleted", accounts: [PUBLISHERS`
-			const first = `  CALLERS {
-    imports: [
-`
+			first := regexp.MustCompile(`(?s)  CALLERS \{.*?    imports: \[\n`).FindString(text)
 			text = strings.Replace(text, export, export+", CALLERS", 1)
 			text = strings.Replace(text, first,
 				first+`{service: {account: PAPERMAP, subject: "papermap.events.tenant.deleted"}}`+"\n", 1)

@@ -296,7 +296,8 @@ func TestTraceCoversRESTAndUsageRuns(t *testing.T) {
 	parent, _ := hex.DecodeString(spanID)
 	const request = "POST /api/v1/dashboards"
 	tree := c.tree(id, parent)
-	want := strings.TrimSpace(request + "\n  " + strings.ReplaceAll(wholeTrace, "\n", "\n  "))
+	want := strings.TrimSpace(request + "\n  transaction\n    INSERT audit_log\n  " +
+		strings.ReplaceAll(wholeTrace, "\n", "\n  "))
 	polls := strings.Contains(tree, "\n  SELECT")
 	if !strings.Contains(tree, want) || strings.Count(tree, request) != 2 || polls {
 		t.Errorf("the requests' trace is\n%s", tree)

@@ -89,7 +89,7 @@ func TestTenantsCreateIsOlderThanADeletionThatFollows(t *testing.T) {
 		w.Must(err)
 		msg, err := stream.GetLastMsgForSubject(t.Context(), "papermap.events.tenant.created")
 		w.Must(err)
-		if msg.Header.Get("Papermap-Event-Time") == "" || msg.Header.Get("Papermap-Event-Id") == "" {
+		if msg.Header.Get("ce-time") == "" || msg.Header.Get("ce-id") == "" {
 			t.Errorf("the event has no time of its own: %v", msg.Header)
 		}
 	})

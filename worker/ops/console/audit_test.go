@@ -10,8 +10,8 @@ import (
 	"papermap-worker/repo"
 )
 
-// What the audit log has of each action, after a world in trouble. To preview is to mint a token, which
-// has its line in the log.
+// What the audit log has of each action, in a world in trouble. A preview mints a token, which has its
+// line in the log.
 var auditedActions = map[string]struct {
 	form   url.Values
 	action string
@@ -100,6 +100,22 @@ func TestAuditLogHasTheRetryOfAFailedTenantAndWhoLoggedIn(t *testing.T) {
 		if !strings.Contains(page, "Action: retry by console:olga") {
 			t.Errorf("the tenant's history does not name who retried: %s", page)
 		}
+	})
+}
+
+func TestAuditLogHasTheDashboardThatWasReplaced(t *testing.T) {
+	virtual(t, Config{Token: token}, nil, func(t *testing.T, w *world) {
+		w.login()
+		w.Create("good")
+		old := w.becomes("good", repo.Active).DashboardID
+		w.act("/tenant/resolve", url.Values{"tenant": {"good"}, "dashboard": {"right"}, "replaces": {old}})
+		list := w.auditLog()
+		if len(list) != 1 || list[0].Action != "replace" || list[0].TenantID != "good" ||
+			list[0].Detail != "dashboard right instead of "+old {
+			t.Errorf("the audit log has %+v", list)
+		}
+		// so that the books are right
+		w.act("/tenant/resolve", url.Values{"tenant": {"good"}, "dashboard": {old}, "replaces": {"right"}})
 	})
 }
 
