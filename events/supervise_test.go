@@ -443,7 +443,7 @@ func TestPausedConsumerIsAFatalFindingAndStaysPaused(t *testing.T) {
 		if list := b.CheckTopology(t.Context()); !contains(list, want) {
 			t.Errorf("%+v", list)
 		}
-		time.Sleep(30 * time.Minute)
+		time.Sleep(45 * time.Minute)
 		eventually(t, "it is handled after the pause", func() bool { return handled.Load() == 1 })
 	})
 }
