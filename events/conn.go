@@ -24,6 +24,10 @@ const (
 	forReading  = "reading"
 )
 
+// connectTimeout is how long the server has to greet a new connection. The default of 2 s is too short for
+// a busy one.
+const connectTimeout = 5 * time.Second
+
 // connection is one of a bus's connections.
 type connection struct {
 	*nats.Conn
@@ -39,7 +43,8 @@ func (b *Bus) dial(purpose string, failed chan<- error) (*connection, error) {
 		name = strings.TrimSpace(name + " " + purpose)
 	}
 	options := append(b.handlers(purpose, c.closed, failed),
-		nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(time.Second), nats.IgnoreAuthErrorAbort(),
+		nats.Name(name), nats.Timeout(connectTimeout), nats.MaxReconnects(-1), nats.ReconnectWait(time.Second),
+		nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectBufSize(-1)) // what was reported as failed must not be published later
 	if purpose == forReading {
 		options = append(options, nats.NoReconnect())

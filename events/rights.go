@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -22,6 +23,9 @@ const (
 // replyCheck ends the reply subjects that are tried. That one is refused is a finding, and no line.
 const replyCheck = "papermap-worker.check"
 
+// rightsTimeout is how long all rights together are checked: each takes one round trip.
+const rightsTimeout = 10 * time.Second
+
 var traceOnlyServer = []int{2, 11, 0}
 
 // checkRights checks what the worker does beside calls of JetStream's API: it publishes events and dead
@@ -31,9 +35,14 @@ func (b *Bus) checkRights(ctx context.Context) []Finding {
 	defer b.lockTopology()()
 	t := &b.top
 	if now := b.nc.Stats().Reconnects + 1; t.rightsOf != now || len(t.denied) > 0 {
-		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+		ctx, cancel := context.WithTimeout(ctx, rightsTimeout)
 		defer cancel()
 		t.rightsOf, t.denied = now, b.deniedRights(ctx)
+		if ctx.Err() != nil {
+			t.denied = append(t.denied, Finding{"rights",
+				fmt.Sprintf("NATS did not answer within %s whether this user has all it needs", rightsTimeout),
+				"look whether the server is overloaded, and check again", false})
+		}
 	}
 	return t.denied
 }

@@ -50,12 +50,12 @@ func TestAuditLogSaysThatAnActionWasSuperseded(t *testing.T) {
 // The worker's own events and those of its timers, in a process that somebody started by a command.
 func TestAuditLogHasNothingThatTheWorkerDoesByItself(t *testing.T) {
 	virtual(t, options{Config: func(c *worker.Config) {
-		c.Schedule, _ = worker.ParseSchedule("@every 15m")
+		c.Schedule, _ = worker.ParseSchedule("@every 1m")
 	}}, func(t *testing.T, w *world) {
 		w.Create("t")
 		w.Eventually(w.Are(repo.Active, "t"))
 		w.Request("embed-token", object("tenant_id", "t"))
-		time.Sleep(time.Hour)
+		time.Sleep(3 * time.Minute)
 		list, err := w.DB.AuditLog(t.Context(), repo.AuditFilter{}, 10)
 		w.Must(err)
 		if len(list) > 0 {
