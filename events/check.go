@@ -18,7 +18,7 @@ type Finding struct {
 	Check string // what was looked at
 	Found string
 	Fix   string // what to do about it; empty when all is well
-	Fatal bool   // the worker cannot work like this
+	Fatal bool   // the worker is not ready
 }
 
 // String is the finding in a line.

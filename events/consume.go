@@ -297,7 +297,7 @@ func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Even
 		}
 	}()
 	if raw.Header.Get(jetstreamSize) != "" && len(raw.Data) == 0 && deliveries <= 5 {
-		return e, errors.New("it came without its data, by a consumer that somebody set to headers_only")
+		return e, errors.New("delivered without data: the consumer is set to headers_only")
 	}
 	e, err = Decode(raw)
 	e.Deliveries = deliveries

@@ -95,7 +95,7 @@ var periodForm = regexp.MustCompile(`^2[0-9]{3}-(0[1-9]|1[0-2])$`)
 // ValidatePeriod returns what is wrong with a month: its form is YYYY-MM, its year 2000 to 2999.
 func ValidatePeriod(period string) error {
 	if !periodForm.MatchString(period) {
-		return fmt.Errorf("%s is no month in the form YYYY-MM, from 2000-01 to 2999-12", quote(period))
+		return fmt.Errorf("invalid month %s: use YYYY-MM, from 2000-01 to 2999-12", quote(period))
 	}
 	return nil
 }

@@ -309,7 +309,7 @@ func (s *Service) refuseOnPanic(r request) {
 // drop leaves a request without an answer, which its caller may wonder about.
 func (s *Service) drop(r request) {
 	if s.bus.unanswerable.Add(1); s.bus.slow.Allow() {
-		s.log.Warn("a request has a reply subject that is not answered: its client's inbox prefix must be "+
+		s.log.Warn("reply subject not allowed: the client's inbox prefix must be "+
 			"_INBOX or one of NATS_REPLY_PREFIXES", "subject", oneLine(r.subject, 300),
 			"reply", oneLine(r.reply, 300))
 	}
@@ -391,7 +391,7 @@ func (s *Service) answer(r request) {
 		s.refuse(r, known)
 	default:
 		if s.failed.Allow() {
-			s.log.ErrorContext(ctx, "a request failed; the log has one line at most in 10 s",
+			s.log.ErrorContext(ctx, "request failed (logged at most every 10 s)",
 				"endpoint", r.endpoint.Name, "error", err)
 		}
 		s.refuse(r, unavailable("the worker cannot answer now; try again"))

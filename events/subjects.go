@@ -18,7 +18,7 @@ var prefixForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+
 // Validate returns what is wrong with the prefix.
 func (s Subjects) Validate() error {
 	if !prefixForm.MatchString(s.Prefix) {
-		return fmt.Errorf("%q is no subject prefix: use letters, digits, - and _, with single dots between",
+		return fmt.Errorf("invalid prefix %q: use letters, digits, - and _, separated by single dots",
 			s.Prefix)
 	}
 	return nil

@@ -132,7 +132,7 @@ func (b *Bus) restoreTopology(ctx context.Context) error {
 	// is delivered once more by a consumer that begins anew.
 	anew := t.builtFor != 0 && t.builtFor != t.incarnation
 	if anew {
-		b.log.WarnContext(ctx, "the stream was made again or restored; "+
+		b.log.WarnContext(ctx, "stream was recreated or restored; "+
 			"events in flight are not acknowledged, and its consumers begin with its oldest event",
 			"stream", b.o.Stream)
 	}
@@ -192,11 +192,11 @@ func (b *Bus) ensureStreams(ctx context.Context) (found []string, err error) {
 func (b *Bus) report(found []string) {
 	for _, f := range found {
 		if !slices.Contains(b.top.reported, f) {
-			b.log.Error("a stream is not as it must be", "finding", f)
+			b.log.Error("stream is misconfigured", "finding", f)
 		}
 	}
 	if len(found) == 0 && len(b.top.reported) > 0 {
-		b.log.Info("the streams are as they must be")
+		b.log.Info("streams are configured correctly")
 	}
 	b.top.reported = found
 }
@@ -327,7 +327,7 @@ func (b *Bus) deleteConsumer(ctx context.Context, name string) {
 		b.log.ErrorContext(ctx, "the consumer may have skipped events, and it cannot be deleted: "+
 			"delete it, and it is recreated from the oldest event", "consumer", name, "error", err)
 	default:
-		b.log.WarnContext(ctx, "deleted the consumer; it begins again with the oldest event",
+		b.log.WarnContext(ctx, "deleted consumer; it will start from the oldest event",
 			"consumer", name)
 	}
 }

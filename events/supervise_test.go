@@ -330,7 +330,7 @@ func TestConsumerGoesOnWithAStreamThatMayLoseEvents(t *testing.T) {
 		if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
 			t.Fatal(err)
 		}
-		said.wait(t, "the streams are as they must be")
+		said.wait(t, "streams are configured correctly")
 	})
 }
 

@@ -94,7 +94,7 @@ func ofTenant(t Type) bool { return t.Tenant && t.Consumer != "" }
 func decodePayload(eventType string, data []byte) (Payload, error) {
 	i := slices.IndexFunc(Types, func(t Type) bool { return t.Name == eventType && t.decode != nil })
 	if i < 0 {
-		return nil, permanentf(codeType, "%s is no type of event that the worker consumes", quote(eventType))
+		return nil, permanentf(codeType, "unknown event type %s", quote(eventType))
 	}
 	p, err := Types[i].decode(data)
 	if err != nil {

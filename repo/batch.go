@@ -218,7 +218,7 @@ func isStatementError(err error) bool {
 
 // errConflict means that a row which a batch was to insert was inserted by another transaction since
 // the batch has read: it has to read again.
-var errConflict = errors.New("another transaction was first, again and again")
+var errConflict = errors.New("too many transaction conflicts")
 
 // lostCommit is a COMMIT that got no answer: its outcome has to be looked up.
 type lostCommit struct {

@@ -77,7 +77,7 @@ type sqliteFile struct {
 }
 
 // ErrFileGone means that what is written to the SQLite file would be lost.
-var ErrFileGone = errors.New("under the running worker, which writes no more")
+var ErrFileGone = errors.New("while the worker was running; it has stopped writing")
 
 // openFiles notes the files that are open. SQLite keeps them open as long as there is a connection.
 func openFiles(paths ...string) (list []sqliteFile, err error) {

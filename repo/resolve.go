@@ -154,7 +154,7 @@ func (d *decision) dropDashboard() error {
 
 func (d *decision) recreate() error {
 	if !d.Wanted() {
-		return errors.New("the tenant was deleted, and needs no dashboard")
+		return errors.New("the tenant was deleted")
 	}
 	d.clearFailures()
 	d.setStage(Pending, Time{})
@@ -175,7 +175,7 @@ func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 		}
 		abandoned := a.Outcome == OutcomeSent && a.StartedAt.Before(t.now.Add(-Lease))
 		if a.Outcome != OutcomeUnknown && a.Outcome != OutcomeOrphaned && !abandoned {
-			return fmt.Errorf("its outcome is %s: it is no possible orphan", a.Outcome)
+			return fmt.Errorf("outcome is %s: nothing to resolve", a.Outcome)
 		}
 		if t.audit != nil {
 			t.audit.TenantID = a.TenantID

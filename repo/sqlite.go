@@ -176,7 +176,7 @@ func (db *DB) CheckIntegrity(ctx context.Context) error {
 	}
 	switch {
 	case strings.HasPrefix(result, "CHECK constraint"):
-		return fmt.Errorf("a row of the database holds a word that this program does not write (%s): "+
+		return fmt.Errorf("the database has an unknown value (%s): "+
 			"correct the row", result)
 	case result != "ok":
 		return fmt.Errorf("the database file is damaged (%s): restore it from a backup", result)

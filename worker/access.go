@@ -37,7 +37,7 @@ func (a *accessHandler) handleAccess(ctx context.Context, e events.Event, data e
 	failpoint.Hit(failpoint.ChangeDone)
 	if changed {
 		a.changed(data.TenantID)
-		a.log.InfoContext(ctx, "a tenant's access changed",
+		a.log.InfoContext(ctx, "tenant access changed",
 			"tenant_id", data.TenantID, "event", e.Type, "reason", data.Reason, "event_id", e.ID)
 	}
 	return nil

@@ -118,14 +118,14 @@ func (x *explanation) explainFinal() bool {
 			"`papermap-worker publish tenant-created %s --name NAME`.", x.tenant)
 	case m.Stage == repo.Held:
 		last := x.lastAttempt()
-		x.say("It has no dashboard: whether Papermap made one at %s is unknown (%s), and a person must look.",
+		x.say("It has no dashboard: whether Papermap made one at %s is unknown (%s), and you need to check.",
 			dateTime(last.StartedAt.Time), m.FailedError)
 		x.do("Look in Papermap's page for a dashboard %q with %s in its description.", m.Title, last.Mark)
 		x.do("If it is there: `papermap-worker tenants resolve %s --dashboard-id ID`.", x.tenant)
 		x.do("If it is not: `papermap-worker tenants resolve %s --recreate`.", x.tenant)
 	case m.Stage == repo.Failed:
 		x.say("It has no dashboard: creating it failed for good (%s: %s).", m.FailedCode, m.FailedError)
-		x.do("Put right what the error names.")
+		x.do("Fix the cause of the error.")
 		if n := deadLetterOf(x.DeadLetters, m.CreatedEventID); n != 0 {
 			x.do("Then `papermap-worker dead replay %d`.", n)
 		} else {

@@ -182,12 +182,12 @@ func (h *health) report(list []Finding, connected bool) {
 		case !connected && check != databaseCheck: // it was not looked at
 			fatal[check] = f
 		default:
-			h.log.Info("a trouble is over", "check", check)
+			h.log.Info("problem resolved", "check", check)
 		}
 	}
 	for check, f := range fatal {
 		if _, known := h.fatal[check]; !known {
-			h.log.Error("the worker cannot work like this", "check", check, "found", f.Found, "do", f.Fix)
+			h.log.Error("worker is not ready", "check", check, "found", f.Found, "do", f.Fix)
 		}
 	}
 	h.fatal = fatal
@@ -197,7 +197,7 @@ func (h *health) report(list []Finding, connected bool) {
 func (h *health) reasons() (reasons []string) {
 	last := h.last.Load()
 	if last == nil {
-		return []string{"the first check of NATS and the database has not ended"}
+		return []string{"first health check is still running"}
 	}
 	for _, f := range *last {
 		if f.Fatal {
@@ -224,12 +224,12 @@ func (w *Worker) State() State {
 		s.Reasons = append(s.Reasons, reason)
 	}
 	if w.draining.Load() {
-		notReady("the worker is draining")
+		notReady("shutting down")
 	}
 	if err := w.bus.Connected(); err != nil {
 		notReady(err.Error())
 	} else if !w.main.Healthy() || !w.access.Healthy() {
-		notReady("the consumers are not running; the log says why")
+		notReady("consumers are not running; see the log")
 	}
 	for _, reason := range w.health.reasons() {
 		notReady(reason)

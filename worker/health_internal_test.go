@@ -29,14 +29,14 @@ func TestHealthLogsATroubleOnceAndItsEnd(t *testing.T) {
 		{"all is well", nil, true, ""},
 		{"a warning", []Finding{warning}, true, ""},
 		{"full", []Finding{full}, true,
-			`level=ERROR msg="the worker cannot work like this" check=database found=full`},
+			`level=ERROR msg="worker is not ready" check=database found=full`},
 		{"still full", []Finding{full, warning}, true, ""},
 		{"a stream is missing, too", []Finding{full, stream}, true,
-			`level=ERROR msg="the worker cannot work like this" check=stream found=missing`},
+			`level=ERROR msg="worker is not ready" check=stream found=missing`},
 		{"room was made, and the stream cannot be seen", nil, false,
-			`level=INFO msg="a trouble is over" check=database`},
+			`level=INFO msg="problem resolved" check=database`},
 		{"it is still missing", []Finding{stream}, true, ""},
-		{"it was made", []Finding{}, true, `level=INFO msg="a trouble is over" check=stream`},
+		{"it was made", []Finding{}, true, `level=INFO msg="problem resolved" check=stream`},
 		{"all is well", nil, true, ""},
 	} {
 		log.Reset()

@@ -216,14 +216,14 @@ func (a *attempt) create(ctx context.Context, permit permit) error {
 	failpoint.Hit(failpoint.Recorded)
 	switch {
 	case errors.Is(err, repo.ErrTaken):
-		log.ErrorContext(ctx, "Papermap answered with a dashboard that belongs to another tenant",
+		log.ErrorContext(ctx, "Papermap returned another tenant's dashboard",
 			"dashboard_id", dashboard.ID)
 		cause := unknownOutcome("the answer names another tenant's dashboard")
 		return a.recordFailure(ctx, cause, dashboard.ID)
 	case err != nil:
 		return err
 	case !recorded:
-		log.WarnContext(ctx, "a dashboard was created after its claim had passed to another worker; "+
+		log.WarnContext(ctx, "dashboard created after the claim expired; "+
 			"recorded as orphaned", "dashboard_id", dashboard.ID, "attempt", a.claim.Attempt.ID)
 		a.metrics.attempts.WithLabelValues(string(repo.OutcomeOrphaned)).Inc()
 		return retry(busyDelay(), "the claim passed to another worker")
@@ -305,7 +305,7 @@ func (a *attempt) recordFailure(ctx context.Context, cause error, dashboardID st
 		return a.deadLetter(ctx, m)
 	case repo.Held:
 		a.wakeRelay()
-		log.WarnContext(ctx, "held a tenant, because a create has an unknown outcome: "+
+		log.WarnContext(ctx, "tenant held: create has an unknown outcome; "+
 			"resolve it with `papermap-worker tenants resolve`", "attempt", a.claim.Attempt.ID)
 		return nil
 	}

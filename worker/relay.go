@@ -120,9 +120,9 @@ func (r *relay) pass(ctx context.Context) {
 	}
 	switch before := r.warned.on; {
 	case r.warned.begins(err != nil):
-		r.log.Warn("cannot publish events out; they wait in the database", "error", err)
+		r.log.Warn("cannot publish outgoing events; they stay in the outbox", "error", err)
 	case before && err == nil:
-		r.log.Info("events out are published again")
+		r.log.Info("publishing outgoing events again")
 	}
 }
 

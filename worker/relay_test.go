@@ -81,7 +81,7 @@ func TestRelayHoldsBackOnlyTheTenantOfATooLargeEvent(t *testing.T) {
 		}
 		w.Create("a")
 		w.Eventually(workertest.That("one event out", func() bool { return len(w.Announced("a")) == 1 }))
-		logged := func() int { return strings.Count(w.Logs.String(), "cannot publish events out") }
+		logged := func() int { return strings.Count(w.Logs.String(), "cannot publish outgoing events") }
 		// the relay logs it at the end of its pass
 		w.Eventually(workertest.That("the log says that some wait", func() bool { return logged() >= 1 }))
 		if n := logged(); n > 4*len(w.Workers) {
@@ -170,7 +170,7 @@ func TestRelayDropsItsLeaseAfterAFailedBatch(t *testing.T) {
 			_, err = w.JS.UpdateStream(t.Context(), config)
 			w.Must(err)
 		}
-		const trouble, over = "cannot publish events out", "events out are published again"
+		const trouble, over = "cannot publish outgoing events", "publishing outgoing events again"
 		release := w.API.HoldAnswers()
 		w.Create("t")
 		w.Eventually(w.Sent(1))

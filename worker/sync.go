@@ -130,7 +130,7 @@ func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) (err
 	}
 	defer func() {
 		if leaveErr := turn.leave(ctx, want.TenantID, holder, err); leaveErr != nil {
-			s.log.WarnContext(ctx, "cannot give up the lease of a workspace's usage runs",
+			s.log.WarnContext(ctx, "cannot release usage lease",
 				"workspace_id", want.WorkspaceID, "error", leaveErr)
 		}
 	}()
@@ -168,7 +168,7 @@ func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) (err
 		"took", run.FinishedAt.Sub(run.StartedAt.Time).String(),
 	}
 	if run.Status == repo.RunIncomplete {
-		log.WarnContext(ctx, "a usage run is incomplete: the totals shifted in each pass", attrs...)
+		log.WarnContext(ctx, "usage run incomplete: totals kept changing", attrs...)
 	} else {
 		log.InfoContext(ctx, "synced usage", attrs...)
 	}

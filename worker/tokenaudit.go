@@ -115,7 +115,7 @@ func (c *tokenCounts) run(ctx context.Context, db *repo.DB, log *slog.Logger) {
 		err := c.write(writing, db)
 		cancel()
 		if warned.begins(err != nil) {
-			log.Warn("cannot record how many tokens were minted; keeping count", "error", err)
+			log.Warn("cannot save token counts; retrying", "error", err)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func decodeTokenRequest(r events.Request) (q TokenRequest, err error) {
 		return q, invalid(err)
 	}
 	if q.TenantID != "" && q.TenantID != tenantID {
-		return q, serviceError(403, "TENANT_MISMATCH", 0, `"tenant_id" is not the tenant of the subject`)
+		return q, serviceError(403, "TENANT_MISMATCH", 0, `"tenant_id" doesn't match the tenant in the subject`)
 	}
 	q.TenantID, q.CreateMissing = tenantID, false // whoever may ask for one tenant may not make it
 	return q, nil

@@ -105,7 +105,7 @@ func (r UsageRequest) validate() error {
 	}
 	page, perPage := valueOr(r.Page, 1), valueOr(r.PerPage, defaultPerPage)
 	if page < 1 || page > 1<<31 || perPage < 1 || perPage > maxPerPage {
-		return fmt.Errorf(`"page" begins with 1, and "per_page" is 1 to %d`, maxPerPage)
+		return fmt.Errorf(`"page" must be at least 1, and "per_page" 1 to %d`, maxPerPage)
 	}
 	return nil
 }

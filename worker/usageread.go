@@ -20,7 +20,7 @@ const (
 	runBeat   = 10 * time.Second // of a lease of 25 s
 )
 
-var errDraining = errors.New("the worker is draining")
+var errDraining = errors.New("shutting down")
 
 // usageReader reads the pages of one run and records them in their order.
 //
@@ -57,7 +57,7 @@ func (r *usageReader) read(ctx context.Context) error {
 			why := fmt.Sprintf("the totals shifted in each of %d passes", maxPasses)
 			return r.db.EndRun(ctx, r.run, repo.RunIncomplete, why)
 		}
-		r.log.InfoContext(ctx, "usage shifted while it was read; reading it again", "pass", r.run.Pass)
+		r.log.InfoContext(ctx, "usage totals changed during the run; reading again", "pass", r.run.Pass)
 		if err := r.db.RestartRun(ctx, r.run); err != nil {
 			return err
 		}

@@ -26,7 +26,7 @@ func TestDrainFinishesWhatIsInFlight(t *testing.T) {
 		w.Eventually(w.Sent(200))
 		w.Workers[0].Drain()
 		w.Eventually(func() error {
-			if s := w.Workers[0].State(); s.Ready || !strings.Contains(s.Reasons[0], "draining") {
+			if s := w.Workers[0].State(); s.Ready || !strings.Contains(s.Reasons[0], "shutting down") {
 				return fmt.Errorf("state %+v", s)
 			}
 			return nil

@@ -26,7 +26,7 @@ type attemptsResolveCmd struct {
 func (c *attemptsResolveCmd) Run(a *app, db *repo.DB) error {
 	err := worker.ResolveAttempt(a.ctx, db, strings.TrimPrefix(c.ID, "pmw:"))
 	if errors.Is(err, repo.ErrNotFound) {
-		return fmt.Errorf("there is no attempt %q: `papermap-worker attempts list` shows them", c.ID)
+		return fmt.Errorf("attempt %q not found: see `papermap-worker attempts list`", c.ID)
 	}
 	if err == nil {
 		fmt.Fprintf(a.stdout, "resolved attempt %s\n", c.ID)

@@ -120,7 +120,7 @@ func logMigrationWait(log *slog.Logger, waits bool) {
 	if waits {
 		log.Warn("another program is migrating the database; waiting for it")
 	} else {
-		log.Info("the other program no longer migrates the database")
+		log.Info("other migration finished")
 	}
 }
 

@@ -184,7 +184,7 @@ type deadSelection struct {
 // Validate refuses a selection that is empty by mistake: all are selected by --all alone.
 func (c *deadSelection) Validate() error {
 	if given := len(c.Sequences) > 0 || c.deadFilter != (deadFilter{Limit: c.Limit}); given == c.All {
-		return errors.New("name dead letters by number or filter, or use --all; --dry-run shows which")
+		return errors.New("select dead letters by number or filter, or use --all; --dry-run lists them")
 	}
 	return nil
 }

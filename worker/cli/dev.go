@@ -30,7 +30,7 @@ type devCmd struct {
 	NATSPort      int    `name:"nats-port" default:"4222" help:"Port of the embedded NATS server."`
 	SimulatorPort int    `default:"8090" help:"Port of the Papermap simulator."`
 	HTTPAddr      string `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the console and health."`
-	Tenants       int    `help:"Add this many invented tenants, some of them in trouble, and their usage."`
+	Tenants       int    `help:"Add this many sample tenants, some of them in trouble, and their usage."`
 }
 
 // Run runs the worker and its stack until it is interrupted.
@@ -277,7 +277,7 @@ func (c *devCmd) fill(
 			u.Corrections = map[string]int{devTenant(0): 1}
 		})
 	}
-	a.log.Info("added invented tenants", "tenants", len(created))
+	a.log.Info("added sample tenants", "tenants", len(created))
 	return true, nil
 }
 

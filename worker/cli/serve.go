@@ -112,7 +112,7 @@ func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 	}
 	db, err := waitForDatabase(ctx, cfg, server.Starting, log)
 	if ctx.Err() != nil && err != nil {
-		log.Info("stopped before it had started")
+		log.Info("stopped during startup")
 		return nil
 	}
 	if err != nil {

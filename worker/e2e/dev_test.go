@@ -29,7 +29,7 @@ func TestDevShowsTroubledTenantsAlsoAfterRestart(t *testing.T) {
 			return text
 		}
 		if run == "first" {
-			p.says(t, `"added invented tenants"`)
+			p.says(t, `"added sample tenants"`)
 		}
 		for path, wanted := range map[string][]string{
 			"/": {

@@ -60,7 +60,7 @@ func TestPgBouncerInTransactionMode(t *testing.T) {
 	for _, w := range workers {
 		w.stop(t)
 		for line := range strings.Lines(w.text()) {
-			away := strings.Contains(line, "the worker cannot work like this") // while the server restarted
+			away := strings.Contains(line, "not ready") // while the server restarted
 			wrong := strings.Contains(line, `"level":"ERROR"`) || strings.Contains(line, "SQLSTATE")
 			if wrong && !away || strings.Contains(line, "prepared statement") {
 				t.Errorf("the log says %s", line)
@@ -102,7 +102,7 @@ func TestServeWaitsForAnotherMigration(t *testing.T) {
 	command.says(t, waiting)
 	must(t, other.Commit())
 	ready(t, address)
-	worker.says(t, "the other program no longer migrates the database")
+	worker.says(t, "other migration finished")
 	if code := command.wait(t); code != 0 {
 		t.Errorf("migrate: exit code %d, %s", code, command.text())
 	}

@@ -187,7 +187,7 @@ func draining(t *testing.T, address string) {
 	t.Helper()
 	eventually(t, func() error {
 		answer, text, err := read(http.Get("http://" + address + "/readyz"))
-		if err == nil && (answer.StatusCode != 503 || !strings.Contains(text, "the worker is draining")) {
+		if err == nil && (answer.StatusCode != 503 || !strings.Contains(text, "shutting down")) {
 			err = fmt.Errorf("status %d: %s", answer.StatusCode, text)
 		}
 		return err

@@ -98,7 +98,7 @@ func (v *verifier) claims(ctx context.Context, token string) (claims, error) {
 		return claims{}, errors.New("it names no kid")
 	default:
 		if keys = v.keys.find(ctx, b.kid, b.alg); len(keys) == 0 {
-			return claims{}, errors.New("no key has its kid and fits its alg")
+			return claims{}, errors.New("no key matches its kid and alg")
 		}
 	}
 	if !b.verifiedBy(keys) {

@@ -132,7 +132,7 @@ func (s *keySet) read(ctx context.Context) error {
 	s.logged = remark
 	if err != nil {
 		if changed {
-			s.log.Warn("cannot read the keys of HTTP_JWT_JWKS; those that are known stay", "error", err)
+			s.log.Warn("cannot refresh HTTP_JWT_JWKS; using cached keys", "error", err)
 		}
 		return err
 	}
@@ -215,7 +215,7 @@ func parseKeySet(data []byte) (keys []publicKey, skipped []string, err error) {
 		Keys []jsontext.Value `json:"keys"`
 	}
 	if err := json.Unmarshal(data, &set, jsontext.AllowDuplicateNames(true)); err != nil || set.Keys == nil {
-		return nil, nil, errors.New("it is no JSON Web Key Set")
+		return nil, nil, errors.New("not a JSON Web Key Set")
 	}
 	for i, raw := range set.Keys {
 		key, err := parseKey(raw)

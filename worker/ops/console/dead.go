@@ -106,5 +106,5 @@ func advice(d events.DeadLetter) string {
 		return "The event itself is wrong, and a replay would end here again. " +
 			"Let its publisher send a right one, then discard this."
 	}
-	return "Put right what the error names, then replay."
+	return "Fix the cause of the error, then replay."
 }

@@ -187,7 +187,7 @@ func (c *Console) usageCSV(rw http.ResponseWriter, v *visit) error {
 		})
 	})
 	if err = errors.Join(err, out.Flush()); err != nil && v.Context().Err() == nil {
-		c.log.Error("a download of usage was cut off", "rows", rows, "error", err)
+		c.log.Error("usage download interrupted", "rows", rows, "error", err)
 		panic(http.ErrAbortHandler) // a whole file must not look like a part of it, nor the other way round
 	}
 	return nil

@@ -138,7 +138,7 @@ func (u *users) reload() {
 	if err != nil {
 		if err.Error() != u.logged {
 			u.logged = err.Error()
-			u.log.Warn("cannot use CONSOLE_USERS_FILE; the users that are known stay", "error", err)
+			u.log.Warn("cannot reload CONSOLE_USERS_FILE; using the previous users", "error", err)
 		}
 		return
 	}
