@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,7 +139,8 @@ func (b *Bus) handlers(purpose string, closed chan struct{}, failed chan<- error
 				return // in a flood it comes with every request that is dropped
 			}
 			if errors.Is(err, nats.ErrPermissionViolation) &&
-				(strings.Contains(err.Error(), replyCheck) || b.wasLogged(err)) {
+				(strings.Contains(err.Error(), replyCheck) ||
+					strings.Contains(err.Error(), strconv.Quote(b.api("INFO"))) || b.wasLogged(err)) {
 				return
 			}
 			attrs := []any{"error", err}
@@ -326,6 +328,7 @@ func logPanic(log *slog.Logger, subject string) {
 const (
 	errHeaderTooLarge   = 10097
 	errMaxBytesRequired = 10113 // by the account, for its streams
+	errSubjectsOverlap  = 10065 // with those of another stream
 )
 
 // withHint adds to an error of JetStream what a person can do about it.

@@ -32,8 +32,8 @@ func (f Finding) String() string {
 // checkTimeout is how long a check waits for an answer: requests without permission get none.
 const checkTimeout = 2 * time.Second
 
-// Check is CheckTopology with what only an operator's doctor asks, because the worker's own user need
-// not have the rights: the account, and other streams. It changes nothing. replyPrefixes are those of
+// Check is CheckTopology with other streams, which the worker's own user need not see. It changes
+// nothing. replyPrefixes are those of
 // [Bus.Serve].
 func (b *Bus) Check(ctx context.Context, replyPrefixes []string) []Finding {
 	b.setReplies(replyPrefixes)
@@ -49,11 +49,26 @@ func (b *Bus) Check(ctx context.Context, replyPrefixes []string) []Finding {
 // CheckTopology looks at the server, the streams, the consumers and the rights of this user as the
 // worker needs them, and changes nothing. Where all is well, a Finding without Fix says what is there.
 func (b *Bus) CheckTopology(ctx context.Context) []Finding {
-	list := append([]Finding{b.checkServer()}, b.checkStreams(ctx)...)
+	list := []Finding{b.checkServer()}
+	streams := b.checkStreams(ctx)
+	unlock := b.lockTopology()
+	mayAsk, problem := b.top.account, b.top.err
+	unlock()
+	if mayAsk {
+		account, ok := b.checkAccount(ctx)
+		list = append(list, account...)
+		if !ok {
+			return list
+		}
+	}
+	list = append(list, streams...)
+	var refused *jetstream.APIError
+	if errors.As(problem, &refused) && refused.ErrorCode == errSubjectsOverlap {
+		list = append(list, b.checkOverlaps(ctx)...)
+	}
 	isFatal := func(f Finding) bool { return f.Fatal }
-	defer b.lockTopology()()
-	if b.top.err != nil && !slices.ContainsFunc(list, isFatal) {
-		list = append(list, Finding{"consumers", b.top.err.Error(), "see the log", true})
+	if problem != nil && !slices.ContainsFunc(list, isFatal) {
+		list = append(list, Finding{"consumers", problem.Error(), "see the log", true})
 	}
 	return list
 }
@@ -100,8 +115,9 @@ func (b *Bus) checkAccount(ctx context.Context) (list []Finding, ok bool) {
 	for name, tier := range tiers {
 		limits := tier.Limits
 		if limits.MaxStore > 0 && tier.Store+minMessage > uint64(limits.MaxStore) {
-			list = append(list, Finding{check, strings.TrimSpace(fmt.Sprintf("the account's storage %s is full: "+
-				"%d of %d bytes", name, tier.Store, limits.MaxStore)), "raise the account's limit", true})
+			storage := strings.TrimSpace("the account's storage " + name)
+			list = append(list, Finding{check, fmt.Sprintf("%s is full: %d of %d bytes", storage, tier.Store,
+				limits.MaxStore), "raise the account's limit", true})
 		}
 		if limits.MaxBytesRequired && b.o.MaxBytes == 0 && b.o.ManageStreams {
 			list = append(list, Finding{check, "the account requires max_bytes of its streams",

@@ -56,7 +56,7 @@ func (b *Bus) dial(purpose string, failed chan<- error) (*connection, error) {
 		return nil, err
 	}
 	if c.Conn, err = nats.Connect(o.URL, append(options, credentials...)...); err != nil {
-		return nil, fmt.Errorf("connect to NATS (NATS_URL): %w", err)
+		return nil, fmt.Errorf("no connection to NATS (NATS_URL): %w", err)
 	}
 	return c, nil
 }

@@ -38,6 +38,7 @@ func (b *Bus) checkRights(ctx context.Context) []Finding {
 		ctx, cancel := context.WithTimeout(ctx, rightsTimeout)
 		defer cancel()
 		t.rightsOf, t.denied = now, b.deniedRights(ctx)
+		t.account = !b.refuses(ctx, b.api("INFO"), func(s string) error { return b.nc.Publish(s, nil) })
 		if ctx.Err() != nil {
 			t.denied = append(t.denied, Finding{"rights",
 				fmt.Sprintf("NATS did not answer within %s whether this user has all it needs", rightsTimeout),

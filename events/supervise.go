@@ -37,6 +37,7 @@ type supervisor struct {
 	replies  []string  // prefixes of reply subjects that are answered, beside the default ones
 	rightsOf uint64    // the connection whose rights were checked, counted from 1
 	denied   []Finding // what its user may not do
+	account  bool      // its user may ask for the account
 }
 
 func (b *Bus) lockTopology() (unlock func()) {

@@ -106,7 +106,8 @@ func (ws *workspace) watchClock(ctx context.Context, log *slog.Logger) {
 		off := known && skew.Abs() > WarnClockSkew
 		if warned.begins(off) {
 			log.Error("the host's clock is off: set it; beyond 5 minutes no tokens are minted",
-				"workspace_id", ws.ID, "skew", skew.Round(time.Second).String())
+				"workspace_id", ws.ID, "skew", skew.Round(time.Second).String(),
+				"found", checkSkew(skew).Found)
 		}
 		maxAge := clockFine
 		if off || !known {

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -61,8 +64,11 @@ func waitForDatabase(
 			return nil, err
 		}
 	}
+	if err := checkFolder(cfg.database); err != nil {
+		return nil, err
+	}
 	starting("it is connecting to the database")
-	db, err := connectToDatabase(ctx, cfg, log)
+	db, err := connectToDatabase(ctx, cfg, starting, log)
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +97,19 @@ func waitForDatabase(
 	return db, nil
 }
 
+// checkFolder returns an error if there is no folder for an SQLite file.
+func checkFolder(address string) error {
+	path, isFile := strings.CutPrefix(address, "sqlite:")
+	if _, err := os.Stat(filepath.Dir(path)); isFile && err != nil {
+		return fmt.Errorf("there is no folder %s for the database", filepath.Dir(path))
+	}
+	return nil
+}
+
 // connectToDatabase opens the database, and tries again while its server cannot be reached.
-func connectToDatabase(ctx context.Context, cfg serveConfig, log *slog.Logger) (db *repo.DB, err error) {
+func connectToDatabase(
+	ctx context.Context, cfg serveConfig, starting func(string), log *slog.Logger,
+) (db *repo.DB, err error) {
 	logged, begun := false, time.Now()
 	ended := poll(ctx, time.Second, func() (bool, error) {
 		opening, cancel := context.WithTimeout(ctx, connectTimeout)
@@ -106,6 +123,7 @@ func connectToDatabase(ctx context.Context, cfg serveConfig, log *slog.Logger) (
 			return true, nil
 		case !logged:
 			log.Warn("PostgreSQL cannot be reached yet; waiting for it", "error", err)
+			starting(err.Error())
 			logged = true
 		}
 		return false, nil

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -124,10 +122,8 @@ func (f *findings) database(ctx context.Context, address string, migrate bool) {
 		return
 	}
 	if err := repo.Exists(address); err != nil {
-		folder := filepath.Dir(strings.TrimPrefix(address, "sqlite:"))
-		if _, err := os.Stat(folder); err != nil {
-			f.fail(check, fmt.Sprintf("there is none yet, and no folder %s for it", folder),
-				"make the folder, or correct DATABASE_URL")
+		if err := checkFolder(address); err != nil {
+			f.fail(check, err.Error(), "make the folder, or correct DATABASE_URL")
 			return
 		}
 		if !migrate {

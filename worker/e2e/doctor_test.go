@@ -99,11 +99,11 @@ var brokenSystems = []struct {
 		"HTTP_JWT_AUDIENCE=papermap"), 0, []string{
 		"warn +REST keys .*connection refused", "→ until it answers, callers' tokens are refused"}},
 	{"NATS unreachable", with("NATS_URL=nats://127.0.0.1:1"), 1, []string{
-		"ERROR +NATS +connect to NATS", "→ is the server running"}},
+		"ERROR +NATS +no connection to NATS", "→ is the server running"}},
 	{"NATS refuses the password", func(t *testing.T, _ *system) []string {
 		s := startNATS(t, "server.conf")
 		return []string{"NATS_URL=" + s.ClientURL(), "NATS_USER=worker", "NATS_PASSWORD=" + passwordCanary}
-	}, 1, []string{"ERROR +NATS +connect to NATS .*Authorization Violation", "→ .*are the credentials"}},
+	}, 1, []string{"ERROR +NATS +no connection to NATS .*Authorization Violation", "→ .*are the credentials"}},
 	{"NATS too old", func(t *testing.T, s *system) []string {
 		// there is no older server beside the one that is built in
 		to := strings.TrimPrefix(s.nats.URL(), "nats://")
@@ -153,7 +153,7 @@ var brokenSystems = []struct {
 		[]string{"ERROR +other streams +stream ALL takes papermap.events.tenant.created, " +
 			"so PAPERMAP cannot"}},
 	{"SQLite file in a folder that is not there", with("DATABASE_URL=sqlite:nowhere/papermap.db"), 1,
-		[]string{"ERROR +database +there is none yet, and no folder .*nowhere",
+		[]string{"ERROR +database +there is no folder nowhere for the database",
 			"→ make the folder, or correct DATABASE_URL"}},
 	{"SQLite file with a damaged page", func(t *testing.T, s *system) []string {
 		run(t, s.env, "migrate")

@@ -97,23 +97,10 @@ func publishCreated(t *testing.T, js jetstream.JetStream, tenant string) proof.P
 	return p
 }
 
-// prove waits until nothing is left to be done, and holds what the worker recorded and published
-// against what was published to it and what the simulator did. Every tenant must be active, in its
-// first generation.
+// prove does what history does. Every tenant must be active, in its first generation.
 func (s *system) prove(t *testing.T, js jetstream.JetStream, published []proof.Published) proof.History {
 	t.Helper()
-	run := proof.System{
-		DB: openSQL(t, s.database), Repo: openRepo(t, s.database), JetStream: js, Stream: "PAPERMAP",
-		Subjects: subjects, Simulator: s.sim,
-	}
-	workertest.Eventually(t, 2*time.Minute, func() error { return proof.Quiet(t.Context(), run) })
-	h, err := proof.Collect(t.Context(), run, proof.History{
-		Published: published, Workspaces: []papermap.Workspace{testWorkspace}, LongestLife: time.Hour,
-	})
-	must(t, err)
-	for _, v := range proof.Check(h) {
-		t.Error(v)
-	}
+	h := s.history(t, js, proof.History{Published: published})
 	for _, m := range h.Mappings {
 		if m.Generation != 1 || m.Status != repo.Active {
 			t.Errorf("tenant %s is %s in generation %d", m.TenantID, m.Status, m.Generation)
@@ -127,5 +114,23 @@ func (s *system) prove(t *testing.T, js jetstream.JetStream, published []proof.P
 		outcomes[a.Outcome]++
 	}
 	t.Logf("attempts by outcome: %v; dashboards at Papermap: %d", outcomes, len(h.Dashboards))
+	return h
+}
+
+// history waits until nothing is left to be done, completes h, and holds what the worker recorded
+// and published against what was published to it and what the simulator did.
+func (s *system) history(t *testing.T, js jetstream.JetStream, h proof.History) proof.History {
+	t.Helper()
+	run := proof.System{
+		DB: openSQL(t, s.database), Repo: openRepo(t, s.database), JetStream: js, Stream: "PAPERMAP",
+		Subjects: subjects, Simulator: s.sim,
+	}
+	workertest.Eventually(t, 2*time.Minute, func() error { return proof.Quiet(t.Context(), run) })
+	h.Workspaces, h.LongestLife = []papermap.Workspace{testWorkspace}, time.Hour
+	h, err := proof.Collect(t.Context(), run, h)
+	must(t, err)
+	for _, v := range proof.Check(h) {
+		t.Error(v)
+	}
 	return h
 }

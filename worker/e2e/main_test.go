@@ -244,7 +244,13 @@ func (p *process) text() string {
 // start starts the program with no environment but env. It does not outlive the test.
 func start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command("papermap-worker", args...), done: make(chan struct{})}
+	return startProgram(t, "papermap-worker", env, args...)
+}
+
+// startProgram does the same with another program.
+func startProgram(t *testing.T, program string, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(program, args...), done: make(chan struct{})}
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	must(t, p.cmd.Start())
