@@ -91,8 +91,8 @@ func (c *connection) close(ctx context.Context) {
 }
 
 // dialForRequests makes a connection that is a part of [Bus.Connected] until it is dropped.
-func (b *Bus) dialForRequests(purpose string) (*connection, error) {
-	c, err := b.dial(purpose, nil)
+func (b *Bus) dialForRequests() (*connection, error) {
+	c, err := b.dial(forRequests, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -115,9 +115,9 @@ func (b *Bus) drop(ctx context.Context, list ...*connection) {
 }
 
 const (
-	readers    = 4                // streams that are read at a time
+	readers    = 2                // streams that are read at a time
 	readerIdle = 30 * time.Second // after which the connection for reading is closed
-	readBytes  = 4 << 20          // of messages that are on their way to a reader
+	readBytes  = 1 << 20          // of messages that are on their way to a reader
 )
 
 // reading is the connection for what people look at, made when it is first needed.
@@ -206,7 +206,9 @@ func (r *reading) end() {
 // half of it is used.
 func (b *Bus) readLimit() int { return max(readBytes, 2*int(b.nc.MaxPayload()+maxHeaders)) }
 
-// Connected returns nil while there are connections for events and for requests, else why not.
+// Connected returns nil while there are connections for events and for requests, else why not. The one
+// for requests of tenants is no part of it: a tenant can make the server close that one, by more
+// requests than it takes, and must not stop events by it.
 func (b *Bus) Connected() error {
 	b.mu.Lock()
 	requests := slices.Clone(b.requests)
@@ -233,15 +235,16 @@ func (b *Bus) connected(c *connection) error {
 // tenant that floods it takes nothing from other callers. Package micro has one connection, so it
 // knows a tenant's endpoint by a subject that is written like a reply prefix.
 func (s *Service) listen(version string, endpoints []Endpoint, counts map[string]*answers) error {
-	for _, purpose := range []string{forRequests, forTenants} {
-		c, err := s.bus.dialForRequests(purpose)
-		if err != nil {
-			return err
-		}
-		s.conns = append(s.conns, c)
+	requests, err := s.bus.dialForRequests()
+	if err != nil {
+		return err
 	}
-	requests, tenants := s.conns[0], s.conns[1]
-	var err error
+	s.conns = append(s.conns, requests)
+	tenants, err := s.bus.dial(forTenants, nil)
+	if err != nil {
+		return err
+	}
+	s.conns = append(s.conns, tenants)
 	s.micro, err = micro.AddService(requests.Conn, micro.Config{
 		Name: serviceName, Version: version,
 		Description: "Papermap dashboards and embed tokens of tenants. In STATS, errors and times of answers " +

@@ -57,6 +57,14 @@ func TestBusHasAConnectionForEachPurpose(t *testing.T) {
 	if err := b.Connected(); err != nil {
 		t.Errorf("without the connection for reading: %v", err)
 	}
+	service.conns[1].Close() // as a server does to one that is flooded
+	if err := b.Connected(); err != nil {
+		t.Errorf("without the connection for requests of tenants: %v", err)
+	}
+	service.conns[0].Close()
+	if err := b.Connected(); err == nil {
+		t.Error("connected without the connection for requests")
+	}
 	service.Stop()
 	eventually(t, "none for requests when the service has ended", has("w"))
 }

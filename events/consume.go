@@ -14,10 +14,15 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"papermap-worker/worker/failpoint"
 )
+
+// memoryInHand is how many bytes the events of a consumer may have that are in hand at a time. An event
+// that is requested counts as the largest that the server takes, until its size is known.
+const memoryInHand = 16 << 20
 
 const (
 	failureLines = rate.Limit(1.0 / 30) // per second, of each kind
@@ -28,7 +33,8 @@ const (
 
 // Consumer fetches events from one durable consumer and handles them, at most Slots at a time. It
 // fetches only what there are free slots for: the server counts the time that an event waits in a
-// buffer towards AckWait.
+// buffer towards AckWait. It fetches no more than fits into memoryInHand either, however large the
+// events are.
 type Consumer struct {
 	Durable string
 	Slots   int
@@ -47,7 +53,8 @@ type Consumer struct {
 
 	bus      *Bus
 	log      *slog.Logger
-	slots    chan struct{} // one element for each slot in use
+	slots    chan struct{}       // one element for each slot in use
+	memory   *semaphore.Weighted // bytes of the events in hand, and of those requested
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
 
@@ -69,6 +76,7 @@ func (b *Bus) consumer(durable string, slots int, grace time.Duration) *Consumer
 	return &Consumer{
 		Durable: durable, Slots: slots, Grace: grace,
 		bus: b, log: b.log.With("consumer", durable), slots: make(chan struct{}, slots),
+		memory:   semaphore.NewWeighted(memoryInHand),
 		failures: rate.NewLimiter(failureLines, 1), unsettled: rate.NewLimiter(failureLines, 1),
 	}
 }
@@ -125,11 +133,12 @@ func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	}
 	ready()
 	for ctx.Err() == nil { // acquireSlots alone would still find free slots now and then
-		n, err := c.acquireSlots(ctx)
+		largest := min(c.bus.nc.MaxPayload(), memoryInHand)
+		n, err := c.acquireSlots(ctx, largest)
 		if err != nil {
 			return err
 		}
-		if err := c.fetch(ctx, work, n); err != nil {
+		if err := c.fetch(ctx, work, n, largest); err != nil {
 			return err
 		}
 		if err := c.bus.Connected(); err != nil {
@@ -139,37 +148,52 @@ func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	return ctx.Err()
 }
 
-// acquireSlots waits for a free slot and for admission, and returns how many slots it acquired.
-func (c *Consumer) acquireSlots(ctx context.Context) (int, error) {
+// acquireSlots waits for a free slot with memory for an event of largest bytes, and for admission. It
+// returns how many slots it acquired.
+func (c *Consumer) acquireSlots(ctx context.Context, largest int64) (int, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
+	if err := c.memory.Acquire(ctx, largest); err != nil {
+		<-c.slots
+		return 0, err
+	}
 	limit := c.Slots
 	if c.Admit != nil {
 		var err error
 		if limit, err = c.Admit(ctx); err != nil {
-			<-c.slots
+			c.release(largest)
 			return 0, err
 		}
 	}
-	n := 1
-	for ; n < limit; n++ {
+	for n := 1; n < limit; n++ {
 		select {
 		case c.slots <- struct{}{}:
 		default:
 			return n, nil
 		}
+		if !c.memory.TryAcquire(largest) {
+			<-c.slots
+			return n, nil
+		}
 	}
-	return n, nil
+	return limit, nil
 }
 
-// fetch requests n events, for which slots are acquired, and starts a handler for each that comes.
-func (c *Consumer) fetch(ctx, work context.Context, n int) error {
+// release gives back a slot with its memory.
+func (c *Consumer) release(bytes int64) {
+	c.memory.Release(bytes)
+	<-c.slots
+}
+
+// fetch requests n events, for which slots with memory for largest bytes each are acquired, and starts
+// a handler for each that comes.
+func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error {
 	defer func() {
 		for range n {
-			<-c.slots
+			c.release(largest)
 		}
 	}()
 	js, incarnation, err := c.bus.supervise(ctx, c.Durable, checkEvery)
@@ -188,8 +212,10 @@ func (c *Consumer) fetch(ctx, work context.Context, n int) error {
 			continue
 		}
 		n-- // the handler releases this slot
+		size := min(largest, int64(headerSize(msg.Headers())+len(msg.Data())))
+		c.memory.Release(largest - size)
 		c.inFlight.Go(func() {
-			defer func() { <-c.slots }()
+			defer c.release(size)
 			c.handle(work, d)
 		})
 	}

@@ -176,6 +176,43 @@ func TestConsumerFetchesNoMoreThanFreeSlots(t *testing.T) {
 	})
 }
 
+// Events may be as large as the server takes, and be in hand for as long as Papermap takes to answer.
+func TestConsumerHoldsNoMoreThanMemoryInHand(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		const all = 24
+		c := b.MainConsumer(all, 10*time.Second)
+		fit := memoryInHand / int(b.nc.MaxPayload())
+		if fit >= all {
+			t.Fatalf("%d of the largest events fit: publish more than %d", fit, all)
+		}
+		proceed := make(chan struct{})
+		var inHand, handled, most atomic.Int32
+		c.Handle = func(context.Context, Event) error {
+			n := inHand.Add(1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			<-proceed
+			inHand.Add(-1)
+			handled.Add(1)
+			return nil
+		}
+		large := strings.Repeat("x", int(b.nc.MaxPayload())-500)
+		for i := range all {
+			publish(t, b, Outgoing{Type: TypeTenantCreated,
+				Data: fmt.Appendf(nil, `{"tenant_id":"%d","name":"x","unknown":%q}`, i, large)})
+		}
+		consume(t, c)
+		eventually(t, "as many are in hand as fit", func() bool { return int(inHand.Load()) >= fit })
+		Sleep(t.Context(), time.Minute) // no more come
+		if n := int(most.Load()); n != fit {
+			t.Errorf("%d of the largest events are in hand, and %d fit", n, fit)
+		}
+		close(proceed)
+		eventually(t, "all are handled", func() bool { return handled.Load() == all })
+		eventually(t, "all are acknowledged", func() bool { return pending(t, b, MainConsumer) == 0 })
+	})
+}
+
 func TestConsumerRetriesAfterAPanic(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		c := b.MainConsumer(4, time.Second)
@@ -349,7 +386,7 @@ func TestConsumerReturnsAnEventOnceWhenStopped(t *testing.T) {
 		for range slots {
 			c.slots <- struct{}{}
 		}
-		if err := c.fetch(stopped, t.Context(), slots); err != nil {
+		if err := c.fetch(stopped, t.Context(), slots, 0); err != nil {
 			t.Fatal(err)
 		}
 		info, err := js.Info(t.Context())

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -65,7 +66,7 @@ func (b *Bus) deadLetterLimit() int {
 
 const (
 	maxHeaders = 64<<10 - 1 // that JetStream stores, in bytes
-	maxReason  = 500        // code points of an error in a header
+	maxReason  = 500        // code points of an error in a header, and of a reason
 )
 
 // deadLetter returns the message that keeps an event that cannot be handled, at most limit bytes with
@@ -131,8 +132,13 @@ func oneLine(text string, limit int) string {
 		}
 		return r
 	}, strings.ToValidUTF8(text, "�"))
-	if r := []rune(text); len(r) > limit {
-		text = string(r[:limit-1]) + "…"
+	return firstOf(text, limit)
+}
+
+// firstOf is the text, or as much of it as fits into limit code points with an ellipsis.
+func firstOf(text string, limit int) string {
+	if utf8.RuneCountInString(text) > limit {
+		text = string([]rune(text)[:limit-1]) + "…"
 	}
 	return text
 }

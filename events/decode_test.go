@@ -619,3 +619,18 @@ func TestBinaryAttributesArePercentDecoded(t *testing.T) {
 		t.Errorf("%+v, %v", e, err)
 	}
 }
+
+// A suspension must not fail because of its reason, and a log line must not be as long as an event.
+func TestDecodeKeepsTheFirst500CharactersOfAReason(t *testing.T) {
+	for length, want := range map[int]string{
+		500: strings.Repeat("é", 500), 90_000: strings.Repeat("é", 499) + "…",
+	} {
+		for _, eventType := range []string{TypeTenantSuspended, TypeTenantResumed, TypeTenantDeleted} {
+			e, err := Decode(Raw{Type: eventType,
+				Data: fmt.Appendf(nil, `{"tenant_id":"a","reason":%q}`, strings.Repeat("é", length))})
+			if change, ok := e.Data.(TenantChange); !ok || err != nil || change.Reason != want {
+				t.Errorf("%s with a reason of %d characters: %.20q… (%v)", eventType, length, change.Reason, err)
+			}
+		}
+	}
+}

@@ -148,7 +148,8 @@ func (p TenantCreated) tenantID() string { return p.TenantID }
 
 // TenantChange is the data of tenant.suspended, tenant.resumed and tenant.deleted.
 type TenantChange struct {
-	TenantID, WorkspaceID, Reason string
+	TenantID, WorkspaceID string
+	Reason                string // at most maxReason long: the rest of a longer one is left out
 }
 
 func (p TenantChange) tenantID() string { return p.TenantID }
@@ -213,6 +214,7 @@ func decodeTenantChange(data []byte) (Payload, error) {
 	}); err != nil {
 		return nil, err
 	}
+	p.Reason = firstOf(p.Reason, maxReason)
 	return p, wrongField(ValidateTenantID(p.TenantID))
 }
 
