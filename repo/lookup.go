@@ -49,10 +49,14 @@ type DashboardOwner struct {
 func (db *DB) DashboardOwners(
 	ctx context.Context, workspaceIDs, dashboardIDs []string,
 ) ([]DashboardOwner, error) {
-	return list[DashboardOwner](ctx, db.read, "read whose dashboards are",
-		"SELECT workspace_id, dashboard_id, tenant_id FROM dashboard_owners WHERE workspace_id"+
-			db.dialect.inSet+" AND dashboard_id"+db.dialect.inSet,
-		db.dialect.list(workspaceIDs), db.dialect.list(dashboardIDs))
+	keys := make([]dashboardKey, 0, len(workspaceIDs)*len(dashboardIDs))
+	for _, workspace := range workspaceIDs {
+		for _, dashboard := range dashboardIDs {
+			keys = append(keys, dashboardKey{workspace, dashboard})
+		}
+	}
+	query, args := db.dialect.ownersOf(keys, ownerTable.columns[:3])
+	return list[DashboardOwner](ctx, db.read, "read whose dashboards are", query, args...)
 }
 
 // OwnerWorkspaces lists the workspaces that have dashboards. It reads one row of the index for each.

@@ -164,17 +164,22 @@ type owner struct {
 
 func (o owner) key() dashboardKey { return dashboardKey{o.WorkspaceID, o.DashboardID} }
 
-// selectOwners reads who owns the dashboards. CROSS JOIN keeps the order of SQLite's loops: the set
-// outside, the key inside.
+// selectOwners reads who owns the dashboards.
 func (s *session) selectOwners(keys []dashboardKey, into *[]owner) *statement {
+	text, args := s.db.dialect.ownersOf(keys, ownerTable.columns)
+	return &statement{text: text, args: args, into: into}
+}
+
+// ownersOf reads columns of the dashboards' owners. CROSS JOIN keeps the order of SQLite's loops:
+// the set outside, the key inside.
+func (d *dialect) ownersOf(keys []dashboardKey, columns []column) (string, []any) {
 	rows := make([][]any, len(keys))
 	for i, key := range keys {
 		rows[i] = []any{key.WorkspaceID, key.DashboardID}
 	}
-	from, args := s.db.dialect.set(ownerTable.columns[:2], rows)
-	return &statement{text: "SELECT " + names(ownerTable.columns, "o.") + " FROM " + from +
-		` CROSS JOIN dashboard_owners o
-		WHERE o.workspace_id = v.workspace_id AND o.dashboard_id = v.dashboard_id`, args: args, into: into}
+	from, args := d.set(ownerTable.columns[:2], rows)
+	return "SELECT " + names(columns, "o.") + " FROM " + from + ` CROSS JOIN dashboard_owners o
+		WHERE o.workspace_id = v.workspace_id AND o.dashboard_id = v.dashboard_id`, args
 }
 
 // selectSucceeded reads which of the keys have a success: their places in the list. A subquery in

@@ -135,9 +135,9 @@ func devSecret(file string) (string, error) {
 
 // guide says what to try.
 func (c *devCmd) guide(s *localStack) string {
-	nats := ""
+	settings := "DATABASE_URL=" + s.config.database
 	if c.NATSPort != 4222 {
-		nats = "NATS_URL=" + s.nats.URL() + " "
+		settings += " NATS_URL=" + s.nats.URL()
 	}
 	return fmt.Sprintf(`console    http://%[1]s/
 example    http://%[1]s/example (a product's page with dashboards)
@@ -146,18 +146,18 @@ Papermap   %[3]s/simulator/state (a simulator)
 health     http://%[1]s/readyz
 
 Try, from another terminal:
-  %[4]s%[8]s publish tenant-created org-1 --name 'Acme Corp'
-  %[4]s%[8]s token org-1 --url
-  %[5]s%[8]s tenants list
-  %[4]s%[5]s%[8]s publish usage-sync --wait
-  %[5]s%[8]s usage show
-  %[4]s%[8]s publish tenant-suspended org-1
-  JWT=$(HTTP_JWT_SECRET_FILE=%[7]s %[8]s jwt --scope papermap:admin)
+  export %[4]s
+  %[7]s publish tenant-created org-1 --name 'Acme Corp'
+  %[7]s token org-1 --url
+  %[7]s tenants list
+  %[7]s publish usage-sync --wait
+  %[7]s usage show
+  %[7]s publish tenant-suspended org-1
+  JWT=$(HTTP_JWT_SECRET_FILE=%[6]s %[7]s jwt --scope papermap:admin)
   curl -H "Authorization: Bearer $JWT" http://%[1]s/api/v1/dashboards
 
-Ctrl-C stops it; the data stays in %[6]s.
-`, c.HTTPAddr, s.nats.URL(), s.server.URL, nats, "DATABASE_URL="+s.config.database+" ", c.Dir,
-		c.secretFile(), programName())
+Ctrl-C stops it; the data stays in %[5]s.
+`, c.HTTPAddr, s.nats.URL(), s.server.URL, settings, c.Dir, c.secretFile(), programName())
 }
 
 // devTenant is the id of invented tenant i, from 0.

@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
+	"papermap-worker/papermap"
 	"papermap-worker/worker/workertest/browser"
 )
 
@@ -62,11 +65,12 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 		})
 	}
 	for _, theme := range []string{"light", "dark"} {
-		tab.Screen(1000, 800, theme)
+		tab.Screen(1000, 950, theme)
 		tab.Accessible(string(axe), "example "+theme)
 		tab.Picture("example-" + theme)
 	}
-	tab.Do(chromedp.Click(`button[formaction="/example/suspend"]`, chromedp.ByQuery))
+	click := func(button string) { tab.Do(chromedp.Click(button, chromedp.ByQuery)) }
+	click(`button[formaction="/example/suspend"]`)
 	eventually(t, func() error { // until the suspension is in force
 		if frame() == "" {
 			return nil
@@ -76,6 +80,37 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 	})
 	says("You do not have access to this dashboard.")
 	says(`papermap-error {"status":403,"code":"TENANT_SUSPENDED","retryAfter":null,"retrying":false}`)
-	tab.Do(chromedp.Click(`button[value="example-acme"]`, chromedp.ByQuery))
+	click(`button[value="example-acme"]`)
 	says("papermap-ready")
+
+	life := func(seconds string, least, most time.Duration) {
+		t.Helper()
+		click(`button[value="` + seconds + `"]`)
+		says("tokens of " + seconds + " s")
+		eventually(t, func() error {
+			address, err := url.Parse(frame())
+			must(t, err)
+			token, err := papermap.ParseToken(address.Query().Get("embedded-token"))
+			if left := time.Until(time.Unix(token.ValidUntil, 0)); err == nil && (left > most || left < least) {
+				err = fmt.Errorf("the token lives for %v", left)
+			}
+			return err
+		})
+	}
+	life("20", 0, 20*time.Second)
+	life("3600", 30*time.Minute, time.Hour)
+	tab.Do(chromedp.SetAttributeValue(`button[value="20"]`, "value", "2", chromedp.ByQuery)) // to wait less
+	click(`button[value="2"]`)
+	says("tokens of 2 s")
+	says("papermap-refreshed")
+	click("#offline")
+	says("You are offline. The dashboard loads when you are back online.")
+	tab.Picture("example-offline")
+	click("#offline")
+	eventually(t, func() error {
+		if frame() == "" {
+			return errors.New("online again, and no dashboard is shown")
+		}
+		return nil
+	})
 }

@@ -187,7 +187,7 @@ func runWorker(t *testing.T, settings ...string) (*system, *nats.Conn) {
 // nextDashboard waits for a dashboard.created, holds it against its schemas and returns its tenant.
 func nextDashboard(t *testing.T, sub *nats.Subscription) string {
 	t.Helper()
-	msg, err := sub.NextMsg(20 * time.Second)
+	msg, err := sub.NextMsg(patience)
 	must(t, err)
 	contract.Validate(t, "cloudevent", msg.Data)
 	var e struct {
