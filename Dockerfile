@@ -5,7 +5,9 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=
-RUN CGO_ENABLED=1 go build -trimpath -tags osusergo,netgo,sqlite_omit_load_extension -ldflags "-s -w -linkmode external -extldflags -static -X main.version=$VERSION" -o /papermap-worker .
+ARG COMMIT=
+ARG DATE=
+RUN CGO_ENABLED=1 go build -trimpath -tags osusergo,netgo,sqlite_omit_load_extension -ldflags "-s -w -linkmode external -extldflags -static -X main.version=$VERSION -X main.commit=$COMMIT -X main.date=$DATE" -o /papermap-worker .
 RUN mkdir -p /data /tmp-empty && chmod 1777 /tmp-empty
 
 FROM scratch

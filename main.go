@@ -10,9 +10,9 @@ import (
 	"papermap-worker/worker/cli"
 )
 
-// version is set when a release is built: -ldflags "-X main.version=1.2.3".
-var version = ""
+// What a release is built from is set when it is built, by -ldflags "-X main.version=1.2.3 …".
+var version, commit, date string
 
 func main() {
-	os.Exit(cli.Run(version, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(cli.Run(cli.Build{Version: version, Commit: commit, Date: date}, os.Args[1:], os.Stdout, os.Stderr))
 }

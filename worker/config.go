@@ -27,7 +27,7 @@ type Config struct {
 	MaxAttempts   int           // counted failures after which an event is a dead letter
 	Grace         time.Duration // for events in flight at a stop
 	ReplyPrefixes []string      // more reply subjects that may be answered
-	Version       string
+	Build         Build
 	AuditKept     time.Duration // how long entries of the audit log are kept; 0: DefaultAuditKept
 
 	Schedule         *Schedule // of usage; nil: off
@@ -37,6 +37,20 @@ type Config struct {
 	// Dial connects to Papermap; nil: by TCP. Clock is for the schedule, months and tokens; nil: time.Now.
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Clock func() time.Time
+}
+
+// Build is what the program was built from. Date is the commit's. Both may be unknown, and are empty then.
+type Build struct{ Version, Commit, Date string }
+
+func (b Build) String() string {
+	text := b.Version
+	if b.Commit != "" {
+		text += ", commit " + b.Commit
+	}
+	if b.Date != "" {
+		text += " of " + b.Date
+	}
+	return text
 }
 
 // withinRate lowers the concurrency to what the limit of API requests can serve. More events in

@@ -46,7 +46,7 @@ var (
 	fastBuckets = []float64{5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2, 5e-2, 0.25, 1}
 )
 
-func newMetrics(version string) *metrics {
+func newMetrics(build Build) *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
 	factory := promauto.With(m.registry)
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
@@ -89,8 +89,9 @@ func newMetrics(version string) *metrics {
 	lookups := counter("token_lookups_total",
 		"Tenants that were looked up for a token, by where: memory or database.", "in")
 	m.memory, m.database = lookups.WithLabelValues("memory"), lookups.WithLabelValues("database")
-	gauge("build_info", "1, with the program's and Go's version.", "version", "goversion").
-		WithLabelValues(version, runtime.Version()).Set(1)
+	gauge("build_info", "1, with the program's version, its commit and the commit's date, and Go's version.",
+		"version", "commit", "date", "goversion").
+		WithLabelValues(build.Version, build.Commit, build.Date, runtime.Version()).Set(1)
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.initialize()

@@ -9,7 +9,7 @@ import (
 
 func TestMetricsCountUnknownEventTypesAsOther(t *testing.T) {
 	t.Parallel()
-	m := newMetrics("0.0.0-test")
+	m := newMetrics(Build{Version: "0.0.0-test"})
 	m.eventHandled("tenant.created", "acknowledged", time.Second)
 	// What a consumer may deliver that somebody has changed.
 	for _, made := range []string{"tenant.create", "dashboard.created", "x.y.z", ""} {

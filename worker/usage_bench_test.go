@@ -74,7 +74,7 @@ func newBench(b *testing.B, address string, concurrency int) *bench {
 		Workspaces: []papermap.Workspace{workspace}, Timeout: 10 * time.Second, TokenTTL: time.Hour,
 		TokenMaxTTL: time.Hour,
 		Concurrency: 64, MaxAttempts: 10, Grace: 10 * time.Second, UsageConcurrency: concurrency,
-		Version: "0.0.0-bench",
+		Build: worker.Build{Version: "0.0.0-bench"},
 	}, x.db, bus, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error)

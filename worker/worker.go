@@ -84,12 +84,12 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	if now == nil {
 		now = time.Now
 	}
-	m, spans := newMetrics(cfg.Version), newSpanByEvent()
+	m, spans := newMetrics(cfg.Build), newSpanByEvent()
 	w := &Worker{cfg: cfg, db: db, bus: bus, log: log, metrics: m, resumed: make(chan struct{}, 1)}
 	w.refusals = newRefusals(m.refused)
 	w.workspaces = newWorkspaces(cfg.Workspaces, papermap.ClientOptions{
 		Timeout: cfg.Timeout, Limiter: rate.NewLimiter(limit, max(1, int(cfg.MaxRPS))),
-		UserAgent: "papermap-worker/" + cfg.Version, HistoryPath: cfg.HistoryPath, Dial: cfg.Dial,
+		UserAgent: "papermap-worker/" + cfg.Build.Version, HistoryPath: cfg.HistoryPath, Dial: cfg.Dial,
 		Observe: m.requested,
 	}, cfg.EmbedURL, w.resumed, log)
 	w.tokens = newTokenService(w.workspaces, db.Tokens(), m, tokenLimits{
@@ -139,11 +139,14 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 	return w
 }
 
+// Build returns what the program was built from.
+func (w *Worker) Build() Build { return w.cfg.Build }
+
 // Run works until ctx ends. Then it drains: it takes nothing new, finishes what is in flight within
 // the grace period, and returns. The bus and the database stay open.
 func (w *Worker) Run(ctx context.Context) error {
 	ctx = WithActor(ctx, Actor{}) // what it does by itself is nobody's action
-	service, err := w.bus.Serve(w.cfg.Version, w.cfg.ReplyPrefixes, w.endpoints()...)
+	service, err := w.bus.Serve(w.cfg.Build.Version, w.cfg.ReplyPrefixes, w.endpoints()...)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ var notAudited = map[string]string{
 	"attempts list": "it reads", "dead list": "it reads", "dead show": "it reads", "audit": "it reads",
 	"usage show": "it reads", "usage export": "it reads", "usage runs": "it reads", "usage run": "it reads",
 	"restore-check": "it reads", "backup": "it reads the database", "help": "it prints",
-	"usage budget list": "it reads", "completion": "it prints", "doctor": "it reads",
+	"usage budget list": "it reads", "completion": "it prints", "man": "it prints", "doctor": "it reads",
 	"version": "it reads", "jwt": "it prints", "console-user": "it prints",
 }
 
@@ -95,7 +95,7 @@ func auditWorld(t *testing.T) *workertest.World {
 func run(t *testing.T, args ...string) (stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	if code := Run("", args, &out, &errs); code != 0 {
+	if code := Run(Build{}, args, &out, &errs); code != 0 {
 		t.Fatalf("%q exits with %d: %s%s", args, code, out.String(), errs.String())
 	}
 	return errs.String()

@@ -1,6 +1,6 @@
 // Package cli is the command line of papermap-worker. Main does nothing but call [Run]:
 //
-//	os.Exit(cli.Run(version, os.Args[1:], os.Stdout, os.Stderr))
+//	os.Exit(cli.Run(build, os.Args[1:], os.Stdout, os.Stderr))
 //
 // This is also the one package that wires everything together: serve.go starts a worker with its
 // HTTP server, and embedded.go starts the NATS server and the Papermap simulator that demo and dev
@@ -55,6 +55,7 @@ type grammar struct {
 	Usage    usageCmd    `cmd:"" help:"Show and export synced usage."`
 	Doctor   doctorCmd   `cmd:"" help:"Check configuration, NATS, database and Papermap."`
 	JWT      jwtCmd      `cmd:"" name:"jwt" help:"Mint a bearer token for REST, to try it."`
+	Man      manCmd      `cmd:"" help:"Print the man page."`
 	Version  versionCmd  `cmd:"" help:"Print the version, also --version."`
 	Help     helpCmd     `cmd:"" help:"Show these commands, or the help of one."`
 
@@ -74,7 +75,7 @@ var purposes = []struct{ title, commands string }{
 	{"Tenants", "tenants attempts import audit"},
 	{"Dead letters and recovery", "dead backup restore-check replay"},
 	{"Access", "console-user jwt"},
-	{"This program", "completion version help"},
+	{"This program", "completion man version help"},
 }
 
 // examples are shown in the help of the command, by its name.
@@ -116,6 +117,7 @@ var examples = map[string]string{
 	"usage export":             "papermap-worker usage export --from 2026-01 --to 2026-03 > usage.csv",
 	"usage run":                "papermap-worker usage run --json",
 	"completion":               "source <(papermap-worker completion bash)",
+	"man":                      "papermap-worker man | man -l -",
 	"version":                  "papermap-worker version",
 	"help":                     "papermap-worker help tenants list",
 	"audit":                    "papermap-worker audit --tenant-id org-1 --since 24h",
@@ -130,7 +132,7 @@ var examples = map[string]string{
 
 // app is what every command gets.
 type app struct {
-	version  string
+	build    worker.Build
 	ctx      context.Context // ends at SIGINT, SIGTERM and SIGHUP
 	stdout   io.Writer       // data
 	stderr   io.Writer       // notes for people, and the log
@@ -161,9 +163,9 @@ func usageErrorf(format string, args ...any) error {
 
 // Run runs the command that args name, without the program's name, and returns the exit code: 0
 // done, 1 failed, 2 wrong usage or configuration, 128 and its number for a signal that interrupted a
-// command. It reads settings from the environment, and unsets variables that are empty. release is
-// the version that was set when a release was built; empty for any other build.
-func Run(release string, args []string, stdout, stderr io.Writer) int {
+// command. It reads settings from the environment, and unsets variables that are empty. release
+// is what was set when a release was built; empty for any other build.
+func Run(release Build, args []string, stdout, stderr io.Writer) int {
 	unsetEmpty()
 	syscall.Umask(syscall.Umask(0) | 0o077) // files are for this user alone
 	args = spelledOtherwise(args)
@@ -172,7 +174,7 @@ func Run(release string, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	var g grammar
-	a := &app{version: programVersion(release), stdout: stdout, stderr: stderr}
+	a := &app{build: programBuild(release), stdout: stdout, stderr: stderr}
 	helped := false
 	k := newKong(&g,
 		kong.Name("papermap-worker"),
@@ -247,7 +249,7 @@ func (s signalled) Error() string { return "interrupted" }
 // settings from the environment.
 func (a *app) warnOfUnknown(command *kong.Context, k *kong.Kong) {
 	name, _, _ := strings.Cut(command.Command(), " ")
-	if strings.Contains(" demo dev simulate version completion restore-check ", " "+name+" ") {
+	if strings.Contains(" demo dev simulate version completion man restore-check ", " "+name+" ") {
 		return
 	}
 	for _, text := range unknownSettings(settingNames(k), os.Environ()) {

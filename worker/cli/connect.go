@@ -27,7 +27,7 @@ func (s *natsSettings) connect(a *app) (*events.Bus, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	tracer, log, stopTracing, err := startTracing(traces, a.version, a.log)
+	tracer, log, stopTracing, err := startTracing(traces, a.build, a.log)
 	if err != nil {
 		return nil, err
 	}

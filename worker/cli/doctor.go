@@ -57,7 +57,7 @@ func (c *doctorCmd) Run(a *app) error {
 		defer cancel()
 		f.nats(ctx, cfg.bus, cfg.worker.ReplyPrefixes)
 		f.database(ctx, cfg.database, cfg.migrate)
-		cfg.worker.Version = a.version
+		cfg.worker.Build = a.build
 		f.papermap(ctx, cfg.worker)
 		f.restKeys(ctx, cfg.http.JWT)
 	}
@@ -187,7 +187,7 @@ func (f *findings) tables(ctx context.Context, db *repo.DB, sqlite bool) {
 // papermap reads one row of usage with each key pair. That checks address, credentials and clock,
 // and changes nothing.
 func (f *findings) papermap(ctx context.Context, cfg worker.Config) {
-	agent := "papermap-worker-doctor/" + cfg.Version
+	agent := "papermap-worker-doctor/" + cfg.Build.Version
 	for _, ws := range cfg.Workspaces {
 		check := "Papermap, workspace " + ws.ID
 		if ambiguousID(ws.ID) {

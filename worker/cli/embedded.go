@@ -61,7 +61,7 @@ func startLocalStack(a *app, dir string, natsPort, simulatorPort int, flags ...s
 	}
 	p := &parser{getenv: func(name string) string { return secrets[name] }, problems: a.problems}
 	config, err := serve.config(p)
-	config.worker.Version = a.version
+	config.worker.Build = a.build
 	return &localStack{nats, api, sim, config}, err
 }
 

@@ -20,7 +20,8 @@ func model(t *testing.T) *kong.Kong {
 // runCLI runs a command in this process.
 func runCLI(args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
-	code = Run("1.2.3", args, &out, &errs)
+	build := Build{Version: "1.2.3", Commit: "5effc81", Date: "2026-01-31T12:00:00Z"}
+	code = Run(build, args, &out, &errs)
 	return code, out.String(), errs.String()
 }
 
@@ -109,9 +110,10 @@ func TestWrongCommandLinesAreExplainedInPlainWords(t *testing.T) {
 	}
 }
 
-func TestVersionNamesCommitAndGo(t *testing.T) {
+func TestVersionNamesCommitDateAndGo(t *testing.T) {
 	code, want, _ := runCLI("version")
-	if code != 0 || !strings.HasPrefix(want, "1.2.3\ncommit ") || !strings.Contains(want, "\ngo1.") {
+	const prefix = "1.2.3\ncommit 5effc81\ndate 2026-01-31T12:00:00Z\ngo1."
+	if code != 0 || !strings.HasPrefix(want, prefix) {
 		t.Errorf("exit code %d: %s", code, want)
 	}
 	if _, got, _ := runCLI("--version"); got != want {

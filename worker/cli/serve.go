@@ -40,7 +40,7 @@ func (c *serveCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	cfg.worker.Version = a.version
+	cfg.worker.Build = a.build
 	c.warn(a.log, cfg)
 	return serve(a.ctx, cfg, a.log)
 }
@@ -96,7 +96,7 @@ func ambiguousID(id string) bool {
 
 // serve wires the worker together and runs it until ctx ends.
 func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
-	tracer, log, stopTracing, err := startTracing(cfg.tracing, cfg.worker.Version, log)
+	tracer, log, stopTracing, err := startTracing(cfg.tracing, cfg.worker.Build, log)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,8 @@ func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
 		return err
 	}
 	defer closeWithin(2*time.Second, server.Close) // before what it uses
-	log.Info("started", "version", cfg.worker.Version, "workspaces", len(cfg.worker.Workspaces))
+	log.Info("started", "version", cfg.worker.Build.Version, "commit", cfg.worker.Build.Commit,
+		"workspaces", len(cfg.worker.Workspaces))
 	err = w.Run(ctx)
 	log.Info("stopped")
 	return err

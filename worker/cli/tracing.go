@@ -47,7 +47,7 @@ func (p *parser) tracing() bool {
 // startTracing starts sending traces, if that is configured. traced is log with the ids of spans in
 // its lines. stop sends what is left, for at most 2 s, and must be called last. Without tracing,
 // tracer is nil and traced is log.
-func startTracing(configured bool, version string, log *slog.Logger) (
+func startTracing(configured bool, build Build, log *slog.Logger) (
 	tracer trace.Tracer, traced *slog.Logger, stop func(), err error) {
 	if !configured {
 		return nil, log, func() {}, nil
@@ -62,7 +62,7 @@ func startTracing(configured bool, version string, log *slog.Logger) (
 		return nil, nil, nil, fmt.Errorf("export traces: %w", err)
 	}
 	process, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithAttributes(
-		attribute.String("service.name", "papermap-worker"), attribute.String("service.version", version),
+		attribute.String("service.name", "papermap-worker"), attribute.String("service.version", build.Version),
 		attribute.String("service.instance.id", uuid.NewString()),
 	), resource.WithFromEnv())
 	if err != nil { // without the wrong attributes, it is still good

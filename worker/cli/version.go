@@ -7,15 +7,33 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+
+	"papermap-worker/worker"
 )
 
-// programVersion returns the version that a release was built with, else the one that Go recorded,
-// else 0.0.0-dev.
-func programVersion(release string) string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return semanticVersion(release, info.Main.Version)
+// Build is what a release was built from, as its linker set it.
+type Build = worker.Build
+
+// programBuild returns what a release was built from. What is missing there is what Go recorded of
+// the repository; without a version, it is 0.0.0-dev.
+func programBuild(release Build) Build {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
 	}
-	return semanticVersion(release)
+	recorded := map[string]string{}
+	for _, s := range info.Settings {
+		recorded[s.Key] = s.Value
+	}
+	build := Build{Version: semanticVersion(release.Version, info.Main.Version), Commit: release.Commit,
+		Date: release.Date}
+	if build.Commit == "" {
+		build.Commit, build.Date = recorded["vcs.revision"], recorded["vcs.time"]
+		if recorded["vcs.modified"] == "true" {
+			build.Commit += "-dirty"
+		}
+	}
+	return build
 }
 
 var semanticForm = regexp.MustCompile(`^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
@@ -38,25 +56,8 @@ func (versionCmd) Run(a *app) error {
 	if err := a.parser().err(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s\ncommit %s\n%s %s/%s\n", a.version, commit(), runtime.Version(),
-		runtime.GOOS, runtime.GOARCH)
+	_, err := fmt.Fprintf(a.stdout, "%s\ncommit %s\ndate %s\n%s %s/%s\n", a.build.Version,
+		cmp.Or(a.build.Commit, "unknown"), cmp.Or(a.build.Date, "unknown"), runtime.Version(), runtime.GOOS,
+		runtime.GOARCH)
 	return err
-}
-
-// commit is what Go recorded of the repository.
-func commit() string {
-	settings := map[string]string{}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			settings[s.Key] = s.Value
-		}
-	}
-	text := cmp.Or(settings["vcs.revision"], "unknown")
-	if when := settings["vcs.time"]; when != "" {
-		text += " of " + when
-	}
-	if settings["vcs.modified"] == "true" {
-		text += ", modified"
-	}
-	return text
 }

@@ -40,7 +40,7 @@ import (
 // PATH, it runs the command line.
 func TestMain(m *testing.M) {
 	testscript.Main(inRepository{m}, map[string]func(){
-		"papermap-worker": func() { os.Exit(cli.Run("", os.Args[1:], os.Stdout, os.Stderr)) },
+		"papermap-worker": func() { os.Exit(cli.Run(testBuild, os.Args[1:], os.Stdout, os.Stderr)) },
 	})
 }
 

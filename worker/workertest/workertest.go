@@ -190,7 +190,7 @@ func start(t testing.TB, o Options, virtual *Network) *World {
 	w.Config = worker.Config{
 		Workspaces: []papermap.Workspace{WorkspaceA, WorkspaceB}, EmbedURL: w.API.URL + "/embedded/dashboard",
 		Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: 2 * time.Hour, TokenAudit: 1000,
-		Concurrency: 64, MaxAttempts: 10, Grace: 20 * time.Second, Version: "0.0.0-test",
+		Concurrency: 64, MaxAttempts: 10, Grace: 20 * time.Second, Build: worker.Build{Version: "0.0.0-test"},
 	}
 	for i := range w.Config.Workspaces {
 		w.Config.Workspaces[i].APIURL = w.API.URL

@@ -304,6 +304,7 @@ type page struct {
 	User     string
 	MayAct   bool
 	Done     string // what an action did
+	Build    string // of the program, for who has access
 	Data     any
 }
 
@@ -313,6 +314,9 @@ func (c *Console) render(rw http.ResponseWriter, v *visit, status int, name, tit
 		Title: title, Section: name, Theme: themeOf(v.Request), Here: here(v), Now: c.now(),
 		LoggedIn: v.session != "", User: v.user, MayAct: v.mayAct,
 		Done: done[v.URL.Query().Get("done")], Data: data,
+	}
+	if v.session != "" || !c.cfg.login() {
+		p.Build = c.w.Build().String()
 	}
 	var out bytes.Buffer
 	if err := pages[name].ExecuteTemplate(&out, "frame.html", p); err != nil {
