@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"slices"
 )
 
 // TenantState is the part of a mapping that an import needs.
@@ -68,4 +69,31 @@ func (db *DB) OwnerWorkspaces(ctx context.Context) ([]string, error) {
 			SELECT (SELECT MIN(workspace_id) FROM dashboard_owners WHERE workspace_id > w.id)
 			FROM w WHERE w.id IS NOT NULL)
 		SELECT id FROM w WHERE id IS NOT NULL`)
+}
+
+// TenantName is the part of a mapping that people search for.
+type TenantName struct {
+	TenantID  string `db:"tenant_id"`
+	Title     string `db:"title"`
+	Status    Status `db:"status"`
+	UpdatedAt Time   `db:"updated_at"`
+}
+
+var nameTable = newTable[TenantName]("tenant_dashboards")
+
+// TenantNames reads at most limit tenants in the order of their ids, after the id after.
+func (db *DB) TenantNames(ctx context.Context, after string, limit int) ([]TenantName, error) {
+	return list[TenantName](ctx, db.read, "read the names of tenants",
+		nameTable.selects+" WHERE tenant_id > ? ORDER BY tenant_id LIMIT ?", after, limit)
+}
+
+// MappingsOf reads the mappings of a list of tenants, in its order, in one statement. It leaves out
+// those that are unknown.
+func (db *DB) MappingsOf(ctx context.Context, tenantIDs []string) ([]Mapping, error) {
+	rows, err := list[Mapping](ctx, db.read, "read mappings",
+		mappingTable.selects+" WHERE tenant_id"+db.dialect.inSet, db.dialect.list(tenantIDs))
+	slices.SortFunc(rows, func(a, b Mapping) int {
+		return slices.Index(tenantIDs, a.TenantID) - slices.Index(tenantIDs, b.TenantID)
+	})
+	return rows, err
 }

@@ -67,6 +67,23 @@ func Explain(f Facts, now time.Time) (summary string, advice []string) {
 	return x.summary, x.advice
 }
 
+// ExplainDeadLetter says what an operator can do about a dead letter, and whether a replay may help.
+func ExplainDeadLetter(d events.DeadLetter) (advice string, replay bool) {
+	discard := fmt.Sprintf("`papermap-worker dead discard %d`", d.Sequence)
+	fix := fmt.Sprintf("fix the error and `papermap-worker dead replay %d`, or %s.", d.Sequence, discard)
+	switch {
+	case d.Truncated != "":
+		return "It was too large to be kept whole and cannot be replayed. " +
+			"Publish it again from its source, then " + discard + ".", false
+	case d.SideEffect == "done" || d.SideEffect == "maybe":
+		return "Papermap may have created a dashboard: see `papermap-worker attempts list`. Then " + fix, true
+	case strings.HasPrefix(d.Code, "INVALID_"):
+		return "The event is invalid, so a replay would fail again. " +
+			"Publish a valid one from its source, then " + discard + ".", false
+	}
+	return "To continue, " + fix, true
+}
+
 // explanation is what Explain has found so far.
 type explanation struct {
 	Facts

@@ -127,7 +127,8 @@ func (c *deadShowCmd) Run(a *app, bus *events.Bus) error {
 		text += fmt.Sprintf("\n… it has %d bytes: `papermap-worker dead show %d --raw` prints all",
 			len(d.Data), d.Sequence)
 	}
-	_, err = fmt.Fprintf(a.stdout, "\n%s\n\n%s\n", text, advice(d))
+	advice, _ := worker.ExplainDeadLetter(d)
+	_, err = fmt.Fprintf(a.stdout, "\n%s\n\n%s\n", text, advice)
 	return err
 }
 
@@ -148,22 +149,6 @@ func deadDetails(d events.DeadLetter) table {
 		}
 	}
 	return rows
-}
-
-// advice says what an operator can do about a dead letter.
-func advice(d events.DeadLetter) string {
-	discard := fmt.Sprintf("`papermap-worker dead discard %d`", d.Sequence)
-	replay := fmt.Sprintf("fix the error and `papermap-worker dead replay %d`, or %s.", d.Sequence, discard)
-	switch {
-	case d.Truncated != "":
-		return "It was too large to be kept whole and cannot be replayed. Publish it again from its source."
-	case d.SideEffect == "done" || d.SideEffect == "maybe":
-		return "Papermap may have created a dashboard: see `papermap-worker attempts list`. Then " + replay
-	case strings.HasPrefix(d.Code, "INVALID_"):
-		return "The event is invalid, so a replay would fail again. " +
-			"Publish a valid one from its source, then " + discard + "."
-	}
-	return "To continue, " + replay
 }
 
 // noDeadLetter is the error for a sequence number under which there is none.

@@ -56,7 +56,7 @@ func TestVersionIsShownEverywhere(t *testing.T) {
 	}
 	worker.says(t, `"version":"1.2.3-test","commit":"5effc81e2e"`)
 
-	const foot = ">papermap-worker 1.2.3-test, commit 5effc81e2e of 2026-01-31T12:00:00Z</footer>"
+	const foot = ">papermap-worker 1.2.3-test, commit 5effc81e2e of 2026-01-31T12:00:00Z</p>"
 	_, login, err := read(http.Get(base + "/login"))
 	must(t, err)
 	if strings.Contains(login, testBuild.Version) {

@@ -6,28 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"papermap-worker/events"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 )
-
-// done are the messages that an address may name after an action; others are not shown.
-var done = map[string]string{
-	"suspended": "The tenant is suspended: it gets no more tokens.",
-	"resumed":   "The tenant is suspended no longer.",
-	"stored":    "The event is stored, and no worker was seen to handle it yet. The change is not in force.",
-	"resolved":  "Resolved: the tenant has its dashboard.",
-	"replaced":  "Replaced: the tenant has the other dashboard.",
-	"recreated": "Another dashboard is being created.",
-	"checked":   "The create is off the list.",
-	"replayed":  "Replayed: the events are in the stream again.",
-	"discarded": "Discarded for good.",
-	"syncing":   "A usage run was asked for; it shows below once it begins.",
-}
 
 // audit logs who did what, and whether it succeeded.
 func (c *Console) audit(v *visit, action string, err error, what ...any) {
@@ -57,28 +43,18 @@ func visible(err error) error {
 	return &refusal{status, "That could not be done: " + err.Error() + "."}
 }
 
-// after redirects the visitor to the page that shows the action.
-func after(rw http.ResponseWriter, v *visit, target, what string) error {
-	separator := "?"
-	if strings.Contains(target, "?") {
-		separator = "&"
-	}
-	http.Redirect(rw, v.Request, target+separator+"done="+what, http.StatusSeeOther)
-	return nil
-}
-
 func tenantPage(id string) string { return "/tenant?id=" + url.QueryEscape(id) }
 
 func (c *Console) suspend(rw http.ResponseWriter, v *visit) error {
-	return c.change(rw, v, events.TypeTenantSuspended, "suspended")
+	return c.change(rw, v, events.TypeTenantSuspended)
 }
 
 func (c *Console) resume(rw http.ResponseWriter, v *visit) error {
-	return c.change(rw, v, events.TypeTenantResumed, "resumed")
+	return c.change(rw, v, events.TypeTenantResumed)
 }
 
 // change publishes an event, and shows the tenant with what was seen of the change.
-func (c *Console) change(rw http.ResponseWriter, v *visit, eventType, what string) error {
+func (c *Console) change(rw http.ResponseWriter, v *visit, eventType string) error {
 	id, reason := v.PostFormValue("tenant"), v.PostFormValue("reason")
 	if utf8.RuneCountInString(reason) > 500 {
 		return refuse(http.StatusBadRequest, "The reason is longer than 500 characters.")
@@ -93,9 +69,11 @@ func (c *Console) change(rw http.ResponseWriter, v *visit, eventType, what strin
 		return visible(err)
 	}
 	if !change.InForce {
-		what = "stored"
+		return c.after(rw, v, tenantPage(id), "warn", eventType+
+			" is stored in the stream, but no worker has handled it yet. The change is not in force.")
 	}
-	return after(rw, v, tenantPage(id), what)
+	return c.after(rw, v, tenantPage(id), "good",
+		fmt.Sprintf("%s is in force: the tenant is now %s.", eventType, change.After.Status))
 }
 
 // recreate has the dashboard of a held or failed tenant created once more.
@@ -109,7 +87,7 @@ func (c *Console) recreate(rw http.ResponseWriter, v *visit) error {
 	if err != nil {
 		return visible(err)
 	}
-	return after(rw, v, tenantPage(id), "recreated")
+	return c.after(rw, v, tenantPage(id), "good", "The request is stored: a worker creates another dashboard.")
 }
 
 func (c *Console) resolveAttempt(rw http.ResponseWriter, v *visit) error {
@@ -119,7 +97,7 @@ func (c *Console) resolveAttempt(rw http.ResponseWriter, v *visit) error {
 	if err != nil {
 		return visible(err)
 	}
-	return after(rw, v, "/attention", "checked")
+	return c.after(rw, v, "/attention", "good", "The create request is off the list.")
 }
 
 func (c *Console) replay(rw http.ResponseWriter, v *visit) error {
@@ -138,24 +116,54 @@ func (c *Console) eachLetter(
 	if err := v.ParseForm(); err != nil {
 		return refuse(http.StatusBadRequest, "The form cannot be read.")
 	}
-	chosen := v.PostForm["sequence"]
-	if len(chosen) == 0 {
-		return refuse(http.StatusBadRequest, "No dead letter is chosen.")
+	chosen, err := c.chosen(v)
+	if err != nil {
+		return err
 	}
 	var failed []error
-	for _, text := range chosen {
-		sequence, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			return refuse(http.StatusBadRequest, "%q is no dead letter’s number.", text)
-		}
-		err = do(v.Context(), sequence)
+	for _, sequence := range chosen {
+		err := do(v.Context(), sequence)
 		c.audit(v, action, err, "sequence", sequence)
 		failed = append(failed, err)
 	}
-	if err := errors.Join(failed...); err != nil {
-		return visible(err)
+	failed = slices.DeleteFunc(failed, func(err error) bool { return err == nil })
+	if len(failed) > 1 {
+		return visible(fmt.Errorf("%d of %d failed, the first: %w", len(failed), len(chosen), failed[0]))
+	} else if len(failed) == 1 {
+		return visible(failed[0])
 	}
-	return after(rw, v, "/dead", map[string]string{"replay": "replayed", "discard": "discarded"}[action])
+	what := plural(len(chosen), "dead letter is", "dead letters are")
+	if action == "replay" {
+		return c.after(rw, v, "/dead", "good", what+" in the stream again.")
+	}
+	return c.after(rw, v, "/dead", "good", what+" deleted.")
+}
+
+// chosen lists the dead letters that a form names: each, or all that match its filter and were there
+// when the visitor saw their number.
+func (c *Console) chosen(v *visit) (list []uint64, err error) {
+	for _, text := range v.PostForm["sequence"] {
+		sequence, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return nil, refuse(http.StatusBadRequest, "%q is not the number of a dead letter.", text)
+		}
+		list = append(list, sequence)
+	}
+	if form := v.PostForm; form.Get("all") != "" {
+		last, err := strconv.ParseUint(form.Get("last"), 10, 64)
+		if err != nil {
+			return nil, refuse(http.StatusBadRequest, "The form does not say up to which dead letter.")
+		}
+		filter := events.DeadFilter{Code: form.Get("code"), Type: form.Get("type"), TenantID: form.Get("tenant")}
+		if list, err = c.matching(v.Context(), filter, maxChosen); err != nil {
+			return nil, err
+		}
+		list = slices.DeleteFunc(list, func(sequence uint64) bool { return sequence > last })
+	}
+	if len(list) == 0 {
+		return nil, refuse(http.StatusBadRequest, "No dead letter is chosen.")
+	}
+	return list, nil
 }
 
 // syncUsage publishes a usage.sync, as the schedule does.
@@ -165,5 +173,5 @@ func (c *Console) syncUsage(rw http.ResponseWriter, v *visit) error {
 	if err != nil {
 		return visible(fmt.Errorf("request a usage run: %w", err))
 	}
-	return after(rw, v, "/usage", "syncing")
+	return c.after(rw, v, "/usage", "good", "usage.sync is published. Its run appears below when a worker begins it.")
 }

@@ -21,17 +21,21 @@ type heldTenant struct {
 	Attempt repo.Attempt
 }
 
-const maxOpen = 200
+// Pages stay small, however much is in trouble.
+const (
+	maxHeld = 12
+	maxOpen = 30
+)
 
 func (c *Console) attention(rw http.ResponseWriter, v *visit) error {
 	ctx := v.Context()
 	a := attention{}
-	held, err := c.withoutDashboard(ctx, repo.Held, perPage+1)
+	held, err := c.withoutDashboard(ctx, repo.Held, maxHeld+1)
 	if err != nil {
 		return err
 	}
-	if a.MoreHeld = len(held) > perPage; a.MoreHeld {
-		held = held[:perPage]
+	if a.MoreHeld = len(held) > maxHeld; a.MoreHeld {
+		held = held[:maxHeld]
 	}
 	for _, t := range held {
 		h := heldTenant{without: t}

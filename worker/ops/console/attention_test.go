@@ -29,7 +29,7 @@ func TestHeldTenantIsResolvedWithTheDashboardFound(t *testing.T) {
 		}
 		if got := text(w.act("/tenant/resolve",
 			url.Values{"tenant": {"held"}, "dashboard": {made.ID}}).body); !strings.Contains(got,
-			"Resolved: the tenant has its dashboard.") ||
+			"The tenant is active and has dashboard "+made.ID) ||
 			!strings.Contains(got, "active has its dashboard") {
 			t.Errorf("%s", got)
 		}

@@ -67,10 +67,14 @@ type Console struct {
 	cfg       Config
 	mux       *http.ServeMux
 	policy    string // Content-Security-Policy
+	papermap  string // address of Papermap's pages; empty: there are several
 	origins   *http.CrossOriginProtection
 	users     *users
 	sessions  *sessions
 	passwords *passwords
+	flashes   flashes
+	indexes   indexes
+	life      context.Context // of the console
 	rates     *rates
 	sums      sums
 	now       func() time.Time
@@ -82,6 +86,7 @@ func New(ctx context.Context, cfg Config, w *worker.Worker, log *slog.Logger) *C
 		w: w, db: w.Database(), bus: w.Bus(), log: log, cfg: cfg, mux: http.NewServeMux(), now: time.Now,
 		origins: http.NewCrossOriginProtection(), sessions: newSessions(), rates: &rates{},
 		users: newUsers(cfg.UsersFile, log), passwords: newPasswords(),
+		flashes: flashes{all: map[string]flash{}}, life: ctx,
 	}
 	var frames []string
 	for _, address := range w.EmbedURLs() {
@@ -90,9 +95,12 @@ func New(ctx context.Context, cfg Config, w *worker.Worker, log *slog.Logger) *C
 		}
 	}
 	slices.Sort(frames)
+	if frames = slices.Compact(frames); len(frames) == 1 {
+		c.papermap = frames[0]
+	}
 	c.policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
 		"connect-src 'self'; frame-src " +
-		cmp.Or(strings.Join(slices.Compact(frames), " "), "'none'") + "; frame-ancestors 'none'; form-action 'self'; " +
+		cmp.Or(strings.Join(frames, " "), "'none'") + "; frame-ancestors 'none'; form-action 'self'; " +
 		"base-uri 'none'"
 	for _, r := range routes {
 		c.mux.HandleFunc(r.pattern, func(rw http.ResponseWriter, req *http.Request) { c.serve(r, rw, req) })
@@ -124,7 +132,9 @@ var routes = []route{
 	{"POST /logout", open, (*Console).logout},
 	{"POST /theme", open, (*Console).theme},
 
+	{"/", read, (*Console).notFound},
 	{"GET /{$}", read, (*Console).overview},
+	{"GET /pulse", read, (*Console).pulse},
 	{"GET /tenants", read, (*Console).tenants},
 	{"GET /tenant", read, (*Console).tenant},
 	{"GET /attention", read, (*Console).attention},
@@ -303,8 +313,10 @@ type page struct {
 	LoggedIn bool
 	User     string
 	MayAct   bool
-	Done     string // what an action did
-	Build    string // of the program, for who has access
+	Build    string // of the program, for those who have access
+	Papermap string // address of Papermap's pages
+	Pulse    pulse
+	Flash    *flash // of the action before; nil: there was none
 	Data     any
 }
 
@@ -312,8 +324,8 @@ type page struct {
 func (c *Console) render(rw http.ResponseWriter, v *visit, status int, name, title string, data any) error {
 	p := page{
 		Title: title, Section: name, Theme: themeOf(v.Request), Here: here(v), Now: c.now(),
-		LoggedIn: v.session != "", User: v.user, MayAct: v.mayAct,
-		Done: done[v.URL.Query().Get("done")], Data: data,
+		LoggedIn: v.session != "", User: v.user, MayAct: v.mayAct, Papermap: c.papermap,
+		Pulse: pulseOf(c.w.State()), Flash: c.takeFlash(rw, v), Data: data,
 	}
 	if v.session != "" || !c.cfg.login() {
 		p.Build = c.w.Build().String()

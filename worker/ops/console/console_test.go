@@ -6,17 +6,21 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"papermap-worker/events"
 )
 
 func TestPagesAreWholeWithoutScriptsAndHaveNothingInline(t *testing.T) {
 	virtual(t, Config{Dev: true}, inTrouble, func(t *testing.T, w *world) {
 		w.trouble()
 		for _, path := range []string{"/", "/tenants", "/tenant?id=good", "/tenant?id=held", "/attention",
-			"/dead", "/dead/1", "/usage", "/tenant?id=none"} {
+			"/dead", "/dead/1", "/usage", "/audit", "/tenant?id=none", "/none"} {
 			r := w.ask("GET", path, nil)
+			r.body = toPapermap.ReplaceAllString(r.body, "")
 			for _, forbidden := range []string{`<script>`, `<style`, ` style="`, ` onclick`, ` onload`,
 				` hx-on`, `javascript:`, `http://`, `https://`} {
 				if strings.Contains(r.body, forbidden) {
@@ -26,6 +30,35 @@ func TestPagesAreWholeWithoutScriptsAndHaveNothingInline(t *testing.T) {
 			if !strings.Contains(r.body, `<html lang="en"`) || strings.Count(r.body, "<h1>") != 1 ||
 				!strings.Contains(r.body, `class="skip" href="#main"`) {
 				t.Errorf("%s has not one heading, a language and a way to skip:\n%s", path, r.body)
+			}
+		}
+	})
+}
+
+// toPapermap is the link to Papermap, the only one that leads elsewhere.
+var toPapermap = regexp.MustCompile(`<a class="button out" href="http://127[^>]*>`)
+
+func TestPagesAreSmallHoweverMuchThereIs(t *testing.T) {
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		fillTenants(t, w, 700) // 70 of them held
+		_, err := w.SQL.Exec(`INSERT INTO provision_attempts
+			(id, tenant_id, workspace_id, generation, mark, outcome, error, started_at, finished_at)
+			SELECT 'a' || tenant_id, tenant_id, 'ws-a', 1, 'pmw:00000000-0000-7000-8000-' || tenant_id, 'unknown',
+				printf('%.300c', 'x'), created_at, created_at FROM tenant_dashboards`)
+		w.Must(err)
+		t.Cleanup(func() {
+			_, err := w.SQL.Exec("DELETE FROM provision_attempts")
+			w.Must(err)
+		})
+		for range perPage + 1 {
+			w.Publish(events.TypeTenantCreated, `{"tenant_id":"`+strings.Repeat("x", 600)+`"}`)
+		}
+		w.letters(perPage + 1)
+		for _, path := range []string{"/", "/tenants", "/tenant?id=t-0000000", "/attention", "/dead", "/usage", "/audit"} {
+			n := len(w.get(path).body)
+			t.Logf("%s: %d bytes", path, n)
+			if n > 60_000 {
+				t.Errorf("%s has %d bytes, more than 60,000", path, n)
 			}
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"papermap-worker/events"
+	"papermap-worker/worker"
 )
 
 // letters is a page of the dead letters, oldest first.
@@ -18,7 +19,14 @@ type letters struct {
 	List               []events.DeadLetter
 	Next               uint64 // the first of the next page; 0: there is none
 	First              bool
+	Total              int    // that match, up to maxChosen
+	Last               uint64 // the newest of those
 }
+
+const (
+	maxChosen    = 1000 // dead letters that one action is about
+	lettersShown = 25   // on a page
+)
 
 func (c *Console) deadLetters(rw http.ResponseWriter, v *visit) error {
 	q := v.URL.Query()
@@ -30,16 +38,32 @@ func (c *Console) deadLetters(rw http.ResponseWriter, v *visit) error {
 	}
 	ctx, cancel := context.WithTimeout(v.Context(), 5*natsTime)
 	defer cancel()
-	var err error
-	filter := events.DeadFilter{From: from, Code: l.Code, Type: l.Type, TenantID: l.Tenant}
-	l.List, err = c.bus.DeadLetters(ctx, filter, perPage+1)
+	filter := events.DeadFilter{Code: l.Code, Type: l.Type, TenantID: l.Tenant}
+	all, err := c.matching(ctx, filter, maxChosen)
 	if err != nil {
 		return err
 	}
-	if len(l.List) > perPage {
-		l.Next, l.List = l.List[perPage].Sequence, l.List[:perPage]
+	if l.Total = len(all); l.Total > 0 {
+		l.Last = all[l.Total-1]
+	}
+	filter.From = from
+	l.List, err = c.bus.DeadLetters(ctx, filter, lettersShown+1)
+	if err != nil {
+		return err
+	}
+	if len(l.List) > lettersShown {
+		l.Next, l.List = l.List[lettersShown].Sequence, l.List[:lettersShown]
 	}
 	return c.show(rw, v, "dead", "Dead letters", l)
+}
+
+// matching lists the sequences of dead letters, oldest first.
+func (c *Console) matching(ctx context.Context, f events.DeadFilter, limit int) (list []uint64, err error) {
+	err = c.bus.EachDeadLetter(ctx, f, limit, func(d events.DeadLetter) error {
+		list = append(list, d.Sequence)
+		return nil
+	})
+	return list, err
 }
 
 // letter is a dead letter as a page shows it.
@@ -49,7 +73,7 @@ type letter struct {
 	Whole   bool // the payload is
 	Headers [][2]string
 	Advice  string
-	Replay  bool // it can be replayed
+	Advised bool // to replay it
 }
 
 // findLetter reads the dead letter that the address names.
@@ -70,7 +94,8 @@ func (c *Console) deadLetter(rw http.ResponseWriter, v *visit) error {
 	if err != nil {
 		return err
 	}
-	l := letter{DeadLetter: d, Advice: advice(d), Replay: d.Truncated == ""}
+	l := letter{DeadLetter: d}
+	l.Advice, l.Advised = worker.ExplainDeadLetter(d)
 	l.Payload, l.Whole = events.Layout(d.Data)
 	for name, values := range d.Header {
 		if !strings.HasPrefix(name, "Papermap-") || strings.HasPrefix(name, "Papermap-Original-") {
@@ -91,20 +116,4 @@ func (c *Console) deadLetterData(rw http.ResponseWriter, v *visit) error {
 	rw.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="dead-letter-%d"`, d.Sequence))
 	_, _ = rw.Write(d.Data) // the visitor may have left
 	return nil
-}
-
-// advice says what one can do about a dead letter here.
-func advice(d events.DeadLetter) string {
-	switch {
-	case d.Truncated != "":
-		return "It was too large to be kept whole and cannot be replayed. " +
-			"Publish the event again from its source, then discard this."
-	case d.SideEffect == "done" || d.SideEffect == "maybe":
-		return "Papermap may have made a dashboard for it: look under Attention. " +
-			"Then put right what the error names, and replay."
-	case strings.HasPrefix(d.Code, "INVALID_"):
-		return "The event itself is wrong, and a replay would end here again. " +
-			"Let its publisher send a right one, then discard this."
-	}
-	return "Fix the cause of the error, then replay."
 }

@@ -15,7 +15,7 @@ import (
 
 // functions are what templates write with.
 var functions = template.FuncMap{
-	"ago": ago, "count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits,
+	"when": when, "prose": prose, "count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits,
 	"rate": perSecond, "iso": iso, "name": shortName, "plural": plural, "query": query,
 	"duration": duration, "stamp": stamp, "month": monthName,
 	"visible": events.Visible,
@@ -37,6 +37,29 @@ func ago(t, now time.Time) string {
 		return "just now"
 	}
 	return duration(d) + " ago"
+}
+
+// when is a time as its age. The script keeps the age current, and shows the time itself, local and in
+// UTC, to whoever points at it.
+func when(t, now time.Time) template.HTML {
+	if t.IsZero() {
+		return "never"
+	}
+	return template.HTML(fmt.Sprintf(`<time class="age" datetime="%s" title="%s">%s</time>`,
+		iso(t), stamp(t), ago(t, now)))
+}
+
+// prose is text in which commands stand between backticks, with those to be copied.
+func prose(text string) template.HTML {
+	var out strings.Builder
+	for i, part := range strings.Split(text, "`") {
+		part = template.HTMLEscapeString(part)
+		if i%2 == 1 {
+			part = "<code data-copy>" + part + "</code>"
+		}
+		out.WriteString(part)
+	}
+	return template.HTML(out.String())
 }
 
 func duration(d time.Duration) string {

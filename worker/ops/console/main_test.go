@@ -163,7 +163,11 @@ func (w *world) act(path string, fields url.Values) reply {
 	if r.status != http.StatusSeeOther {
 		w.t.Fatalf("POST %s: %d\n%s", path, r.status, r.body)
 	}
-	return w.get(r.header.Get("Location"))
+	page := w.ask("GET", r.header.Get("Location"), nil, with(cookie(r, flashCookie)))
+	if page.status != http.StatusOK {
+		w.t.Fatalf("GET %s: %d\n%s", r.header.Get("Location"), page.status, page.body)
+	}
+	return page
 }
 
 // login logs in for the requests that follow.
@@ -180,6 +184,15 @@ func (w *world) login() *http.Cookie {
 // header sets a header of a request that is asked.
 func header(name, value string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set(name, value) }
+}
+
+// with adds a cookie to a request that is asked.
+func with(c *http.Cookie) func(*http.Request) {
+	return func(r *http.Request) {
+		if c != nil {
+			r.AddCookie(c)
+		}
+	}
 }
 
 func cookie(r reply, name string) *http.Cookie {

@@ -50,9 +50,9 @@ func TestOverviewSaysThatCreatingIsPausedAndWhy(t *testing.T) {
 		w.Eventually(func() error {
 			got := text(w.get("/").body)
 			for _, want := range []string{
-				"Overview Paused workspace ws-a is paused: Papermap refuses the credentials",
+				"Overview workspace ws-a is paused: Papermap refuses the credentials",
 				"a A pending creating dashboards is paused: Papermap refuses the credentials",
-				"status 401", "Fix the credentials",
+				"status 401", "Fix the credentials", "Audit Paused data from",
 			} {
 				if !strings.Contains(got, want) {
 					return fmt.Errorf("it does not say %q:\n%s", want, got)
@@ -69,7 +69,7 @@ func TestPagesSayWhatTheyCanWhileNATSIsAway(t *testing.T) {
 		w.StopNATS()
 		w.Eventually(func() error {
 			if got := text(w.get("/").body); !strings.Contains(got,
-				"Overview Not working no connection to NATS") ||
+				"Overview no connection to NATS") ||
 				!strings.Contains(got, "held The held ones held") {
 				return fmt.Errorf("%s", got)
 			}

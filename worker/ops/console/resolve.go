@@ -60,18 +60,19 @@ func (c *Console) chooseDashboard(rw http.ResponseWriter, v *visit) error {
 // that the form names.
 func (c *Console) resolve(rw http.ResponseWriter, v *visit) error {
 	id, dashboardID := v.PostFormValue("tenant"), strings.TrimSpace(v.PostFormValue("dashboard"))
-	old, what := v.PostFormValue("replaces"), "resolved"
+	old := v.PostFormValue("replaces")
+	var m repo.Mapping
 	var err error
 	if old == "" {
-		_, err = c.w.Resolve(v.Context(), id, dashboardID)
+		m, err = c.w.Resolve(v.Context(), id, dashboardID)
 		c.audit(v, "resolve", err, "tenant_id", id, "dashboard_id", dashboardID)
 	} else {
-		what = "replaced"
-		_, err = c.w.Replace(v.Context(), id, old, dashboardID)
+		m, err = c.w.Replace(v.Context(), id, old, dashboardID)
 		c.audit(v, "replace", err, "tenant_id", id, "dashboard_id", dashboardID, "replaces", old)
 	}
 	if err != nil {
 		return visible(err)
 	}
-	return after(rw, v, tenantPage(id), what)
+	return c.after(rw, v, tenantPage(id), "good",
+		fmt.Sprintf("The tenant is %s and has dashboard %s.", m.Status, m.DashboardID))
 }

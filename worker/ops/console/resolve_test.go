@@ -45,7 +45,7 @@ func TestAWrongDashboardIsLookedAtAndReplaced(t *testing.T) {
 		}
 
 		confirm := url.Values{"tenant": {"good"}, "dashboard": {right}, "replaces": {old}}
-		if got := text(w.act("/tenant/resolve", confirm).body); !strings.Contains(got, "Replaced: ") ||
+		if got := text(w.act("/tenant/resolve", confirm).body); !strings.Contains(got, "The tenant is active and has dashboard ") ||
 			!strings.Contains(got, "Dashboard "+right) || !strings.Contains(got, "Dashboard "+old+" was replaced") {
 			t.Errorf("%s", got)
 		}

@@ -18,7 +18,10 @@ import (
 func paths(of access) (list [][2]string) {
 	for _, r := range routes {
 		if r.access == of {
-			method, path, _ := strings.Cut(r.pattern, " ")
+			method, path, found := strings.Cut(r.pattern, " ")
+			if !found {
+				method, path = "GET", "/nowhere"
+			}
 			path = strings.NewReplacer("{$}", "", "{sequence}", "1").Replace(path)
 			list = append(list, [2]string{method, path})
 		}

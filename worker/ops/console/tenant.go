@@ -18,9 +18,11 @@ import (
 type tenant struct {
 	worker.TenantReport
 	Meaning   string
+	Live      bool // about to change, so that the page refreshes itself
 	Open      []repo.Attempt
 	Letters   []events.DeadLetter
 	Moments   []moment // the newest first
+	Older     int      // moments that are not shown
 	Months    []repo.Usage
 	Frame     string // address of the preview; empty: not asked for
 	FrameLife time.Duration
@@ -36,6 +38,7 @@ type moment struct {
 
 const (
 	maxMonths   = 24
+	maxMoments  = 100
 	maxLetters  = 20
 	previewLife = time.Minute
 )
@@ -61,12 +64,15 @@ func (c *Console) readTenant(ctx context.Context, id string) (t tenant, err erro
 		return t, err
 	}
 	t.TenantReport, t.Meaning, t.Open = report, meaning[report.Status], facts.PossibleOrphans()
+	t.Live = !report.Known || report.Status == repo.Pending || report.Status == repo.Creating
 	t.Letters = facts.DeadLetters[:min(len(facts.DeadLetters), maxLetters)]
 	changes, err := c.db.TenantChanges(ctx, t.WorkspaceID, id, maxMonths)
 	if err != nil {
 		return t, err
 	}
 	t.Moments = moments(t.TenantReport, facts.DeadLetters, changes)
+	t.Older = max(0, len(t.Moments)-maxMoments)
+	t.Moments = t.Moments[:len(t.Moments)-t.Older]
 	from := c.now().UTC().AddDate(0, -maxMonths, 0).Format("2006-01")
 	filter := repo.UsageFilter{WorkspaceID: t.WorkspaceID, TenantID: id, FromPeriod: from}
 	t.Months, _, err = c.db.Usage(ctx, filter, 0, maxMonths+2)

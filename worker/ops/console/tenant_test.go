@@ -17,7 +17,7 @@ func TestTenantPageShowsSuspensionAndHistory(t *testing.T) {
 		w.trouble()
 		if got := text(w.act("/tenant/suspend",
 			url.Values{"tenant": {"good"}, "reason": {"unpaid"}}).body); !strings.Contains(got,
-			"The tenant is suspended") || !strings.Contains(got, "suspended gets no tokens") {
+			"tenant.suspended is in force: the tenant is now suspended.") || !strings.Contains(got, "suspended gets no tokens") {
 			t.Errorf("%s", got)
 		}
 		w.becomes("good", repo.Suspended)
@@ -82,7 +82,7 @@ func TestPreviewHasATokenThatPapermapAccepts(t *testing.T) {
 	})
 }
 
-func TestTenantsAreFoundByIdElseByNameAndPaged(t *testing.T) {
+func TestTenantsAreFoundByAPartOfIdOrNameSortedAndPaged(t *testing.T) {
 	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
 		fillTenants(t, w, 120)
 		rows := func(page string) (ids []string) {
@@ -117,15 +117,28 @@ func TestTenantsAreFoundByIdElseByNameAndPaged(t *testing.T) {
 		}
 		for path, want := range map[string][]string{
 			"/tenants?q=t-0000007": {"t-0000007"},
-			"/tenants?q=company+7&status=": {"t-0000007", "t-0000070", "t-0000071", "t-0000072",
+			"/tenants?q=PANY+7&status=": {"t-0000007", "t-0000070", "t-0000071", "t-0000072",
 				"t-0000073", "t-0000074", "t-0000075", "t-0000076", "t-0000077", "t-0000078", "t-0000079"},
-			"/tenants?q=company+7&status=held": {"t-0000070"},
-			"/tenants?status=held&q=t-000001":  {"t-0000010"},
-			"/tenants?q=nothing":               nil,
+			"/tenants?q=pany+7&status=held": {"t-0000070"},
+			"/tenants?status=held&q=000001": {"t-0000010"},
+			"/tenants?q=11&sort=-id": {"t-0000119", "t-0000118", "t-0000117", "t-0000116", "t-0000115",
+				"t-0000114", "t-0000113", "t-0000112", "t-0000111", "t-0000110", "t-0000011"},
+			"/tenants?q=company+11&sort=name": {"t-0000011", "t-0000110", "t-0000111", "t-0000112", "t-0000113",
+				"t-0000114", "t-0000115", "t-0000116", "t-0000117", "t-0000118", "t-0000119"},
+			"/tenants?q=dashboard": nil,
+			"/tenants?page=9":      nil,
+			"/tenants?q=nothing":   nil,
 		} {
 			if got := rows(w.get(path).body); !slices.Equal(got, want) {
 				t.Errorf("%s: %v, want %v", path, got, want)
 			}
+		}
+		if got := text(second); !strings.Contains(got, "51–100 of 120 tenants, as of") {
+			t.Errorf("it does not count them: %s", got)
+		}
+		if got := text(w.get("/tenants?q=company&status=held").body); !strings.Contains(got,
+			"1–12 of 12 tenants with “company” in id or name that are held") {
+			t.Errorf("it does not count what it found: %s", got)
 		}
 		if r := w.ask("GET", "/tenants?status=odd", nil); r.status != http.StatusBadRequest {
 			t.Errorf("an odd status: %d", r.status)

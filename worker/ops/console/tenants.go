@@ -1,11 +1,12 @@
 package console
 
 import (
-	"context"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"papermap-worker/repo"
@@ -13,84 +14,114 @@ import (
 
 // tenants is a page of the list of tenants.
 type tenants struct {
-	Query, Status  string
-	By             string // id or name: what the query was found to begin
-	List           []repo.Mapping
-	Statuses       []repo.Status
-	Previous, Next string // addresses of those pages; empty: there is none
+	Query, Status, Sort string
+	Page                int // from 1
+	List                []repo.Mapping
+	Statuses            []repo.Status
+	Total, First, Last  int // how many match, and which of those are shown
+	Previous, Next      string
+	Read                time.Time // what Total counts; zero: it is not known yet
+	Whole               bool      // all tenants were searched
 }
 
-const (
-	perPage  = 50
-	maxTrail = 50 // pages that the links back remember; before them they lead to the first page
-)
+const perPage = 50
 
-// tenants searches for tenants. A query is the beginning of a tenant id, or else of a name. A page
-// begins after a tenant id; the address has a trail of those where the pages before it begin.
+// tenants searches ids and names for a part of them, in any case. The index says which tenants
+// match; the database has what is shown of them.
 func (c *Console) tenants(rw http.ResponseWriter, v *visit) error {
-	q := v.URL.Query()
+	ctx, q := v.Context(), v.URL.Query()
 	t := tenants{
-		Query: strings.TrimSpace(q.Get("q")), Status: q.Get("status"), By: q.Get("by"),
+		Query: strings.TrimSpace(q.Get("q")), Status: q.Get("status"), Sort: q.Get("sort"), Page: 1,
 		Statuses: repo.Statuses(),
 	}
-	after, trail := q.Get("after"), q["trail"]
-	for _, text := range append([]string{t.Query, after}, trail...) {
-		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) || len(text) > 1024 {
-			return refuse(http.StatusBadRequest, "That is no text to search for.")
-		}
+	if !utf8.ValidString(t.Query) || strings.ContainsRune(t.Query, 0) || len(t.Query) > 1024 {
+		return refuse(http.StatusBadRequest, "That is no text to search for.")
 	}
 	if t.Status != "" && !slices.Contains(repo.Statuses(), repo.Status(t.Status)) {
 		return refuse(http.StatusBadRequest, "There is no status %q.", t.Status)
 	}
-	if t.By != "name" && t.By != "id" {
-		t.By = ""
+	if n, err := strconv.Atoi(q.Get("page")); err == nil {
+		t.Page = min(max(1, n), indexRows/perPage)
 	}
-	// One row more than is shown tells whether there is another page.
-	if err := t.find(v.Context(), c.db, repo.Cursor{After: after, Limit: perPage + 1}); err != nil {
+	if !slices.Contains(sorts, t.Sort) {
+		t.Sort = "id"
+	}
+	x := c.indexes.get(ctx, c)
+	var err error
+	if x == nil { // until the index is read, the database finds how ids begin
+		search := repo.Search{Status: repo.Status(t.Status), TenantID: t.Query}
+		t.List, err = c.db.Search(ctx, search, repo.Cursor{Limit: perPage})
+	} else {
+		err = t.find(v, c.db, x)
+	}
+	if err != nil {
 		return err
 	}
-	if len(t.List) > perPage {
-		t.List = t.List[:perPage]
-		next := append(slices.Clone(trail), after)
-		t.Next = t.link(t.List[perPage-1].TenantID, next[max(0, len(next)-maxTrail):])
+	return c.show(rw, v, "tenants", "Tenants", &t)
+}
+
+// find reads the page that the index says. A tenant whose whole id is the query is found at once,
+// though the index may be older than it.
+func (t *tenants) find(v *visit, db *repo.DB, x *index) (err error) {
+	t.Read, t.Whole = x.read, x.whole
+	skip := (t.Page - 1) * perPage
+	var ids []string
+	ids, t.Total = x.find(t.Query, repo.Status(t.Status), t.Sort, skip, perPage)
+	if t.Page == 1 && t.Status == "" && t.Query != "" && len(ids) < perPage && !slices.Contains(ids, t.Query) {
+		ids = append([]string{t.Query}, ids...)
 	}
-	switch n := len(trail); {
-	case n > 0:
-		t.Previous = t.link(trail[n-1], trail[:n-1])
-	case after != "":
-		t.Previous = t.link("", nil)
+	if t.List, err = db.MappingsOf(v.Context(), ids); err != nil {
+		return err
 	}
-	return c.show(rw, v, "tenants", "Tenants", t)
+	t.Total = max(t.Total, len(t.List))
+	t.First, t.Last = skip+min(1, len(t.List)), skip+len(t.List)
+	if t.Page > 1 {
+		t.Previous = t.link(t.Page-1, t.Sort)
+	}
+	if skip+perPage < t.Total {
+		t.Next = t.link(t.Page+1, t.Sort)
+	}
+	return nil
 }
 
 // link is the address of another page of the same search.
-func (t *tenants) link(after string, trail []string) string {
-	q := url.Values{"trail": trail}
-	for name, value := range map[string]string{"q": t.Query, "status": t.Status, "by": t.By, "after": after} {
+func (t *tenants) link(page int, sort string) string {
+	q := url.Values{}
+	for name, value := range map[string]string{"q": t.Query, "status": t.Status} {
 		if value != "" {
 			q.Set(name, value)
 		}
 	}
+	if sort != "id" {
+		q.Set("sort", sort)
+	}
+	if page > 1 {
+		q.Set("page", strconv.Itoa(page))
+	}
 	return "/tenants?" + q.Encode()
 }
 
-// find searches by id, and by name if no id begins with the query.
-func (t *tenants) find(ctx context.Context, db *repo.DB, part repo.Cursor) (err error) {
-	s := repo.Search{Status: repo.Status(t.Status)}
-	if t.Query != "" && t.By != "name" {
-		byID := s
-		byID.TenantID = t.Query
-		if t.List, err = db.Search(ctx, byID, part); err != nil || len(t.List) > 0 || t.By == "id" {
-			t.By = "id"
-			return err
-		}
-		t.By = "name"
+// By is the address of the same search in another order, or in this one turned round.
+func (t *tenants) By(sort string) string {
+	if t.Sort == sort {
+		sort = "-" + sort
 	}
-	if t.Query == "" {
-		t.By = ""
-	} else {
-		s.Name = t.Query
+	return t.link(1, sort)
+}
+
+// Order is the order of a column that is sorted by one of some keys: aria-sort.
+func (t *tenants) Order(sorts ...string) string {
+	key, backwards := strings.CutPrefix(t.Sort, "-")
+	switch {
+	case !slices.Contains(sorts, key):
+		return "none"
+	case backwards:
+		return "descending"
 	}
-	t.List, err = db.Search(ctx, s, part)
-	return err
+	return "ascending"
+}
+
+// Arrow shows the order by a key.
+func (t *tenants) Arrow(sort string) string {
+	return map[string]string{sort: " ↓", "-" + sort: " ↑"}[t.Sort]
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -24,6 +26,22 @@ type usageView struct {
 	Runs     []repo.Run
 	Working  bool // a run is in flight
 	From, To string
+	Range    string // months that are shown: 6, 12, 24 or all
+}
+
+// ranges are how many months a chart may show; the first is the default.
+var ranges = []string{"12", "6", "24", "all"}
+
+// Ranges are the choices, in the order of their length.
+func (usageView) Ranges() []string { return []string{"6", "12", "24", "all"} }
+
+// Shown are the newest months, as many as the visitor chose.
+func (u usageView) Shown() []repo.MonthlyUsage {
+	n, err := strconv.Atoi(u.Range)
+	if err != nil {
+		return u.Months
+	}
+	return u.Months[max(0, len(u.Months)-n):]
 }
 
 type topRow struct {
@@ -48,6 +66,7 @@ const (
 	maxOver    = 50
 	nearBudget = 80 // percent of a budget, from which a tenant is listed
 	maxRuns    = 20
+	maxRejects = 50 // of a run
 )
 
 // of returns the months and the most usage of one of them: of the newest when period is empty.
@@ -92,6 +111,9 @@ func (s *sums) forget() {
 func (c *Console) usage(rw http.ResponseWriter, v *visit) error {
 	ctx := v.Context()
 	u := usageView{Period: v.URL.Query().Get("month")}
+	if u.Range = v.URL.Query().Get("range"); !slices.Contains(ranges, u.Range) {
+		u.Range = ranges[0]
+	}
 	if u.Period != "" && events.ValidatePeriod(u.Period) != nil {
 		return refuse(http.StatusBadRequest, "A month is written YYYY-MM.")
 	}
@@ -142,7 +164,7 @@ type runView struct {
 }
 
 func (c *Console) usageRun(rw http.ResponseWriter, v *visit) error {
-	run, rejected, changes, err := c.db.RunDetails(v.Context(), v.URL.Query().Get("id"), maxOpen)
+	run, rejected, changes, err := c.db.RunDetails(v.Context(), v.URL.Query().Get("id"), maxRejects)
 	if errors.Is(err, repo.ErrNotFound) {
 		return refuse(http.StatusNotFound, "There is no such usage run.")
 	}
