@@ -47,8 +47,8 @@ func unknownType(e events.Event) error {
 	return permanent("UNKNOWN_TYPE", "no handler for events of type %s", e.Type)
 }
 
-// AccessStatus is the status that an event about a tenant's access asks for; ok is false for any
-// other type.
+// AccessStatus returns the status that an event about a tenant's access asks for. ok is false for
+// other types.
 func AccessStatus(eventType string) (to repo.Status, ok bool) {
 	switch eventType {
 	case events.TypeTenantSuspended:

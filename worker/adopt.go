@@ -62,8 +62,8 @@ func (a *API) adopted(ctx context.Context, fields map[string]string) (repo.Mappi
 	return m, nil
 }
 
-// PreviewToken mints a token for a dashboard that an operator is about to give a tenant, so that they
-// see it first. The tenant never gets such a token.
+// PreviewToken mints a token for a dashboard that an operator is about to assign to a tenant, so
+// that the operator can look at it first. The tenant never gets this token.
 func (a *API) PreviewToken(
 	ctx context.Context, m repo.Mapping, dashboardID string, life time.Duration,
 ) (EmbedToken, error) {
@@ -79,8 +79,8 @@ func (a *API) PreviewToken(
 	return a.tokens.token(ctx, t, now, lifeFrom(now, life))
 }
 
-// DashboardWarning says what is unusual about an id that a person gives a tenant as its dashboard's:
-// that its form is not that of the workspace's other dashboards. It is empty for a usual one.
+// DashboardWarning says what is unusual about a dashboard id that a person enters for a tenant: its
+// form differs from that of the workspace's other dashboards. It is empty if nothing is unusual.
 func DashboardWarning(ctx context.Context, db *repo.DB, m repo.Mapping, dashboardID string) (string, error) {
 	others, err := db.SomeDashboards(ctx, m.WorkspaceID, m.TenantID, 100)
 	if err != nil || len(others) == 0 || slices.ContainsFunc(others, func(other string) bool {
@@ -91,8 +91,8 @@ func DashboardWarning(ctx context.Context, db *repo.DB, m repo.Mapping, dashboar
 	return fmt.Sprintf("the id does not look like the workspace's others, such as %s", others[0]), nil
 }
 
-// idForm is what ids of one kind have in common: their length, and where there are letters, digits
-// and other characters. A place that can have a hexadecimal digit is one kind of place.
+// idForm is what ids of one kind have in common: their length, and the positions of letters, digits
+// and other characters. Positions that can hold a hexadecimal digit count as one kind.
 func idForm(id string) string {
 	hex := func(r rune) bool { return strings.ContainsRune("0123456789abcdefABCDEF", r) }
 	word := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }

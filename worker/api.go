@@ -11,8 +11,8 @@ import (
 	"papermap-worker/repo"
 )
 
-// API is what a running worker answers: over NATS by its endpoints, and to REST and the console,
-// which run in the same process, by its methods. An error that the caller is to see is an
+// API has the calls of a running worker: NATS reaches them through its endpoints, REST and the
+// console, which run in the same process, through its methods. An error for the caller is an
 // *events.ServiceError.
 //
 //	token, err := w.EmbedToken(ctx, worker.TokenRequest{TenantID: "acme"})
@@ -134,8 +134,8 @@ func nullable(text string) *string {
 	return &text
 }
 
-// Tenants lists at most limit mappings in the order of tenant ids, those after the id after; of one
-// status unless it is empty.
+// Tenants lists at most limit mappings in the order of tenant ids, starting after the id after. If
+// status is not empty, it lists only mappings with that status.
 func (a *API) Tenants(ctx context.Context, status repo.Status, after string, limit int) ([]Dashboard, error) {
 	list, err := a.db.Mappings(ctx, status, after, limit)
 	if err != nil {
@@ -148,8 +148,9 @@ func (a *API) Tenants(ctx context.Context, status repo.Status, after string, lim
 	return dashboards, nil
 }
 
-// Publish publishes an event that NewEvent makes of the fields, and returns its id when the stream
-// has it. Its time is when it was asked for, by the stream's clock, whenever it arrives there.
+// Publish publishes the event that NewEvent makes from the fields, and returns its id once the
+// stream has stored it. The event's time is the time of the request by the stream's clock, even if
+// it arrives later.
 func (a *API) Publish(ctx context.Context, eventType string, fields map[string]string) (string, error) {
 	now, err := a.bus.StreamTime(ctx)
 	if err != nil {
@@ -180,7 +181,7 @@ func (a *API) publishAt(
 	switch {
 	case err == nil:
 		return e.ID, nil
-	case !tried: // not even recorded
+	case !tried: // the action was not recorded either
 		return "", notStored(errNotStored, err)
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 		return "", notStored(errMaybe, err)
@@ -188,24 +189,23 @@ func (a *API) publishAt(
 	return "", notStored(errNotStored, err)
 }
 
-// The answers to a request whose event the stream does not have, or did not acknowledge in time. They
-// do not say more than a tenant may know.
+// The answers to a request whose event the stream does not have, or did not acknowledge in time.
+// They reveal nothing that a tenant must not know.
 var (
 	errNotStored = serviceError(503, "UNAVAILABLE", 1, "the event was not stored; try again")
 	errMaybe     = serviceError(503, "UNAVAILABLE", 1,
 		"the event was not acknowledged in time, and may have been stored; look, then try again")
 )
 
-// notStored is errNotStored, or errMaybe, and why.
+// notStored wraps errNotStored or errMaybe with the cause.
 func notStored(answer, cause error) error { return fmt.Errorf("%w (%w)", answer, cause) }
 
-// createPoll is how often Create looks whether its event has been handled.
+// createPoll is how often Create checks whether its event has been handled.
 const createPoll = 50 * time.Millisecond
 
 // Create publishes tenant.created and waits for its outcome: the tenant is active, held, or failed,
-// which is a ServiceError 422 with Papermap's reason. When ctx ends first, it returns the mapping
-// as it is by then, with status pending or creating: the event is in the stream and will be
-// handled.
+// which is a ServiceError 422 with Papermap's reason. If ctx ends first, it returns the current
+// mapping, with status pending or creating. The event is in the stream and will be handled.
 func (a *API) Create(ctx context.Context, fields map[string]string) (Dashboard, error) {
 	if fields["dashboard_id"] != "" {
 		return a.createAdopted(ctx, fields)
@@ -219,8 +219,8 @@ func (a *API) Create(ctx context.Context, fields map[string]string) (Dashboard, 
 	})
 }
 
-// awaitCreated waits for the outcome of a tenant.created, and returns d if none is known when ctx
-// ends.
+// awaitCreated waits for the outcome of a tenant.created. If there is none when ctx ends, it
+// returns d.
 func (a *API) awaitCreated(ctx context.Context, eventID string, d Dashboard) (Dashboard, error) {
 	for {
 		m, err := a.db.Mapping(untraced(context.WithoutCancel(ctx)), d.TenantID)

@@ -19,31 +19,31 @@ import (
 // DefaultAuditKept is how long entries of the audit log are kept.
 const DefaultAuditKept = 8760 * time.Hour
 
-// How somebody who acts reached the worker.
+// How an actor reached the worker.
 const (
 	ViaREST    = "rest"
 	ViaConsole = "console"
 	ViaCLI     = "cli"
 )
 
-// Actor is who acts.
+// Actor is the person or caller who acts.
 type Actor struct{ Via, Name string }
 
 type actorKey struct{}
 
-// WithActor returns the context of what somebody does. It is named in the log, and what it changes is
-// recorded in the audit log.
+// WithActor returns a context whose actions belong to the actor. The log names the actor, and the
+// audit log records the changes.
 func WithActor(ctx context.Context, a Actor) context.Context {
 	return context.WithValue(ctx, actorKey{}, a)
 }
 
-// ActorOf returns who acts; it is empty if that is not known.
+// ActorOf returns the context's actor. It is empty if there is none.
 func ActorOf(ctx context.Context) Actor {
 	a, _ := ctx.Value(actorKey{}).(Actor)
 	return a
 }
 
-// What the audit log says was done. A failure is recorded as the action with failedSuffix.
+// The actions of the audit log. A failure is recorded as the action with failedSuffix.
 const (
 	ActionCreate            = "create"
 	ActionSuspend           = "suspend"
@@ -64,21 +64,21 @@ const (
 	failedSuffix = ".failed"
 )
 
-// actions are what publishing events of these types does.
+// actions maps event types to the action of publishing them.
 var actions = map[string]string{
 	events.TypeTenantCreated: ActionCreate, events.TypeTenantSuspended: ActionSuspend,
 	events.TypeTenantResumed: ActionResume, events.TypeTenantDeleted: ActionDelete,
 	events.TypeUsageSync: ActionSync,
 }
 
-// Entry is the entry of what the actor does.
+// Entry is the audit entry of an action of the actor.
 func (a Actor) Entry(e repo.AuditEntry) repo.AuditEntry {
 	e.Actor, e.Via = cmp.Or(a.Name, "unknown"), a.Via
 	return e
 }
 
-// audited is a view of the database whose write is recorded in the same transaction, if somebody acts
-// in ctx.
+// audited is a view of the database that records its write in the same transaction, if ctx has an
+// actor.
 func audited(ctx context.Context, db *repo.DB, e repo.AuditEntry) *repo.DB {
 	if who := ActorOf(ctx); who != (Actor{}) {
 		return db.Audited(who.Entry(e))
@@ -89,12 +89,12 @@ func audited(ctx context.Context, db *repo.DB, e repo.AuditEntry) *repo.DB {
 // Recorder writes entries of the audit log, as [repo.DB.Audit] does.
 type Recorder func(context.Context, ...repo.AuditEntry) error
 
-// failureWait is how long recording a failure may take: the caller's own time may be over.
+// failureWait is how long recording a failure may take, because the caller's own time may be over.
 const failureWait = 2 * time.Second
 
-// Audit does what is no transaction of the database, such as publishing an event. If somebody acts in
-// ctx, it is recorded before it is done, and not done if that fails; and once more if it could not be
-// done.
+// Audit records and does an action that is not a database transaction, such as publishing an event.
+// If ctx has an actor, the entry is written first, and the action is not done if that fails. If the
+// action fails, a second entry is written.
 func Audit(ctx context.Context, e repo.AuditEntry, record Recorder, do func() error) error {
 	who := ActorOf(ctx)
 	if who == (Actor{}) {
@@ -109,7 +109,7 @@ func Audit(ctx context.Context, e repo.AuditEntry, record Recorder, do func() er
 	return nil
 }
 
-// auditFailure records that what was recorded before could not be done, and returns why.
+// auditFailure records that an action failed after its entry was written, and returns the cause.
 func auditFailure(ctx context.Context, e repo.AuditEntry, record Recorder, err error) error {
 	who := ActorOf(ctx)
 	if who == (Actor{}) {
@@ -120,7 +120,7 @@ func auditFailure(ctx context.Context, e repo.AuditEntry, record Recorder, err e
 	return errors.Join(err, record(ctx, who.Entry(FailedEntry(e, err))))
 }
 
-// FailedEntry is the entry that follows another one if that could not be done.
+// FailedEntry is the second entry of an action that failed.
 func FailedEntry(e repo.AuditEntry, err error) repo.AuditEntry {
 	e.Action += failedSuffix
 	e.Detail = err.Error()

@@ -21,13 +21,13 @@ import (
 //	trial   --that create fails--> paused
 //	trial   --no create comes for idleResume--> running
 //
-// A probe is a request that changes nothing. Some failures it cannot show: a used-up quota, and
-// answers that name no dashboard. In such a pause ("blind") there is no probe, the waits between
+// A probe is a request that changes nothing. It cannot reveal some failures: a used-up quota, and
+// answers that name no dashboard. Such a pause is "blind": there is no probe, the waits between
 // trials grow to trialMax, and only a create ends the trial.
 //
-// Only calls that create dashboards are counted; usage
-// and tokens neither need a permit nor report results. Each replica has breakers of its own: what
-// one learns costs another at most maxFailures calls.
+// Only calls that create dashboards are counted; usage and tokens neither need a permit nor report
+// results. Each replica has its own breakers: an outage that one replica has noticed costs another
+// at most maxFailures calls.
 //
 // A permit is the right to make one call:
 //
@@ -47,9 +47,9 @@ type breaker struct {
 	pause      Pause          // the last one's kind and reason
 	failures   int            // consecutive ones, while running
 	trialTaken bool           // on trial: the one create is in flight
-	pauses     map[string]int // begun so far, by kind
+	pauses     map[string]int // total so far, by kind
 	period     uint64         // counts changes of state, so that results of earlier calls are ignored
-	blind      bool           // a probe cannot show when this pause is over
+	blind      bool           // a probe cannot show that the pause may end
 	wait       time.Duration  // before the next probe of this pause, or its next trial
 	trialSince time.Time
 }
@@ -62,7 +62,7 @@ const (
 	paused
 )
 
-// Pause is why no dashboards are created in a workspace at present.
+// Pause says why no dashboards are created in a workspace at present.
 type Pause struct {
 	Kind   string // one of PauseKinds
 	Reason string // with the last error
@@ -70,16 +70,16 @@ type Pause struct {
 
 // Kinds of a pause.
 const (
-	PauseCredentials   = "credentials"   // Papermap refuses the API key: somebody has to replace it
+	PauseCredentials   = "credentials"   // Papermap refuses the API key: a person has to replace it
 	PauseConfiguration = "configuration" // Papermap's API is not at PAPERMAP_API_URL
-	PauseQuota         = "quota"         // the workspace's quota is used up: somebody has to raise it
+	PauseQuota         = "quota"         // the workspace's quota is used up: a person has to raise it
 	PauseFailing       = "failing"       // timeouts, 5xx, no connection: it may pass by itself
 )
 
 var pauseKinds = []string{PauseCredentials, PauseConfiguration, PauseQuota, PauseFailing}
 
-// maxFailures consecutive failures pause the workspace. Random failures of one call in six do so
-// once in a million calls.
+// maxFailures consecutive failures pause the workspace. If one call in six fails at random, that
+// happens once in a million calls.
 const maxFailures = 8
 
 // Probes start after probeFirst and slow down to probeMax, which bounds how late a recovery is
@@ -122,7 +122,7 @@ func (b *breaker) permits(limit int) int {
 	return 0
 }
 
-// current returns the present pause, a trial included; ok is false while the workspace runs.
+// current returns the present pause or trial. ok is false while the workspace runs.
 func (b *breaker) current() (p Pause, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -132,7 +132,7 @@ func (b *breaker) current() (p Pause, ok bool) {
 	return b.pause, true
 }
 
-// pauseCount returns how many pauses of a kind have begun.
+// pauseCount returns the number of pauses of a kind.
 func (b *breaker) pauseCount(kind string) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -175,8 +175,8 @@ func (p permit) cancel() {
 }
 
 // done reports the result of the call. What an error means depends on its papermap.Class:
-// credentials, configuration and quota pause at once, failures after maxFailures; a refusal is an answer
-// of an API that works.
+// credentials, configuration and quota pause at once, other failures after maxFailures. A refusal
+// shows that the API works.
 func (p permit) done(err error) {
 	b := p.b
 	b.mu.Lock()
@@ -205,8 +205,8 @@ func (p permit) done(err error) {
 	}
 }
 
-// trip pauses the workspace. A trial that fails continues its pause, which is neither counted nor
-// logged again, unless it shows another reason that somebody has to look at.
+// trip pauses the workspace. A trial that fails continues its pause. That is neither counted nor
+// logged again, unless a person has to fix a new cause.
 func (b *breaker) trip(err error) {
 	t := troubleOf(err)
 	begins := b.state == running
@@ -255,8 +255,8 @@ func (b *breaker) run(ctx context.Context) {
 	}
 }
 
-// waitForTrial waits until a probe succeeds, or in a blind pause for a time. It returns false if ctx
-// ended first.
+// waitForTrial waits until a probe succeeds, or in a blind pause for a fixed time. It returns false
+// if ctx ended first.
 func (b *breaker) waitForTrial(ctx context.Context) bool {
 	for {
 		wait, blind := b.nextWait()
@@ -289,7 +289,7 @@ func (b *breaker) nextWait() (wait time.Duration, blind bool) {
 	return wait, b.blind
 }
 
-// resumeIdle ends a trial for which no create has come, though Papermap answers.
+// resumeIdle ends a trial for which no create arrived while Papermap answers.
 func (b *breaker) resumeIdle(period uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -304,7 +304,7 @@ func (b *breaker) resumeIdle(period uint64) {
 	}
 }
 
-// signal wakes the receiver of a channel with a buffer of one, now or when it next looks.
+// signal wakes the receiver of a channel with a buffer of one, now or at its next receive.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

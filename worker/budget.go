@@ -8,8 +8,8 @@ import (
 	"papermap-worker/repo"
 )
 
-// SetBudget sets the budget of a tenant, or of repo.EveryTenant. Events about thresholds that its
-// usage has reached go out from the running worker.
+// SetBudget sets the budget of a tenant, or of repo.EveryTenant. The running worker publishes the
+// events about thresholds that usage has reached.
 func SetBudget(ctx context.Context, db *repo.DB, b repo.Budget) error {
 	e := repo.AuditEntry{
 		Action: ActionSetBudget, TenantID: b.TenantID,
@@ -18,8 +18,8 @@ func SetBudget(ctx context.Context, db *repo.DB, b repo.Budget) error {
 	return audited(ctx, db, e).SetBudget(ctx, b, thresholdEvent)
 }
 
-// UnsetBudget removes a tenant's budget, so that it has that of repo.EveryTenant. It returns
-// repo.ErrNotFound if the tenant has none of its own.
+// UnsetBudget removes a tenant's budget, so that the one of repo.EveryTenant applies. It returns
+// repo.ErrNotFound if the tenant has no budget of its own.
 func UnsetBudget(ctx context.Context, db *repo.DB, tenantID string) error {
 	e := repo.AuditEntry{Action: ActionUnsetBudget, TenantID: tenantID}
 	return audited(ctx, db, e).UnsetBudget(ctx, tenantID, thresholdEvent)
@@ -30,10 +30,10 @@ func (a *API) Budget(ctx context.Context, tenantID string) (repo.Budget, error) 
 	return a.db.Budget(ctx, tenantID)
 }
 
-// SetBudget is the function SetBudget in the running worker.
+// SetBudget is [SetBudget] in the running worker.
 func (a *API) SetBudget(ctx context.Context, b repo.Budget) error { return SetBudget(ctx, a.db, b) }
 
-// UnsetBudget is the function UnsetBudget in the running worker.
+// UnsetBudget is [UnsetBudget] in the running worker.
 func (a *API) UnsetBudget(ctx context.Context, tenantID string) error {
 	return UnsetBudget(ctx, a.db, tenantID)
 }

@@ -14,17 +14,17 @@ import (
 )
 
 const (
-	// tenantLife is how long a mapping may be used from the moment it was asked for. Promise 6
-	// allows 5 s from the commit of a change, and the query may have begun before that.
+	// tenantLife is how long a mapping may be used, counted from the start of its query. Promise 6
+	// allows 5 s from the commit of a change, and the query may have started before the commit.
 	tenantLife = 4 * time.Second
-	// unknownLife is how long a tenant counts as unknown, or as not active, so that a new one soon
-	// gets tokens.
+	// unknownLife is how long a tenant counts as unknown or not active. It is short, so that a new
+	// tenant soon gets tokens.
 	unknownLife = time.Second
 
 	maxTenants = 200_000 // in memory
 	maxUnknown = 20_000
 
-	// maxLookups is how many queries per second unknown tenants may cause, all together.
+	// maxLookups is how many queries per second all unknown tenants together may cause.
 	maxLookups = 2000
 )
 
@@ -42,7 +42,7 @@ type tenant struct {
 }
 
 // tenantCache keeps mappings in memory: filled on demand, bounded, and used for a few seconds at
-// most. A change that this or another replica makes invalidates its tenant at once.
+// most. A change by this or another replica invalidates its tenant at once.
 type tenantCache struct {
 	load    func(ctx context.Context, tenantID string) (*tenant, error)
 	flights singleflight.Group
@@ -64,7 +64,7 @@ func newTenantCache(load func(context.Context, string) (*tenant, error)) *tenant
 	}
 }
 
-// setLife sets how long a mapping is fresh that was asked for at a time.
+// setLife sets how long a mapping is fresh, from the time of its query.
 func (c *tenantCache) setLife(t *tenant, asked time.Time, life time.Duration) {
 	t.until, t.wall = asked.Sub(c.start)+life, asked.Add(life).UnixNano()
 }
@@ -85,9 +85,9 @@ func (c *tenantCache) limiter(tenantID string, limit rate.Limit, burst int) *rat
 	return l
 }
 
-// lookup returns a fresh tenant from memory, or an error for one that is known to be unknown or
-// must not be queried now, or neither. stale means that one is in memory and has to be queried
-// again.
+// lookup returns a fresh tenant from memory. For one that is known to be unknown, or must not be
+// queried now, it returns an error. If it returns neither, the tenant has to be queried; stale
+// means that an old mapping is in memory.
 func (c *tenantCache) lookup(tenantID []byte, now time.Time) (t *tenant, stale bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -114,8 +114,8 @@ var (
 	errLateAnswer = serviceError(503, "UNAVAILABLE", 1, "the database answered too late; try again")
 )
 
-// get returns a tenant, from memory or from the database, which concurrent requests for one tenant
-// query once.
+// get returns a tenant from memory or from the database. Concurrent requests for one tenant share
+// one query.
 func (c *tenantCache) get(ctx context.Context, tenantID string) (*tenant, error) {
 	if known, _, err := c.lookup([]byte(tenantID), time.Now()); known != nil || err != nil {
 		return known, err
@@ -135,7 +135,7 @@ func (c *tenantCache) get(ctx context.Context, tenantID string) (*tenant, error)
 }
 
 // query loads a tenant into memory. It continues when ctx ends, because others may wait for its
-// answer, but not longer than the answer could be used.
+// answer, but only as long as the answer could be used.
 func (c *tenantCache) query(ctx context.Context, tenantID string) (*tenant, error) {
 	asked := time.Now()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tenantLife)
@@ -167,8 +167,8 @@ func (c *tenantCache) size() int {
 	return len(c.known.young) + len(c.known.old)
 }
 
-// invalidate makes the next request for a tenant query its mapping, which has changed. A query in
-// flight may still return the mapping before the change; that is then used for tenantLife at most.
+// invalidate makes the next request for a tenant query its changed mapping. A query in flight may
+// still return the old mapping, which is then used for at most tenantLife.
 func (c *tenantCache) invalidate(tenantID string) {
 	c.flights.Forget(tenantID)
 	c.mu.Lock()

@@ -54,7 +54,7 @@ func beginning(text string, limit int) string {
 }
 
 // CreateUnknown is Create for a caller who may create the tenant only while it is unknown. For a
-// tenant on its way to a dashboard it waits, and publishes nothing.
+// tenant whose dashboard is being created, it waits and publishes nothing.
 func (a *API) CreateUnknown(ctx context.Context, fields map[string]string) (Dashboard, error) {
 	asked := a.now() // before the mapping is read: an event that deletes it meanwhile is newer
 	m, err := a.db.Mapping(ctx, fields["tenant_id"])

@@ -10,7 +10,7 @@ import (
 	"papermap-worker/papermap"
 )
 
-// Config is how the worker works.
+// Config configures a worker.
 type Config struct {
 	Workspaces    []papermap.Workspace // the first is the default
 	EmbedURL      string               // of Papermap's page for iframes, unless the workspace has its own
@@ -53,9 +53,9 @@ func (b Build) String() string {
 	return text
 }
 
-// withinRate lowers the concurrency to what the limit of API requests can serve. More events in
-// flight than two seconds' worth would claim their tenants only to find no turn within the client's
-// budget; and usage must leave turns for tenants.
+// withinRate lowers the concurrency to what the limit of API requests can serve. With more than two
+// seconds' worth of events in flight, tenants would be claimed without getting a turn within the
+// client's budget. Usage must also leave turns for tenants.
 func (c Config) withinRate() (Config, rate.Limit) {
 	limit := rate.Inf
 	if c.MaxRPS > 0 {

@@ -18,7 +18,7 @@ func permanent(code, format string, args ...any) error {
 	return &events.Permanent{Code: code, Err: fmt.Errorf(format, args...)}
 }
 
-// serviceError is the answer to a request that is refused. retryAfter is in seconds; 0: not at all.
+// serviceError is the answer to a refused request. retryAfter is in seconds; 0: do not retry.
 func serviceError(status int, code string, retryAfter int, message string) *events.ServiceError {
 	return &events.ServiceError{Status: status, Code: code, RetryAfter: retryAfter, Message: message}
 }
@@ -31,11 +31,11 @@ func invalid(err error) *events.ServiceError {
 // errOtherWorkspace answers a request that names a workspace which is not the tenant's.
 var errOtherWorkspace = invalid(errors.New(`"workspace_id" is not the tenant's workspace`))
 
-// logOnce decides when a lasting problem is logged: when it begins, and not again before it has
+// logOnce decides when a lasting problem is logged: when it begins, and not again until it has
 // ended.
 type logOnce struct{ on bool }
 
-// begins reports whether the problem is there and was not at the last call.
+// begins reports whether the problem exists and did not at the last call.
 func (o *logOnce) begins(problem bool) bool {
 	first := problem && !o.on
 	o.on = problem

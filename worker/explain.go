@@ -12,8 +12,8 @@ import (
 	"papermap-worker/repo"
 )
 
-// Facts are what is known of one tenant. LoadFacts reads them; a caller that has less leaves the
-// rest empty.
+// Facts are what is known about one tenant. LoadFacts reads them. A caller that has fewer leaves
+// the rest empty.
 type Facts struct {
 	Mapping     repo.Mapping // the tenant id alone if Known is false
 	Known       bool         // the database has the tenant
@@ -27,8 +27,8 @@ type Facts struct {
 	LeftOut     []string // what could not be read, and why
 }
 
-// Explain says in one sentence whether a tenant has a dashboard, and why not, and lists what to do
-// about it, in this order. Nothing is to be done if advice is empty. All lists of facts are oldest
+// Explain says in one sentence whether a tenant has a dashboard, and if not, why. It also lists
+// what to do, in order. If advice is empty, there is nothing to do. All lists of facts are oldest
 // first.
 //
 //	summary, advice := worker.Explain(facts, time.Now())
@@ -98,14 +98,14 @@ func (x *explanation) do(format string, args ...any) {
 	x.advice = append(x.advice, fmt.Sprintf(format, args...))
 }
 
-// explainUnrecorded explains a tenant that the database does not have.
+// explainUnrecorded explains a tenant that is not in the database.
 func (x *explanation) explainUnrecorded() {
 	switch {
 	case len(x.DeadLetters) > 0:
 		d := x.DeadLetters[len(x.DeadLetters)-1]
 		x.say("It has no dashboard: its %s of %s could not be handled and is dead letter %d (%s).",
 			d.Type, dateTime(d.Time), d.Sequence, d.Error)
-		x.do("See it with `papermap-worker dead show %d`, which says what to do next.", d.Sequence)
+		x.do("`papermap-worker dead show %d` shows it and says what to do next.", d.Sequence)
 	case len(x.Events) > 0:
 		e := x.Events[len(x.Events)-1]
 		x.say("It has no dashboard yet: the stream has its %s of %s, and no worker has recorded it.",
@@ -117,8 +117,8 @@ func (x *explanation) explainUnrecorded() {
 	}
 }
 
-// explainFinal explains a tenant that stays as it is until somebody acts. It returns false for any
-// other.
+// explainFinal explains a tenant that stays as it is until a person acts. For any other tenant it
+// returns false.
 func (x *explanation) explainFinal() bool {
 	m := x.Mapping
 	switch {
@@ -158,7 +158,7 @@ func (x *explanation) explainFinal() bool {
 	return true
 }
 
-// explainUnfinished explains a tenant whose dashboard is still to be created.
+// explainUnfinished explains a tenant whose dashboard is not yet created.
 func (x *explanation) explainUnfinished(now time.Time) {
 	m := x.Mapping
 	since := dateTime(x.lastAttempt().StartedAt.Time)
@@ -173,8 +173,8 @@ func (x *explanation) explainUnfinished(now time.Time) {
 	case m.Stage == repo.Creating:
 		x.say("It has no dashboard yet: the worker that began creating it at %s has stopped, "+
 			"and its event is delivered again.", since)
-		x.do("Is a worker running? `papermap-worker health` says so, " +
-			"and `papermap-worker doctor` what is wrong.")
+		x.do("Check with `papermap-worker health` that a worker is running; " +
+			"`papermap-worker doctor` finds what is wrong.")
 	case x.Pause != nil && x.Pause.Kind != "":
 		x.say("It has no dashboard yet: creating dashboards is paused: %s.", x.Pause.Reason)
 		x.advice = append(x.advice, pauseAdvice[x.Pause.Kind])
@@ -182,7 +182,7 @@ func (x *explanation) explainUnfinished(now time.Time) {
 		x.say("It has no dashboard yet: the last try failed (%s), and the worker tries again.", m.FailedError)
 		switch {
 		case x.Pause != nil:
-			x.do("Nothing for now: the worker tries again by itself.")
+			x.do("Nothing for now: the worker retries by itself.")
 		case x.refusedBy() != "":
 			x.advice = append(x.advice, pauseAdvice[x.refusedBy()])
 		default:
@@ -196,7 +196,8 @@ func (x *explanation) explainUnfinished(now time.Time) {
 	}
 }
 
-// unconfigured is the dead letter of a tenant.created whose workspace is not configured, the newest; else 0.
+// unconfigured is the sequence of the newest dead letter of a tenant.created whose workspace is not
+// configured, or 0.
 func (f Facts) unconfigured() uint64 {
 	for _, d := range slices.Backward(f.DeadLetters) {
 		if d.Type == events.TypeTenantCreated && d.Code == codeUnknownWorkspace {
@@ -206,7 +207,7 @@ func (f Facts) unconfigured() uint64 {
 	return 0
 }
 
-// pauseAdvice is what to do about each kind of pause.
+// pauseAdvice says what to do about each kind of pause.
 var pauseAdvice = map[string]string{
 	PauseCredentials: "Fix the credentials: PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and " +
 		"PAPERMAP_WORKSPACE_ID (`papermap-worker doctor` checks them), and restart the worker. " +
@@ -214,13 +215,13 @@ var pauseAdvice = map[string]string{
 	PauseConfiguration: "Fix PAPERMAP_API_URL (`papermap-worker doctor` checks it), and restart the " +
 		"worker. Its event waits in the stream.",
 	PauseQuota: "Raise the workspace's quota at Papermap. The worker tries one dashboard at growing " +
-		"intervals, of 15 minutes at most, and goes on when it succeeds; a restart tries at once.",
+		"intervals, of 15 minutes at most, and resumes when one succeeds; a restart tries at once.",
 	PauseFailing: "Nothing for now: the worker probes Papermap and resumes by itself. " +
-		"If this persists, `papermap-worker doctor` says what is wrong.",
+		"If this persists, `papermap-worker doctor` finds what is wrong.",
 }
 
-// refusedBy returns the kind of pause that the last attempt began: credentials after a 401 or 403,
-// quota after a 402, else "". It stands for the breaker, which only the running worker knows.
+// refusedBy returns the kind of pause that the last attempt caused: credentials after a 401 or 403,
+// quota after a 402, else "". It is used instead of the breaker, which only the running worker has.
 func (f Facts) refusedBy() string {
 	last := f.lastAttempt()
 	if last.Generation != f.Mapping.Generation || last.Outcome != repo.OutcomeRefused {
@@ -242,8 +243,8 @@ func (f Facts) lastAttempt() repo.Attempt {
 	return f.Attempts[len(f.Attempts)-1]
 }
 
-// PossibleOrphans are the attempts that may have left a dashboard at Papermap that is not the
-// tenant's, and the dashboards that were replaced, as far as nobody has resolved them.
+// PossibleOrphans are the unresolved attempts that may have left another dashboard at Papermap, and
+// the unresolved replaced dashboards.
 func (f Facts) PossibleOrphans() []repo.Attempt {
 	list := f.openAttempts()
 	for _, r := range f.Replaced {
@@ -276,7 +277,7 @@ func (f Facts) unrecorded() int {
 	return n
 }
 
-// recordedEvent is the newest event of a type that the database knows of a tenant.
+// recordedEvent is the newest event of a type that the database has of a tenant.
 type recordedEvent struct {
 	eventType string
 	time      int64 // Unix nanoseconds; 0: there was none
@@ -308,8 +309,8 @@ func eventTime(unixNano int64) string { return dateTime(time.Unix(0, unixNano)) 
 
 var simpleWord = regexp.MustCompile(`^[A-Za-z0-9_.:@%+=,/][A-Za-z0-9_.:@%+=,/-]*$`)
 
-// shellWord quotes a tenant id, which a stranger may have chosen, as one harmless word of a shell's
-// command line.
+// shellWord quotes a tenant id as one harmless word of a shell command. A stranger may have chosen
+// the id.
 func shellWord(id string) string {
 	if simpleWord.MatchString(id) {
 		return id

@@ -21,8 +21,8 @@ type Finding = events.Finding
 
 const databaseCheck = "database" // the name of its findings
 
-// CheckDatabase checks that the tables are this program's, can be read, and take writes. migrate
-// says that serve would migrate them. It returns nothing when all is well.
+// CheckDatabase checks that the tables belong to this program, can be read, and accept writes.
+// migrate means that serve would migrate them. It returns nothing if all is well.
 func CheckDatabase(ctx context.Context, db *repo.DB, migrate bool) []Finding {
 	const check = databaseCheck
 	switch err := db.CheckSchema(ctx); {
@@ -88,11 +88,11 @@ func checkSkew(skew time.Duration) Finding {
 	return Finding{Check: "clock", Found: "it agrees with Papermap's"}
 }
 
-// trouble is what keeps the worker from using Papermap's API. The breaker pauses because of it, and
-// doctor reports it.
+// trouble is a problem that keeps the worker from using Papermap's API. The breaker pauses because
+// of it, and doctor reports it.
 type trouble struct{ kind, found, fix string }
 
-// pauseFound is what each kind of trouble is, in words that strangers may read.
+// pauseFound describes each kind of trouble in words that strangers may read.
 var pauseFound = map[string]string{
 	PauseCredentials:   "Papermap refuses the credentials",
 	PauseConfiguration: "Papermap's API is not at PAPERMAP_API_URL",
@@ -121,12 +121,12 @@ func troubleOf(err error) trouble {
 
 const (
 	healthEvery   = 10 * time.Second // between checks of NATS and the database
-	healthPoll    = time.Second      // between looks whether a connection was lost or made
+	healthPoll    = time.Second      // between checks for a lost or new connection
 	healthTimeout = 5 * time.Second  // of one check
 )
 
-// health checks NATS and the database in the background, every 10 s and at once when the connection
-// or the consumers come or go, so that a request for readiness does no work of its own.
+// health checks NATS and the database in the background, every 10 s and at once when a connection
+// or the consumers go up or down. A request for readiness therefore runs no checks itself.
 type health struct {
 	bus       *events.Bus
 	db        *repo.DB
@@ -161,13 +161,13 @@ func (h *health) check(ctx context.Context) {
 		list = append(list, h.bus.CheckTopology(checking)...)
 	}
 	if ctx.Err() != nil {
-		return // what a check finds that was interrupted is no trouble
+		return // the result of an interrupted check does not count
 	}
 	h.last.Store(&list)
 	h.report(list, connected)
 }
 
-// report logs what is fatal when it is found first, and when it is over.
+// report logs a fatal finding when it first appears, and when it is resolved.
 func (h *health) report(list []Finding, connected bool) {
 	fatal := map[string]Finding{}
 	for _, f := range list {
@@ -179,7 +179,7 @@ func (h *health) report(list []Finding, connected bool) {
 		_, still := fatal[check]
 		switch {
 		case still:
-		case !connected && check != databaseCheck: // it was not looked at
+		case !connected && check != databaseCheck: // it was not checked
 			fatal[check] = f
 		default:
 			h.log.Info("problem resolved", "check", check)
@@ -193,7 +193,7 @@ func (h *health) report(list []Finding, connected bool) {
 	h.fatal = fatal
 }
 
-// reasons returns what the last check found that the worker cannot work with.
+// reasons returns the fatal findings of the last check.
 func (h *health) reasons() (reasons []string) {
 	last := h.last.Load()
 	if last == nil {
@@ -207,7 +207,7 @@ func (h *health) reasons() (reasons []string) {
 	return reasons
 }
 
-// State is whether the worker can work, for people and probes.
+// State says whether the worker is ready, for people and probes.
 type State struct {
 	Ready     bool     `json:"ready"`
 	Consuming string   `json:"consuming"`         // yes, paused (because of Papermap) or no
@@ -215,8 +215,8 @@ type State struct {
 }
 
 // State returns the result of the last checks and runs none itself. A pause because of Papermap
-// leaves the worker ready: it still mints tokens and handles suspensions. Its reason says no more than
-// its kind, because strangers read it; the log and the console have Papermap's own words.
+// leaves the worker ready: it still mints tokens and handles suspensions. The reason names only the
+// kind of pause, because strangers read it. The log and the console have Papermap's own words.
 func (w *Worker) State() State {
 	s := State{Ready: true, Consuming: "yes"}
 	notReady := func(reason string) {

@@ -98,7 +98,7 @@ func newMetrics(build Build) *metrics {
 	return m
 }
 
-// initialize sets what has not happened yet to 0, so that the first time is seen as an increase.
+// initialize sets counters that have not been used to 0, so that the first increment is visible.
 func (m *metrics) initialize() {
 	for _, eventType := range events.TypesIn() {
 		m.eventTime.WithLabelValues(eventType)
@@ -127,7 +127,7 @@ func (m *metrics) initialize() {
 
 // eventHandled counts an event.
 func (m *metrics) eventHandled(eventType, outcome string, took time.Duration) {
-	if !slices.Contains(events.TypesIn(), eventType) { // somebody has changed the consumer
+	if !slices.Contains(events.TypesIn(), eventType) { // the consumer was changed by hand
 		eventType = "other"
 	}
 	m.events.WithLabelValues(eventType, outcome).Inc()
@@ -172,14 +172,14 @@ func (m *metrics) countRun(r repo.Run, n float64) {
 	}
 }
 
-// Metrics are the worker's counters, and what it reads from NATS and the database whenever they are
-// gathered.
+// Metrics are the worker's counters and the values that it reads from NATS and the database at each
+// scrape.
 func (w *Worker) Metrics() prometheus.Gatherer { return w.metrics.registry }
 
 // Counts are totals since the worker started.
 type Counts struct{ Events, Dashboards, Tokens, Requests float64 }
 
-// Counts reads counters in memory alone.
+// Counts reads only counters in memory.
 func (w *Worker) Counts() Counts {
 	return Counts{
 		Events: sum(w.metrics.events), Requests: sum(w.metrics.requests), Tokens: sum(w.metrics.tokensOK),
@@ -203,8 +203,8 @@ func sum(c prometheus.Collector) (total float64) {
 	return total
 }
 
-// collector collects the metrics that are read when they are asked for: of this process, of NATS
-// and of the database. What cannot be read in time is absent.
+// collector collects the metrics that are read at each scrape: of this process, of NATS and of the
+// database. A value that cannot be read in time is absent.
 type collector struct{ w *Worker }
 
 // collectTimeout is how long NATS and the database may take: half of Prometheus's own default.
@@ -221,13 +221,13 @@ var sampleHelp = map[string]string{
 		"including those that wait for a retry.",
 	"jetstream_max_age_seconds": "Age at which the stream drops events, acknowledged or not; 0: never.",
 	"jetstream_oldest_pending_seconds": "Age of the oldest event that is not acknowledged; " +
-		"0 when there is none. Alarm before jetstream_max_age_seconds.",
+		"0 when there is none. Alert well before it reaches jetstream_max_age_seconds.",
 	"jetstream_pending":     "Events in the stream that have not been delivered.",
 	"jetstream_redelivered": "Events that were delivered more than once.",
-	"outbox_oldest_seconds": "Age of the oldest event out that waits; 0 when there is none.",
+	"outbox_oldest_seconds": "Age of the oldest waiting event out; 0 if there is none.",
 	"outbox_unsent":         "Events out that wait to be published.",
 	"paused":                "1 while creating dashboards is paused in a workspace for the reason, else 0.",
-	"pauses_total":          "Pauses that began, by reason.",
+	"pauses_total":          "Pauses by reason.",
 	"tenants":               "Tenants by status.",
 	"token_cached_tenants":  "Tenants in memory.",
 	"unanswerable_requests_total": "Requests over NATS whose reply subject is not answered: neither an inbox " +
@@ -243,8 +243,8 @@ var sampleHelp = map[string]string{
 // "unchecked": each metric is declared where it is read.
 func (c collector) Describe(chan<- *prometheus.Desc) {}
 
-// Collect implements prometheus.Collector. NATS and the database are read side by side, so that one
-// that hangs takes nothing from the other.
+// Collect implements prometheus.Collector. NATS and the database are read concurrently, so that one
+// that hangs does not delay the other.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	var reads sync.WaitGroup
 	for _, read := range []func(context.Context, samples){c.process, c.nats, c.database} {
@@ -283,7 +283,7 @@ func boolValue(b bool) float64 {
 	return 0
 }
 
-// process collects what this process knows by itself.
+// process collects this process's own values.
 func (c collector) process(_ context.Context, s samples) {
 	w := c.w
 	for id, ws := range w.workspaces.byID {
@@ -309,7 +309,7 @@ func (c collector) process(_ context.Context, s samples) {
 func (c collector) nats(ctx context.Context, s samples) {
 	var list []events.Backlog
 	var dead int
-	err := c.w.bus.Connected() // else a request would wait for the connection
+	err := c.w.bus.Connected() // or a request would wait for the connection
 	if err == nil {
 		list, dead, err = c.w.bus.Backlog(ctx)
 	}

@@ -15,9 +15,9 @@ const (
 	missingWindow = 2 * time.Minute // the stream's duplicate window: a copy within it is dropped
 )
 
-// missingTenants publishes tenant.created for tenants that are unknown and that a token request asks
-// to create. Whoever may send such requests may name any tenant, so they are limited: a flood of
-// made-up names makes maxMissing dashboards a second at most.
+// missingTenants publishes tenant.created for unknown tenants that a token request asks to create.
+// Whoever may send such requests can name any tenant, so the rate is limited: a flood of made-up
+// names creates at most maxMissing dashboards a second.
 type missingTenants struct {
 	db  *repo.DB
 	bus *events.Bus
@@ -42,8 +42,8 @@ var (
 	errTooManyMissing = serviceError(429, "RATE_LIMITED", 1, "too many tenants are being created; try again")
 )
 
-// create publishes the tenant's event, unless it is known or was published a moment ago, and returns
-// the answer to the request.
+// create publishes the tenant's event, unless the tenant is known or the event was just published.
+// It returns the answer to the request.
 func (m *missingTenants) create(ctx context.Context, r TokenRequest, workspaces workspaces) error {
 	asked := m.now() // before the mapping is read: an event that deletes the tenant meanwhile is newer
 	e, err := NewEvent(events.TypeTenantCreated, map[string]string{
@@ -73,8 +73,7 @@ func (m *missingTenants) create(ctx context.Context, r TokenRequest, workspaces 
 	return errBeingCreated
 }
 
-// admit decides whether the tenant's event is to be published now. If it is not, the error is the
-// answer.
+// admit decides whether to publish the tenant's event now. If not, the error is the answer.
 func (m *missingTenants) admit(tenantID string, now time.Time) (publish bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

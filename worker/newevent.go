@@ -14,11 +14,11 @@ import (
 	"papermap-worker/repo"
 )
 
-// titlePrefix and the tenant's name are the dashboard's title, unless the event has one of its own.
+// titlePrefix and the tenant's name make the dashboard's title, unless the event has a title.
 const titlePrefix = "Dashboard - "
 
 // NewEvent makes an event as an upstream service would publish it: plain JSON of the fields that
-// are not empty, under a new id. It returns an error for one that the worker would refuse.
+// are not empty, with a new id. It returns an error for an event that the worker would refuse.
 //
 //	fields := map[string]string{"tenant_id": "acme", "name": "Acme"}
 //	e, err := worker.NewEvent(events.TypeTenantCreated, fields, time.Now())
@@ -35,10 +35,10 @@ func NewEvent(eventType string, fields map[string]string, now time.Time) (events
 	return events.Outgoing{ID: uuid.NewString(), Type: eventType, Data: data}, nil
 }
 
-// createdFields are the fields of a tenant.created from which the mapping would be recorded once
-// more. Whatever is recorded, the decoder accepts them: a title that was not made from a name
-// stands for the name, too, and a blank one is no name. The dashboard is not among them: they are for
-// tenants that need one.
+// createdFields are the fields of a tenant.created that would record the mapping again. The decoder
+// accepts them for every mapping: a title that was not made from a name also serves as the name,
+// and a blank title is left out. The dashboard id is left out, because the event is for tenants
+// that need a new dashboard.
 func createdFields(m repo.Mapping) map[string]string {
 	fields := map[string]string{
 		"tenant_id": m.TenantID, "workspace_id": m.WorkspaceID, "description": m.Description,
@@ -57,8 +57,7 @@ func createdFields(m repo.Mapping) map[string]string {
 	return fields
 }
 
-// TenantCreatedAgain is the mapping's own tenant.created once more, with the identity and the time
-// that it had.
+// TenantCreatedAgain is the mapping's tenant.created again, with its original identity and time.
 func TenantCreatedAgain(m repo.Mapping) (repo.OutboxEvent, error) {
 	e, err := newOutboxEvent(events.TypeTenantCreated, createdFields(m))
 	e.OriginalID, e.OriginalTime = m.CreatedEventID, m.CreatedEvent
@@ -72,8 +71,8 @@ func DashboardCreatedEvent(m repo.Mapping) (repo.OutboxEvent, error) {
 	})
 }
 
-// newOutboxEvent makes an event out under a new id. Ids of version 7 are in order of time, as an
-// index likes it.
+// newOutboxEvent makes an event out with a new id. Ids of version 7 are ordered by time, which
+// suits an index.
 func newOutboxEvent(eventType string, data any) (repo.OutboxEvent, error) {
 	body, err := json.Marshal(data, json.Deterministic(true))
 	if err != nil {

@@ -36,28 +36,28 @@ func Replace(ctx context.Context, db *repo.DB, tenantID, old, dashboardID string
 	return audited(ctx, db, e).Replace(ctx, tenantID, old, dashboardID, DashboardCreatedEvent)
 }
 
-// Recreate has a held tenant's dashboard created once more.
+// Recreate has a held tenant's dashboard created again.
 func Recreate(ctx context.Context, db *repo.DB, tenantID string) (repo.Mapping, error) {
 	e := repo.AuditEntry{Action: ActionRecreate, TenantID: tenantID}
 	return audited(ctx, db, e).Recreate(ctx, tenantID, TenantCreatedAgain)
 }
 
-// Resolve is the function Resolve in the running worker, where it takes effect at once.
+// Resolve is [Resolve] in the running worker, where it takes effect at once.
 func (a *API) Resolve(ctx context.Context, tenantID, dashboardID string) (repo.Mapping, error) {
 	return a.announce(Resolve(ctx, a.db, tenantID, dashboardID))
 }
 
-// Replace is the function Replace in the running worker, where it takes effect at once.
+// Replace is [Replace] in the running worker, where it takes effect at once.
 func (a *API) Replace(ctx context.Context, tenantID, old, dashboardID string) (repo.Mapping, error) {
 	return a.announce(Replace(ctx, a.db, tenantID, old, dashboardID))
 }
 
-// Recreate is the function Recreate in the running worker, where it takes effect at once.
+// Recreate is [Recreate] in the running worker, where it takes effect at once.
 func (a *API) Recreate(ctx context.Context, tenantID string) (repo.Mapping, error) {
 	return a.announce(Recreate(ctx, a.db, tenantID))
 }
 
-// announce has a mapping that was changed without an error take effect in all replicas.
+// announce makes a successful change of a mapping take effect in all replicas.
 func (a *API) announce(m repo.Mapping, err error) (repo.Mapping, error) {
 	if err == nil {
 		a.changed(m.TenantID)
@@ -65,14 +65,14 @@ func (a *API) announce(m repo.Mapping, err error) (repo.Mapping, error) {
 	return m, err
 }
 
-// accessWait is how long an operator's event may take until it is in force; recordPoll, how often its
-// tenant is looked at.
+// accessWait is how long an operator's event may take until it is in force. recordPoll is how often
+// that is checked.
 const (
 	accessWait = 5 * time.Second
 	recordPoll = 25 * time.Millisecond
 )
 
-// AccessChange is what became of an operator's suspension, resumption or deletion.
+// AccessChange is the result of an operator's suspension, resumption or deletion.
 type AccessChange struct {
 	EventID string
 	InForce bool      // seen in the database; else it is only stored in the stream
@@ -80,8 +80,8 @@ type AccessChange struct {
 }
 
 // ChangeAccess publishes tenant.suspended, tenant.resumed or tenant.deleted, and waits up to
-// accessWait until it is in force. Its time is later than all that is known of the tenant, whatever
-// times publishers have given. It returns a ServiceError: 409 if a later event is known all the same,
+// accessWait until it is in force. Its time is later than every known event of the tenant, whatever
+// times publishers have given. It returns a ServiceError: 409 if a later event arrived after all,
 // 503 if the event was not stored.
 func (a *API) ChangeAccess(
 	ctx context.Context, eventType, tenantID, reason string,
@@ -121,8 +121,8 @@ func (a *API) ChangeAccess(
 var errSuperseded = serviceError(409, "SUPERSEDED", 0,
 	"an event about the tenant with a later time is known, so this one has no effect")
 
-// afterAllKnown is a time for an operator's event that no known event of the tenant outranks: now, by
-// the stream's clock, or right after the newest.
+// afterAllKnown is a time for an operator's event that is later than every known event of the
+// tenant: the current time of the stream's clock, or right after the newest event.
 func (a *API) afterAllKnown(ctx context.Context, tenantID string) (time.Time, error) {
 	m, err := a.db.Mapping(ctx, tenantID)
 	if err != nil && !errors.Is(err, repo.ErrNotFound) {
@@ -142,7 +142,7 @@ func (a *API) afterAllKnown(ctx context.Context, tenantID string) (time.Time, er
 	return after, nil
 }
 
-// untraced is the context of queries that are repeated: their spans would hide the others of a trace.
+// untraced is the context of repeated queries: their spans would clutter the trace.
 func untraced(ctx context.Context) context.Context { return trace.ContextWithSpan(ctx, nil) }
 
 // RetryFailed publishes the tenant.created of a failed tenant as a new event, and waits up to

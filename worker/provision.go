@@ -18,38 +18,39 @@ import (
 )
 
 const (
-	// leaseMargin is how long before the end of its lease a request is given up.
+	// leaseMargin is how long before the end of its lease a request is abandoned.
 	leaseMargin = 3 * time.Second
-	// unknownWait is how soon a create of unknown outcome is repeated at the earliest: if the API
-	// has gone down, the breakers of all replicas have tripped by then, and one possible orphan per
-	// tenant is enough.
+	// unknownWait is the shortest wait before a create with an unknown outcome is repeated. If the
+	// API has gone down, the breakers of all replicas have tripped by then, and one possible orphan
+	// per tenant is enough.
 	unknownWait = 3 * time.Second
-	// busyWait is how soon, on average, an event looks again whether another holder of its tenant,
-	// or of its workspace's usage, is done.
+	// busyWait is the average wait before an event checks again whether another holder of its
+	// tenant, or of its workspace's usage, is done.
 	busyWait = 2 * time.Second
-	// writeRetryMax is about how often a write of an outcome is retried while the database fails.
+	// writeRetryMax is the approximate wait between retries of writing an outcome while the
+	// database fails.
 	writeRetryMax = 5 * time.Second
 )
 
 // MaxTimeout is the longest PAPERMAP_TIMEOUT: a request must end before its lease does.
 const MaxTimeout = repo.Lease - leaseMargin - papermap.RetryBudget
 
-// busyDelay is random, or events that wait together would all come back together.
+// busyDelay is random, so that events that wait together do not all come back together.
 func busyDelay() time.Duration { return busyWait/2 + rand.N(busyWait) }
 
 // provisioner handles tenant.created: it creates the tenant's dashboard and records it.
 //
 // Papermap's create is not idempotent and a dashboard cannot be looked up, so the order of steps
 // matters: the attempt is committed before its request is sent (repo.Begin), and its outcome before
-// the event is acknowledged (repo.Finish or repo.Fail). What a worker leaves that is killed
+// the event is acknowledged (repo.Finish or repo.Fail). What a killed worker leaves behind:
 //
 //   - before Begin: nothing;
-//   - between Begin and the recorded outcome: an attempt "sent". The event is delivered again after
-//     the consumer's AckWait, waits until the claim's lease ends, and the next claim records the
-//     attempt as "unknown", a possible orphan;
-//   - after the recorded outcome: a tenant that is done. The redelivered event finds it so.
+//   - between Begin and the recorded outcome: an attempt "sent". The event is redelivered after the
+//     consumer's AckWait, waits until the claim's lease ends, and the next claim records the attempt
+//     as "unknown", a possible orphan;
+//   - after the recorded outcome: a tenant that is done. The redelivered event changes nothing.
 //
-// Two workers with copies of one event are kept apart by the claim: its epoch fences the one whose
+// The claim separates two workers with copies of one event: its epoch fences off the one whose
 // lease has ended, which can then only record its dashboard as orphaned.
 type provisioner struct {
 	workspaces  workspaces
@@ -82,7 +83,7 @@ func (p *provisioner) handle(ctx context.Context, e events.Event, data events.Te
 	return p.provision(ctx, ws, e, c)
 }
 
-// titleOf is the dashboard's title; empty for one that exists and of which the event tells none.
+// titleOf is the dashboard's title. It is empty for an adopted dashboard whose event has no title.
 func titleOf(data events.TenantCreated) string {
 	if data.Title != "" || strings.TrimSpace(data.Name) == "" {
 		return data.Title
@@ -90,7 +91,7 @@ func titleOf(data events.TenantCreated) string {
 	return titlePrefix + data.Name
 }
 
-// adopt gives the tenant a dashboard that exists. It calls no API, so it needs no permit of the
+// adopt assigns an existing dashboard to the tenant. It calls no API, so it needs no permit of the
 // workspace's breaker.
 func (p *provisioner) adopt(ctx context.Context, e events.Event, c repo.Created) error {
 	claim, err := p.db.Adopt(ctx, c, func(m repo.Mapping) (repo.OutboxEvent, error) {
@@ -124,7 +125,7 @@ const (
 	CodeConflict = "DASHBOARD_CONFLICT"
 )
 
-// conflict refuses to adopt a dashboard for a tenant that has another.
+// conflict refuses to adopt a dashboard for a tenant that already has another.
 func conflict(has string) error {
 	return permanent(CodeConflict, "the tenant has dashboard %q: "+
 		"`papermap-worker tenants resolve --replace` corrects it", has)
@@ -160,7 +161,7 @@ func (p *provisioner) provision(ctx context.Context, ws *workspace, e events.Eve
 			after = min(after, busyDelay())
 		}
 		return retry(after, "the tenant is being provisioned, or waits for its next try")
-	case repo.StepElsewhere: // its workspace is not the one that the event names
+	case repo.StepElsewhere: // its workspace differs from the event's
 		other, ok := p.workspaces.find(claim.Mapping.WorkspaceID)
 		if !ok {
 			return permanent(codeUnknownWorkspace, "tenant %q belongs to workspace %q, which is not configured: "+
@@ -236,7 +237,7 @@ func (a *attempt) create(ctx context.Context, permit permit) error {
 }
 
 // call sends the create request. It ends leaseMargin before the lease does, so that the outcome can
-// be recorded while the tenant is still this worker's.
+// be recorded while this worker still holds the tenant.
 func (a *attempt) call(ctx context.Context) (papermap.Dashboard, error) {
 	deadline := a.claim.Until.Add(-leaseMargin)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
@@ -266,16 +267,16 @@ func (a *attempt) record(ctx context.Context, dashboard papermap.Dashboard) (rec
 	return recorded, err
 }
 
-// retryUntilWritten writes the outcome of a create however long the database is away: if it were
-// lost, the create would be repeated. It gives up after one try once ctx has ended, which is when
-// the grace period of a stop is over.
+// retryUntilWritten writes the outcome of a create, however long the database is unreachable: if
+// the outcome were lost, the create would be repeated. Once ctx has ended, after the grace period
+// of a stop, it gives up after one try.
 func (p *provisioner) retryUntilWritten(ctx context.Context, write func(context.Context) error) error {
 	return backoff.RetryNotify(
 		func() error { return write(context.WithoutCancel(ctx)) },
 		backoff.WithContext(backoff.NewExponentialBackOff(
 			backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(writeRetryMax)), ctx),
 		func(err error, _ time.Duration) {
-			if p.unwritten.Allow() { // every create in flight meets it
+			if p.unwritten.Allow() { // it affects every create in flight
 				p.log.WarnContext(ctx, "cannot record the outcome of a create; retrying",
 					"error", err)
 			}
@@ -283,8 +284,8 @@ func (p *provisioner) retryUntilWritten(ctx context.Context, write func(context.
 	)
 }
 
-// recordFailure records a create that made no dashboard to keep. It returns the error that decides
-// about the event: a Retry, a Permanent, or nil for a held tenant.
+// recordFailure records a create that produced no usable dashboard. It returns the error that
+// decides what happens to the event: a Retry, a Permanent, or nil for a held tenant.
 func (a *attempt) recordFailure(ctx context.Context, cause error, dashboardID string) error {
 	failure := a.classify(ctx, a.event, cause)
 	failure.Result.DashboardID = dashboardID
@@ -349,7 +350,7 @@ func (p *provisioner) classify(ctx context.Context, e events.Event, cause error)
 	return f
 }
 
-// announce makes the outbox event for what became of the claim's tenant, by its stage.
+// announce makes the outbox event for the outcome of the claim, by the tenant's stage.
 func (a *attempt) announce(ctx context.Context) repo.Announce {
 	return func(m repo.Mapping) (e repo.OutboxEvent, err error) {
 		switch m.Stage {

@@ -9,11 +9,11 @@ import (
 	"papermap-worker/repo"
 )
 
-// pruneEvery is how often rows are deleted whose time is over.
+// pruneEvery is how often old rows are deleted.
 const pruneEvery = time.Minute
 
-// prune deletes what need not be kept, until ctx ends. Replicas do so side by side: one finds
-// nothing left where another was.
+// prune deletes old rows until ctx ends. All replicas do so; one finds nothing left where another
+// has deleted.
 func prune(ctx context.Context, db *repo.DB, auditKept time.Duration, log *slog.Logger) {
 	var warned logOnce
 	for events.Sleep(ctx, pruneEvery) {

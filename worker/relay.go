@@ -24,24 +24,25 @@ const (
 	relayBatch  = 256
 	relayStop   = 2 * time.Second // for the last pass, at a stop
 
-	// relaySkip is how long an event is left out that NATS refuses.
+	// relaySkip is how long an event that NATS refuses is skipped.
 	relaySkip = 10 * time.Second
 )
 
-// relayRest is how long a relay keeps away after a batch that failed, at least: longer than
-// relayPoll, so that another replica takes the lease.
+// relayRest is the minimum pause of a relay after a failed batch. It is longer than relayPoll, so
+// that another replica takes the lease.
 var relayRest = events.Backoff{Base: 2 * relayPoll, Max: 5 * time.Second}
 
 // relay publishes the events of the outbox, at least once and in order per tenant.
 //
 // Events out are written to the outbox in the transaction of the state change that they announce.
-// Over all replicas one relay, which has the lease "outbox", publishes them and marks them as sent
-// once the stream has acknowledged them. A replica that cannot publish is not the relay: it takes no
-// lease without a connection to NATS, and drops it after a batch that failed.
+// Across all replicas one relay, which holds the lease "outbox", publishes them and marks them as
+// sent once the stream has acknowledged them. A replica that cannot publish does not become the
+// relay: it takes no lease without a connection to NATS, and drops it after a failed batch.
 //
-// A relay that is killed between publishing and marking publishes some again, under the same id,
-// which the stream drops within its duplicate window of 2 minutes. One that slept with a batch in
-// hand publishes none of it: right before each event it checks that its lease has not ended.
+// A relay that is killed between publishing and marking publishes some events again, with the same
+// ids, which the stream drops within its duplicate window of 2 minutes. One that was suspended in
+// the middle of a batch publishes no more of it: right before each event it checks that its lease
+// has not ended.
 //
 // The services wake it after each commit that has an event; it polls for those of other replicas.
 type relay struct {
@@ -57,7 +58,7 @@ type relay struct {
 	rest     time.Time     // no batch before
 	warned   logOnce
 
-	// What NATS refuses: events that are too large, and types that no stream takes.
+	// Events that NATS refuses because they are too large, and types that no stream captures.
 	skip      repo.Skip
 	skipUntil time.Time
 	refused   error // why the first of them was refused
@@ -69,10 +70,10 @@ func newRelay(db *repo.DB, bus *events.Bus, log *slog.Logger, spans *spanByEvent
 	}
 }
 
-// wake makes the relay look at the outbox at once.
+// wake makes the relay check the outbox at once.
 func (r *relay) wake() { signal(r.woken) }
 
-// run publishes until ctx ends; then what is left, once more.
+// run publishes until ctx ends, then makes one last pass.
 func (r *relay) run(ctx context.Context) {
 	poll := time.NewTicker(relayPoll)
 	defer poll.Stop()
@@ -98,8 +99,8 @@ func (r *relay) run(ctx context.Context) {
 // errNotRelay means that another replica has the lease.
 var errNotRelay = errors.New("another replica is the relay")
 
-// pass publishes what can be published, unless this replica has no connection, rests, or is not the
-// relay. It logs a trouble when it begins and when it is over.
+// pass publishes all that it can, unless this replica has no connection, rests, or is not the
+// relay. It logs when a problem begins and when it ends.
 func (r *relay) pass(ctx context.Context) {
 	if r.bus.Connected() != nil { // which the log has
 		r.giveUp(ctx)
@@ -126,7 +127,7 @@ func (r *relay) pass(ctx context.Context) {
 	}
 }
 
-// publishAll publishes until nothing is left that can be published.
+// publishAll publishes until nothing publishable is left.
 func (r *relay) publishAll(ctx context.Context) error {
 	if !time.Now().Before(r.skipUntil) {
 		r.skip, r.skipUntil, r.refused = repo.Skip{}, time.Now().Add(relaySkip), nil
@@ -145,7 +146,8 @@ func (r *relay) publishAll(ctx context.Context) error {
 	}
 }
 
-// lead makes sure that half of the lease is left, and returns false if there is nothing to publish.
+// lead makes sure that at least half of the lease is left. It returns false if there is nothing to
+// publish.
 func (r *relay) lead(ctx context.Context) (waiting bool, err error) {
 	asked := time.Now()
 	if r.until.Sub(asked) >= relayLease/2 {
@@ -177,8 +179,8 @@ func (r *relay) giveUp(ctx context.Context) {
 	}
 }
 
-// publishBatch publishes the oldest event of each tenant, because all are published at the same
-// time. It returns false if none was waiting.
+// publishBatch publishes the oldest event of each tenant. It takes only one per tenant because all
+// are published concurrently. It returns false if none was waiting.
 func (r *relay) publishBatch(ctx context.Context) (waiting bool, err error) {
 	rows, err := r.db.NextUnsent(ctx, relayBatch, r.skip)
 	if err != nil || len(rows) == 0 {
@@ -234,8 +236,8 @@ func (r *relay) outgoing(row repo.OutboxRow) (events.Outgoing, error) {
 }
 
 // spanByEvent remembers which span wrote each event of the outbox, so that the relay continues its
-// trace. It is in memory: an event that another replica publishes, or that outlives a restart,
-// begins a new trace.
+// trace. It is only in memory: an event that another replica publishes, or that is published after
+// a restart, begins a new trace.
 type spanByEvent struct {
 	mu    sync.Mutex
 	spans twoGenCache[trace.SpanContext]
@@ -247,7 +249,7 @@ func newSpanByEvent() *spanByEvent {
 	return &spanByEvent{spans: twoGenCache[trace.SpanContext]{size: maxSpans / 2}}
 }
 
-// remember notes the current span, if it is sampled, as the one that wrote the event.
+// remember records the current span, if it is sampled, as the one that wrote the event.
 func (s *spanByEvent) remember(ctx context.Context, eventID string) {
 	if span := trace.SpanContextFromContext(ctx); span.IsSampled() {
 		s.mu.Lock()

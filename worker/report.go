@@ -15,7 +15,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// TenantReport is what is known of one tenant, for people who ask why it has no dashboard.
+// TenantReport is what is known about one tenant, for people who ask why it has no dashboard.
 type TenantReport struct {
 	repo.Mapping                // the tenant id alone if the database does not have the tenant
 	Known        bool           `json:"known"`
@@ -41,8 +41,8 @@ const (
 	maxScanned   = 200_000         // messages of the stream, the newest
 )
 
-// LoadFacts reads what the database, the stream and the dead letters know of a tenant. Without the
-// bus, or where it cannot be read, LeftOut says what is missing. The error is repo.ErrNotFound if
+// LoadFacts reads what the database, the stream and the dead letters know about a tenant. If the
+// bus is nil or cannot be read, LeftOut says what is missing. The error is repo.ErrNotFound if
 // nothing is known.
 func LoadFacts(ctx context.Context, db *repo.DB, bus *events.Bus, tenantID string) (Facts, error) {
 	m, err := db.Mapping(ctx, tenantID)
@@ -82,8 +82,8 @@ func (a *API) Report(ctx context.Context, tenantID string) (Facts, TenantReport,
 	return f, f.Report(a.now()), nil
 }
 
-// Pause returns why no dashboards are created in a workspace; an empty Pause if they are, nil if
-// there is no such workspace.
+// Pause returns why no dashboards are created in a workspace. It is empty if they are created, and
+// nil if there is no such workspace.
 func (a *API) Pause(workspaceID string) *Pause {
 	ws, ok := a.workspaces.find(workspaceID)
 	if !ok {
@@ -93,7 +93,7 @@ func (a *API) Pause(workspaceID string) *Pause {
 	return &p
 }
 
-// readBus reads the tenant's events in and its dead letters, side by side.
+// readBus reads the tenant's events in and its dead letters concurrently.
 func (f *Facts) readBus(ctx context.Context, bus *events.Bus) {
 	if bus == nil {
 		return
@@ -143,7 +143,7 @@ func (f Facts) Report(now time.Time) TenantReport {
 }
 
 // history lists what happened, oldest first. Of events that the stream no longer keeps, the
-// database knows the newest of each type.
+// database has the newest of each type.
 func (f Facts) history() []HistoryEntry {
 	var list []HistoryEntry
 	add := func(t time.Time, kind, what, id, detail string) {

@@ -14,7 +14,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// Schedule is when usage is synced. All replicas compute the same slots, whenever they were
+// Schedule is when usage is synced. All replicas compute the same slots, no matter when they
 // started.
 type Schedule struct {
 	every time.Duration // slots at multiples since the Unix epoch; 0: by cron
@@ -71,9 +71,9 @@ func (s *Schedule) Last(t time.Time) time.Time {
 	}
 }
 
-// scheduler schedules a usage sync of each workspace in each slot. Every replica does; the database
-// takes each slot once, whatever the clocks of replicas say, and the relay publishes its usage.sync.
-// Only slots are compared, never times of different clocks.
+// scheduler schedules a usage sync of each workspace in each slot. Every replica does so. The
+// database accepts each slot once, whatever the replicas' clocks say, and the relay publishes its
+// usage.sync. Only slots are compared, never times of different clocks.
 type scheduler struct {
 	schedule *Schedule // nil: off
 	sync     *usageSync
@@ -81,9 +81,9 @@ type scheduler struct {
 	now      func() time.Time
 }
 
-// run schedules the newest slot until ctx ends, beginning with the one before now, in which no worker
-// may have been running. It reads the clock every second and remembers one slot only, so that it does
-// not matter if the clock is set.
+// run schedules the newest slot until ctx ends. It begins with the slot before now, because no
+// worker may have been running then. It reads the clock every second and remembers only one slot,
+// so that setting the clock does no harm.
 func (s *scheduler) run(ctx context.Context) {
 	if s.schedule == nil {
 		return
@@ -97,7 +97,7 @@ func (s *scheduler) run(ctx context.Context) {
 		}
 		err := s.add(ctx, slot)
 		if warned.begins(err != nil) && ctx.Err() == nil {
-			s.log.Warn("cannot schedule usage syncs; trying again", "slot", slot, "error", err)
+			s.log.Warn("cannot schedule usage syncs; retrying", "slot", slot, "error", err)
 		}
 		if err == nil {
 			scheduled = slot
@@ -105,8 +105,7 @@ func (s *scheduler) run(ctx context.Context) {
 	}
 }
 
-// add schedules one slot's runs. They read the slot's months, so that it does not matter when they
-// start.
+// add schedules the runs of one slot. They read the slot's months, no matter when they start.
 func (s *scheduler) add(ctx context.Context, slot time.Time) error {
 	from, to := periods(slot, "", "")
 	for _, ws := range s.sync.workspaces.list {

@@ -16,7 +16,8 @@ import (
 
 // usageSync handles usage.sync: it reads usage from Papermap and records it, one run per workspace.
 //
-// An event that has to wait for others comes again later, after delays that grow: thousands may wait.
+// An event that has to wait for others is redelivered after delays that grow, because thousands may
+// wait.
 type usageSync struct {
 	workspaces workspaces
 	db         *repo.DB
@@ -30,8 +31,8 @@ type usageSync struct {
 	wakeRelay  func()
 }
 
-// handle makes the runs that a usage.sync asks for, one workspace after the other. Those that have
-// ended stay ended when the event is delivered again.
+// handle makes the runs that a usage.sync asks for, one workspace after the other. Runs that have
+// ended are not repeated when the event is redelivered.
 func (s *usageSync) handle(ctx context.Context, e events.Event, data events.UsageSync) error {
 	select {
 	case s.slots <- struct{}{}:
@@ -55,8 +56,8 @@ func (s *usageSync) handle(ctx context.Context, e events.Event, data events.Usag
 	return cmp.Or(again, refused) // while one run may continue, the event must come again
 }
 
-// plan returns the runs that the event asks for. Several are recorded at once, so that whoever
-// waits for them knows from the beginning how many there are.
+// plan returns the runs that the event asks for. Several runs are recorded at once, so that anyone
+// who waits for them knows their number from the beginning.
 func (s *usageSync) plan(ctx context.Context, e events.Event, data events.UsageSync) ([]repo.Run, error) {
 	workspaceID := data.WorkspaceID
 	if workspaceID == "" && data.TenantID != "" {
@@ -88,8 +89,8 @@ func (s *usageSync) plan(ctx context.Context, e events.Event, data events.UsageS
 	return runs, s.db.PlanRuns(ctx, runs)
 }
 
-// periods fills in the months that are not given: the previous and the current one, as far as the
-// two are in order.
+// periods fills in missing months: the previous and the current one, but never a range in the wrong
+// order.
 func periods(now time.Time, from, to string) (string, string) {
 	const form = "2006-01"
 	now = now.UTC()
@@ -104,7 +105,8 @@ func periods(now time.Time, from, to string) (string, string) {
 	return from, to
 }
 
-// sourceHash is an event's source as a run is known by it: sources may be long, and any text.
+// sourceHash identifies an event's source in a run, because sources may be long and contain any
+// text.
 func sourceHash(source string) string {
 	if source == "" {
 		return ""
@@ -113,12 +115,12 @@ func sourceHash(source string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// turnDelay are the delays of events that have to wait for others: shorter than a lease, so that they
-// are soon taken over from a worker that was killed.
+// turnDelay are the delays of events that have to wait for others. They are shorter than a lease,
+// so that another worker soon takes over the turn of a killed one.
 var turnDelay = events.Backoff{Base: time.Second, Max: 4 * time.Second}
 
-// run makes one run, or continues it, when it has the workspace's turn. An error that is not
-// permanent brings the event back.
+// run makes or resumes one run when it has the workspace's turn. An error that is not permanent
+// makes the server redeliver the event.
 func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) (err error) {
 	turn := s.turns[want.WorkspaceID]
 	holder, err := turn.enter(ctx, want.TenantID)
@@ -175,8 +177,8 @@ func (s *usageSync) run(ctx context.Context, e events.Event, want repo.Run) (err
 	return nil
 }
 
-// over returns what becomes of the event of a run that has ended. That of a scheduled run is no dead
-// letter: the next one tries again.
+// over returns the outcome of the event of a run that has ended. A failed scheduled run makes no
+// dead letter, because the next one retries.
 func (s *usageSync) over(ctx context.Context, run repo.Run) error {
 	switch {
 	case run.Status == repo.RunSkipped:
@@ -187,16 +189,16 @@ func (s *usageSync) over(ctx context.Context, run repo.Run) error {
 	return nil
 }
 
-// skipped reports a scheduled run that another covers.
+// skipped reports a scheduled run that another run covers.
 func (s *usageSync) skipped(ctx context.Context, run repo.Run) {
 	s.metrics.runEnded(run)
 	s.log.WarnContext(ctx, "skipped a scheduled usage run: another run covers it", "reason", run.Error,
 		"workspace_id", run.WorkspaceID, "event_id", run.EventID, "slot", run.Slot.Time)
 }
 
-// failure returns why an error ends the run, because to repeat the request is no use; empty: it does
-// not. The path of one tenant's usage is not documented, so 404 there does not mean that the
-// workspace is misconfigured.
+// failure returns why an error ends the run, because retrying the request cannot help. It is empty
+// if a retry can help. The path of one tenant's usage is not documented, so a 404 there does not
+// mean that the workspace is misconfigured.
 func failure(err error, run repo.Run) string {
 	var api *papermap.Error
 	var panicked *panicError
@@ -210,8 +212,8 @@ func failure(err error, run repo.Run) string {
 	return ""
 }
 
-// interrupt leaves the run at its checkpoint for now and returns the error that brings the event
-// back. lastError is what the run waited for before.
+// interrupt leaves the run at its checkpoint and returns the error that makes the server redeliver
+// the event. lastError is the error that the run waited for before.
 func (s *usageSync) interrupt(
 	ctx context.Context, e events.Event, run *repo.Run, lastError string, cause error,
 ) error {

@@ -27,8 +27,8 @@ type EmbedToken struct {
 	EmbedURL     string `json:"embed_url"`
 }
 
-// tokenWait is how long a request for a token may wait for the database. Callers wait 2 s; by then
-// they must have the answer that there is none.
+// tokenWait is how long a token request may wait for the database. Callers wait 2 s; they must have
+// an error by then.
 const tokenWait = 1300 * time.Millisecond
 
 // tokenLimits are the settings of tokens.
@@ -42,11 +42,11 @@ type tokenLimits struct {
 // embed key over the mapping's workspace and dashboard.
 //
 // Promise 6: a suspended or deleted tenant gets no token more than 5 s after the commit. The
-// replica that commits invalidates its own cache and announces the change to the others; if that
-// message is lost, or the database answers late, tenantLife still bounds how old a mapping may be.
+// replica that commits invalidates its own cache and announces the change to the others. If that
+// message is lost, or the database answers late, tenantLife still limits the age of a mapping.
 //
-// There are two ways to the same answer: embedToken, and tokenFromCache, which answers usual
-// requests for tenants in memory without allocations.
+// Two paths lead to the same answer: embedToken, and tokenFromCache, which answers common requests
+// for tenants in memory without allocations.
 type tokenService struct {
 	workspaces workspaces
 	db         *repo.DB
@@ -71,7 +71,7 @@ func newTokenService(
 	return s
 }
 
-// tokenFromCache is the endpoint's Fast: it appends the answer to dst if the request has the usual
+// tokenFromCache is the endpoint's Fast: it appends the answer to dst if the request has the common
 // form and its tenant is in memory.
 func (s *tokenService) tokenFromCache(
 	dst []byte, r events.Request,
@@ -131,7 +131,7 @@ func (s *tokenService) token(ctx context.Context, t *tenant, now time.Time, life
 	}, nil
 }
 
-// now is hostTime, which was just read, unless the service has a clock of its own.
+// now is hostTime, which was just read, unless the service has its own clock.
 func (s *tokenService) now(hostTime time.Time) time.Time {
 	if s.clock != nil {
 		return s.clock()
@@ -142,7 +142,7 @@ func (s *tokenService) now(hostTime time.Time) time.Time {
 // tokenLife is when a token expires and when its holder should ask for the next one.
 type tokenLife struct{ expires, refreshAfter time.Time }
 
-// authorize returns the life of the token that the tenant gets now, or why it gets none.
+// authorize returns the lifetime of a token for the tenant, or why it gets none.
 func (s *tokenService) authorize(t *tenant, q tokenRequest, now time.Time) (tokenLife, error) {
 	switch {
 	case len(q.workspaceID) > 0 && string(q.workspaceID) != t.ws.ID:

@@ -19,8 +19,8 @@ import (
 	"papermap-worker/repo"
 )
 
-// tokenAudit logs who got tokens, up to a maximum of lines per second. A log that is slow to take
-// them delays no token: what does not fit is counted and left out.
+// tokenAudit logs who got tokens, up to a maximum number of lines per second. A slow log delays no
+// token: lines that do not fit are counted and left out.
 type tokenAudit struct {
 	limiter *rate.Limiter
 	lines   chan auditLine
@@ -53,7 +53,7 @@ func (a *tokenAudit) minted(ctx context.Context, t *tenant, now, expires time.Ti
 	a.leftOut.Add(1)
 }
 
-// run writes the lines until ctx ends, then those that are left.
+// run writes the lines until ctx ends, then the remaining ones.
 func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 	write := func(l auditLine) {
 		log.InfoContext(l.ctx, "minted an embed token", "tenant_id", l.tenant.id,
@@ -74,7 +74,8 @@ func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 }
 
 // tokenCounts counts minted tokens per tenant and month in memory, so that minting writes nothing.
-// A crash loses the last few seconds: what matters is whether a tenant had any tokens in a month.
+// A crash loses the last few seconds. That is acceptable: the counts only have to show whether a
+// tenant had any tokens in a month.
 type tokenCounts struct {
 	mu     sync.Mutex
 	counts map[tokenCountKey]int64
@@ -134,7 +135,7 @@ func (c *tokenCounts) write(ctx context.Context, db *repo.DB) error {
 			}
 		}
 		if err := db.AddTokens(ctx, rows); err != nil {
-			for _, k := range keys { // counted again the next time
+			for _, k := range keys { // keep the counts for the next write
 				c.addN(k, counts[k])
 			}
 			return err

@@ -19,14 +19,14 @@ type TokenRequest struct {
 	Name          string
 }
 
-// tokenRequest is a TokenRequest as minting reads it, without allocations.
+// tokenRequest is a TokenRequest in the form that minting reads without allocations.
 type tokenRequest struct {
 	tenantID, workspaceID []byte
 	ttl                   int64 // seconds; 0: the default
 }
 
-// decodeTokenRequest decodes a request as strictly as an event. The tenant is that of the body or
-// of the subject's last token; both must agree.
+// decodeTokenRequest decodes a request as strictly as an event. The tenant comes from the body or
+// from the subject's last token; if both name one, they must agree.
 func decodeTokenRequest(r events.Request) (q TokenRequest, err error) {
 	if len(r.Data) > 0 || r.Token == "" {
 		if err := events.DecodeObject(r.Data, map[string]any{
@@ -46,7 +46,7 @@ func decodeTokenRequest(r events.Request) (q TokenRequest, err error) {
 	if q.TenantID != "" && q.TenantID != tenantID {
 		return q, serviceError(403, "TENANT_MISMATCH", 0, `"tenant_id" doesn't match the tenant in the subject`)
 	}
-	q.TenantID, q.CreateMissing = tenantID, false // whoever may ask for one tenant may not make it
+	q.TenantID, q.CreateMissing = tenantID, false // a tenant's own caller may not create it
 	return q, nil
 }
 
@@ -64,7 +64,7 @@ func (r TokenRequest) validate() (tokenRequest, error) {
 	return q, nil
 }
 
-// parseSimpleRequest is decodeTokenRequest for requests in their usual form; ok is false for any
+// parseSimpleRequest is decodeTokenRequest for requests in the common form. ok is false for any
 // other.
 func parseSimpleRequest(r events.Request) (q tokenRequest, ok bool) {
 	if len(r.Data) == 0 {
@@ -86,8 +86,8 @@ func isSimpleToken(token string) bool {
 	return true
 }
 
-// parseSimple parses a request in its usual form: the known names, once each, strings without
-// escapes, a whole number. ok is false for any other, which the strict decoder reads or refuses. It
+// parseSimple parses a request in the common form: the known names, once each, strings without
+// escapes, a whole number. ok is false for any other, which is left to the strict decoder. It
 // allocates nothing: q refers to data.
 func parseSimple(data []byte) (q tokenRequest, ok bool) {
 	if !utf8.Valid(data) {

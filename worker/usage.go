@@ -15,7 +15,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// UsageRequest asks for usage that was synced. Empty fields select all.
+// UsageRequest asks for synced usage. Empty fields select everything.
 type UsageRequest struct {
 	TenantID, WorkspaceID string
 	FromPeriod, ToPeriod  string // YYYY-MM, both included
@@ -54,8 +54,8 @@ func decodeUsageRequest(r events.Request) (q UsageRequest, err error) {
 	return q, nil
 }
 
-// Usage returns a page of the usage that was synced, in the order of workspaces, tenants and
-// months. It calls no API, so that it is as old as the last run.
+// Usage returns a page of synced usage, in the order of workspaces, tenants and months. It calls no
+// API, so it is as old as the last run.
 func (a *API) Usage(ctx context.Context, r UsageRequest) (UsagePage, error) {
 	if err := r.validate(); err != nil {
 		return UsagePage{}, invalid(err)
@@ -117,8 +117,8 @@ func valueOr(p *int64, value int64) int64 {
 	return value
 }
 
-// WriteUsageCSV writes a header line and the rows that each passes to its argument, one by one, so
-// that memory does not grow with their number.
+// WriteUsageCSV writes a header line and the rows that each passes to its argument. It streams
+// them, so that memory does not grow with their number.
 func WriteUsageCSV(w io.Writer, each func(func(repo.Usage) error) error) error {
 	out := csv.NewWriter(w)
 	if err := out.Write([]string{
@@ -139,7 +139,7 @@ func WriteUsageCSV(w io.Writer, each func(func(repo.Usage) error) error) error {
 }
 
 // spreadsheetText quotes an id that a spreadsheet would run as a formula. A program that reads the
-// ids takes the quote off again, or reads JSON.
+// ids removes the quote, or reads JSON.
 func spreadsheetText(id string) string {
 	if strings.ContainsAny(id[:min(1, len(id))], "=+-@'\t\r") {
 		return "'" + id

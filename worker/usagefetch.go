@@ -9,7 +9,7 @@ import (
 	"papermap-worker/papermap"
 )
 
-// pageFetcher requests pages concurrently and hands them out in their order.
+// pageFetcher requests pages concurrently and returns them in order.
 //
 //	f := newPageFetcher(ctx, 1, 4, fetch)
 //	defer f.stop()
@@ -17,14 +17,15 @@ import (
 //	<-f.queue[0].arrived
 //	page, err := f.next() // page 1
 //
-// At most limit pages are requested and not handed out: so many may be requested again after a crash.
+// At most limit pages are requested but not yet returned. After a crash, that many may be requested
+// again.
 type pageFetcher struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	limit   int
 	fetch   func(ctx context.Context, number int) (papermap.UsagePage, error)
 	last    int            // the last page that was requested
-	queue   []*fetchedPage // requested and not handed out, in order
+	queue   []*fetchedPage // requested and not yet returned, in order
 	running sync.WaitGroup
 }
 
@@ -45,7 +46,7 @@ func (e *panicError) Error() string {
 	return fmt.Sprintf("reading page %d panicked: %v", e.page, e.value)
 }
 
-// newPageFetcher hands out pages from number first on.
+// newPageFetcher returns pages from number first on.
 func newPageFetcher(
 	ctx context.Context, first, limit int,
 	fetch func(ctx context.Context, number int) (papermap.UsagePage, error),

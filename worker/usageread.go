@@ -24,15 +24,15 @@ var errDraining = errors.New("shutting down")
 
 // usageReader reads the pages of one run and records them in their order.
 //
-// The API paginates a list that changes while it is read: when rows come or go, some may slip from
-// a page that is still to be read to one that has been. A pass over the pages that shows such a
-// sign has shifted, and the run starts over; only the last pass reads on to the end, and the run is
-// then incomplete. Signs are a page that repeats the one before, counts that change between pages,
-// and a short page that is not the last. What was recorded stays: each row is the total that the
-// API reported for its tenant and month, whichever pass read it.
+// The API paginates a list that changes while it is read: when rows come or go, others may move
+// from a page that is still to be read to one that was read. If a pass shows signs of that, it has
+// shifted, and the run starts over. Only the last pass continues to the end, and the run is then
+// incomplete. Signs are a page that repeats the one before, counts that change between pages, and a
+// short page that is not the last. Recorded rows stay: each is the total that the API reported for
+// its tenant and month, whichever pass read it.
 //
-// Pages are requested concurrently and recorded in their order, each batch in one transaction with
-// the run's checkpoint (NextPage). A worker that continues the run begins there.
+// Pages are requested concurrently and recorded in order, each batch in one transaction with the
+// run's checkpoint (NextPage). A worker that resumes the run begins there.
 type usageReader struct {
 	*usageSync
 	ws  *workspace
@@ -89,8 +89,9 @@ func (r *usageReader) complete(ctx context.Context) error {
 	return r.db.CompleteRun(ctx, r.run, e)
 }
 
-// pass reads the pages from the checkpoint to the last and records as many at once as have arrived.
-// complete is true if nothing is missing; false, without an error, if the pass has shifted.
+// pass reads the pages from the checkpoint to the last. It records all that have arrived in one
+// transaction. complete is true if nothing is missing. It is false, without an error, if the pass
+// has shifted.
 func (r *usageReader) pass(ctx context.Context) (complete bool, err error) {
 	r.size, r.first = 0, papermap.UsageRow{}
 	if done := int64(r.run.Done()); done > 0 {
@@ -124,7 +125,7 @@ func (r *usageReader) pass(ctx context.Context) (complete bool, err error) {
 				break
 			}
 			if fits = r.accept(number, page); !fits {
-				break // not recorded: whoever continues after a crash reads it again, with the same result
+				break // not recorded: after a crash it is read again, with the same result
 			}
 			batch = append(batch, pageRows(number, page))
 			if last = r.run.Pages; last == 0 && page.More && len(page.Rows)+len(page.Rejected) > 0 {
@@ -144,7 +145,7 @@ func (r *usageReader) pass(ctx context.Context) (complete bool, err error) {
 	return counted && !r.run.Shifted, nil
 }
 
-// wait waits for the next page. Meanwhile it keeps the run's lease and logs the progress.
+// wait waits for the next page. Meanwhile it extends the run's lease and logs the progress.
 func (r *usageReader) wait(ctx context.Context, f *pageFetcher, beat *time.Ticker) error {
 	for {
 		select {
@@ -171,8 +172,7 @@ func (r *usageReader) record(ctx context.Context, pages []repo.Page) error {
 	return err
 }
 
-// fetch requests one page. While there is no turn within the client's own rate limit, the page
-// waits for one.
+// fetch requests one page. It waits while the client's own rate limit has no turn for it.
 func (r *usageReader) fetch(ctx context.Context, query papermap.UsageQuery) (papermap.UsagePage, error) {
 	for {
 		if r.draining() {
@@ -188,8 +188,8 @@ func (r *usageReader) fetch(ctx context.Context, query papermap.UsageQuery) (pap
 	}
 }
 
-// accept takes over what a page says of the whole list. It returns false if the pass ends here,
-// because the page does not go with those before it.
+// accept checks what a page says about the whole list. It returns false if the pass ends here,
+// because the page does not fit those before it.
 func (r *usageReader) accept(number int, page papermap.UsagePage) bool {
 	rows := len(page.Rows) + len(page.Rejected)
 	if r.size == 0 {
@@ -219,8 +219,7 @@ func (r *usageReader) accept(number int, page papermap.UsagePage) bool {
 	return true
 }
 
-// counts returns how many pages and rows there are by what a page says; 0 and -1 where that is
-// unknown.
+// counts returns the number of pages and rows according to a page, or 0 and -1 if they are unknown.
 func (r *usageReader) counts(number int, page papermap.UsagePage) (pages int, total int64) {
 	pages, total = page.Pages, int64(page.Total)
 	if number > 1 && r.run.Total < 0 && r.run.Pages == 0 {
@@ -239,7 +238,7 @@ func (r *usageReader) counts(number int, page papermap.UsagePage) (pages int, to
 	return 0, total
 }
 
-// pageRows is a page as the database takes it.
+// pageRows converts a page to the database's rows.
 func pageRows(number int, page papermap.UsagePage) repo.Page {
 	p := repo.Page{Number: number, Rows: make([]repo.UsageRow, len(page.Rows))}
 	for i, row := range page.Rows {

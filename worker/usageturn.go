@@ -10,12 +10,12 @@ import (
 	"papermap-worker/repo"
 )
 
-// usageTurn lets the usage runs of one workspace take turns. Two runs over the same rows could write
-// an older total over a newer one, so a run of all tenants is alone; runs of single tenants go on
-// side by side, each of another tenant.
+// usageTurn lets the usage runs of one workspace take turns. Two runs over the same rows could
+// write an older total over a newer one. So a run of all tenants is exclusive, and runs of single
+// tenants run concurrently, each of another tenant.
 //
-// Over all replicas the turn is the workspace's lease, which the runs of this process share: it is
-// taken by the first that enters and dropped by the last that leaves.
+// Across replicas the turn is the workspace's lease. The runs of this process share it: the first
+// to enter takes it, and the last to leave drops it.
 type usageTurn struct {
 	db          *repo.DB
 	workspaceID string
@@ -30,7 +30,7 @@ type usageTurn struct {
 
 var errTurnTaken = errors.New("another usage run of the workspace is running")
 
-// turnRetry is how long a process that did not get the lease does not ask for it again.
+// turnRetry is how long a process that did not get the lease waits before it asks again.
 const turnRetry = time.Second
 
 func newUsageTurn(db *repo.DB, workspaceID string, concurrent int) *usageTurn {
@@ -40,8 +40,8 @@ func newUsageTurn(db *repo.DB, workspaceID string, concurrent int) *usageTurn {
 	}
 }
 
-// enter waits for the turn of a run, behind a few others at most: otherwise it returns errTurnTaken. A
-// run that has entered must leave.
+// enter waits for the turn of a run, behind at most a few others; with more, it returns
+// errTurnTaken. A run that has entered must leave.
 func (t *usageTurn) enter(ctx context.Context, tenantID string) (holder string, err error) {
 	t.lock <- struct{}{}
 	holder, err = t.admit(ctx, tenantID)
@@ -84,8 +84,8 @@ func (t *usageTurn) places(tenantID string) int {
 	return 1
 }
 
-// leave ends the turn of a run, with its error. Those that enter after one has lost the lease take it
-// anew, under another holder: it must not come back to runs that believe to have it.
+// leave ends the turn of a run, with its error. After a run has lost the lease, later runs take it
+// under a new holder, so that it does not pass to runs that believe they still have it.
 func (t *usageTurn) leave(ctx context.Context, tenantID, holder string, err error) error {
 	for range t.places(tenantID) {
 		<-t.running

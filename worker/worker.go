@@ -12,13 +12,14 @@
 // The path of a tenant.created: Worker.handle gets the decoded event; the provisioner takes a
 // permit of the workspace's breaker, claims the tenant (repo.Begin: mapping, claim and attempt in
 // one commit), creates the dashboard (papermap.CreateDashboard) and records it (repo.Finish:
-// mapping, attempt and event out in one commit). Its error decides about the event, which package
-// events acknowledges, delays or keeps as a dead letter. To be killed between any two of these
-// steps, run twice, or run by two replicas at once loses nothing and records no second dashboard.
+// mapping, attempt and event out in one commit). Its error decides whether package events
+// acknowledges the event, retries it or makes it a dead letter. If a worker is killed between any
+// two of these steps, or two replicas run them at once, nothing is lost and no second dashboard is
+// recorded.
 //
-// The path of a token request: tokenFromCache looks into memory; what is not there, or has an
-// unusual form, embedToken reads from the database. A token is signed only if the mapping is
-// active, for that row's workspace and dashboard. No API is called.
+// The path of a token request: tokenFromCache looks in memory. If the tenant is not there, or the
+// request has an unusual form, embedToken reads the database. A token is signed only if the mapping
+// is active, for that row's workspace and dashboard. No API is called.
 //
 // A process runs one worker, with its own bus and database:
 //
@@ -48,7 +49,7 @@ import (
 	"papermap-worker/worker/failpoint"
 )
 
-// Worker composes the services and runs them. The calls of other packages in the process are API's.
+// Worker composes the services and runs them. Other packages in the process use the methods of API.
 type Worker struct {
 	*API
 	cfg      Config
@@ -73,8 +74,8 @@ type Worker struct {
 	health        *health
 }
 
-// accessSlots is how many suspensions, resumptions and deletions are in flight: each is one short
-// transaction.
+// accessSlots is how many suspensions, resumptions and deletions may be in flight: each is one
+// short transaction.
 const accessSlots = 32
 
 // New makes a worker; Run starts it. The caller keeps db and bus open until Run has returned.
@@ -142,10 +143,10 @@ func New(cfg Config, db *repo.DB, bus *events.Bus, log *slog.Logger) *Worker {
 // Build returns what the program was built from.
 func (w *Worker) Build() Build { return w.cfg.Build }
 
-// Run works until ctx ends. Then it drains: it takes nothing new, finishes what is in flight within
-// the grace period, and returns. The bus and the database stay open.
+// Run works until ctx ends. Then it drains: it accepts nothing new, finishes the work in flight
+// within the grace period, and returns. The bus and the database stay open.
 func (w *Worker) Run(ctx context.Context) error {
-	ctx = WithActor(ctx, Actor{}) // what it does by itself is nobody's action
+	ctx = WithActor(ctx, Actor{}) // the worker's own work has no actor
 	service, err := w.bus.Serve(w.cfg.Build.Version, w.cfg.ReplyPrefixes, w.endpoints()...)
 	if err != nil {
 		return err
@@ -211,7 +212,7 @@ func (w *Worker) handle(ctx context.Context, e events.Event) error {
 	return unknownType(e)
 }
 
-// admit returns how many events may be fetched for the main consumer. It waits while every
+// admit returns how many events may be fetched for the main consumer. It blocks while every
 // workspace is paused.
 func (w *Worker) admit(ctx context.Context) (int, error) {
 	for {
@@ -230,7 +231,7 @@ func (w *Worker) admit(ctx context.Context) (int, error) {
 	}
 }
 
-// Database is the worker's database, for what people look at.
+// Database is the worker's database, for reads for people.
 func (w *Worker) Database() *repo.DB { return w.db.People() }
 
 // Bus is the worker's connection to NATS.

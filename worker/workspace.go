@@ -23,15 +23,14 @@ type workspace struct {
 	embedJSON []byte // EmbedURL with the query up to the token, as the beginning of a JSON string
 }
 
-// workspaces are those of the configuration, in its order.
+// workspaces are the configured workspaces, in the order of the configuration.
 type workspaces struct {
 	list []*workspace
 	byID map[string]*workspace
 }
 
 // newWorkspaces makes the workspaces' clients. embedURL is for those without their own. resumed is
-// signaled when a breaker permits more
-// calls.
+// signaled when a breaker permits more calls.
 func newWorkspaces(
 	list []papermap.Workspace, options papermap.ClientOptions, embedURL string, resumed chan<- struct{},
 	log *slog.Logger,
@@ -50,7 +49,7 @@ func newWorkspaces(
 	return all
 }
 
-// find returns a workspace by its id; the default one, which is the first, for an empty id.
+// find returns a workspace by its id. An empty id means the default one, which is the first.
 func (all workspaces) find(id string) (*workspace, bool) {
 	if id == "" {
 		return all.list[0], true
@@ -61,7 +60,7 @@ func (all workspaces) find(id string) (*workspace, bool) {
 
 const codeUnknownWorkspace = "UNKNOWN_WORKSPACE" // of dead letters
 
-// ofEvent is find for an event, where an unknown workspace is the publisher's mistake.
+// ofEvent is find for an event: an unknown workspace is the publisher's mistake.
 func (all workspaces) ofEvent(id string) (*workspace, error) {
 	ws, ok := all.find(id)
 	if !ok {
@@ -71,24 +70,24 @@ func (all workspaces) ofEvent(id string) (*workspace, error) {
 	return ws, nil
 }
 
-// MaxClockSkew is how far the host's clock may be from Papermap's for tokens to be minted, because
-// they expire by it. From WarnClockSkew on, State and the log warn.
+// MaxClockSkew is the largest difference between the host's and Papermap's clock at which tokens
+// are minted, because they expire by that clock. From WarnClockSkew on, State and the log warn.
 const (
 	MaxClockSkew  = 300 * time.Second
 	WarnClockSkew = 60 * time.Second
 )
 
-// How old the newest reading of Papermap's clock may be before the worker asks for one: while the
-// clock is right, and while it is off or unknown, so that a correction is noticed. A worker that
-// sends no other request asks for the first one after clockFirst.
+// The maximum age of the newest reading of Papermap's clock: while the clock is right, and while it
+// is off or unknown, so that a correction is noticed. A worker that sends no other request asks for
+// the first reading after clockFirst.
 const (
 	clockFine  = 5 * time.Minute
 	clockOff   = 30 * time.Second
 	clockFirst = 5 * time.Second
 )
 
-// checkClock returns an error while the host's clock is so far off that tokens would live much
-// longer or shorter than they say.
+// checkClock returns an error while the host's clock is so wrong that tokens would expire much
+// earlier or later than they claim.
 func (ws *workspace) checkClock() error {
 	if skew, known := ws.api.ClockSkew(); known && skew.Abs() > MaxClockSkew {
 		return serviceError(503, "UNAVAILABLE", 60, "the worker's clock is wrong, so no tokens are minted")
@@ -96,8 +95,8 @@ func (ws *workspace) checkClock() error {
 	return nil
 }
 
-// watchClock asks for Papermap's time when no other request has shown it for long, or one
-// contradicts what is known, until ctx ends.
+// watchClock asks for Papermap's time until ctx ends, when no other request has shown it for long,
+// or one contradicts the known difference.
 func (ws *workspace) watchClock(ctx context.Context, log *slog.Logger) {
 	var warned logOnce
 	asked := time.Now().Add(clockFirst - clockOff)
