@@ -30,6 +30,7 @@ type metrics struct {
 	requestTime *prometheus.HistogramVec // by route
 	tokens      *prometheus.CounterVec   // by outcome
 	tokensOK    prometheus.Counter       // of those, ok
+	unusual     prometheus.Counter
 	tokenTime   prometheus.Histogram
 	memory      prometheus.Counter // tenants that were looked up for a token, and found there
 	database    prometheus.Counter
@@ -74,6 +75,8 @@ func newMetrics(build Build) *metrics {
 	m.tokensOK = m.tokens.WithLabelValues("ok")
 	m.tokenTime = histogram("token_seconds", "Time to answer a request for an embed token.", fastBuckets).
 		WithLabelValues().(prometheus.Histogram)
+	m.unusual = counter("unusual_token_volume_total",
+		"Tenants that got far more tokens within 10 minutes than is usual for them.").WithLabelValues()
 	m.usageRuns = counter("usage_runs_total",
 		"Usage runs that ended, by status: done, incomplete, failed or skipped.", "status")
 	m.usageDone = gauge("usage_run_pages_done",
@@ -111,7 +114,9 @@ func (m *metrics) initialize() {
 	} {
 		m.attempts.WithLabelValues(string(outcome))
 	}
-	m.tokens.WithLabelValues("UNAVAILABLE")
+	for _, outcome := range []string{"UNAVAILABLE", "TENANT_SUSPENDED", "TENANT_DELETED"} {
+		m.tokens.WithLabelValues(outcome)
+	}
 	for _, reason := range []string{
 		"no_token", "invalid_token", "access_denied", "not_found", "invalid_request", "wrong_login",
 		"cross_site", "not_local",

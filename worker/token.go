@@ -65,7 +65,7 @@ func newTokenService(
 ) *tokenService {
 	s := &tokenService{
 		workspaces: all, db: db, metrics: m, limits: limits, clock: clock,
-		counts: &tokenCounts{}, audit: newTokenAudit(auditRate),
+		counts: &tokenCounts{volume: newTokenVolume(m.unusual)}, audit: newTokenAudit(auditRate),
 	}
 	s.cache = newTenantCache(s.loadTenant)
 	return s
@@ -110,7 +110,7 @@ func (s *tokenService) embedToken(ctx context.Context, r TokenRequest) (token Em
 		return token, err
 	}
 	now := s.now(time.Now())
-	life, err := s.authorize(t, q, now)
+	life, err := s.authorize(ctx, t, q, now)
 	if err != nil {
 		return token, err
 	}
@@ -143,11 +143,14 @@ func (s *tokenService) now(hostTime time.Time) time.Time {
 type tokenLife struct{ expires, refreshAfter time.Time }
 
 // authorize returns the lifetime of a token for the tenant, or why it gets none.
-func (s *tokenService) authorize(t *tenant, q tokenRequest, now time.Time) (tokenLife, error) {
+func (s *tokenService) authorize(
+	ctx context.Context, t *tenant, q tokenRequest, now time.Time,
+) (tokenLife, error) {
 	switch {
 	case len(q.workspaceID) > 0 && string(q.workspaceID) != t.ws.ID:
 		return tokenLife{}, errOtherWorkspace
 	case t.refused != nil:
+		s.audit.asked(ctx, t, now)
 		return tokenLife{}, t.refused
 	case t.ws.api == nil:
 		return tokenLife{}, errNotConfigured
@@ -203,7 +206,7 @@ func (s *tokenService) mint(
 func (s *tokenService) appendToken(
 	ctx context.Context, dst []byte, t *tenant, q tokenRequest, now time.Time,
 ) ([]byte, error) {
-	life, err := s.authorize(t, q, now)
+	life, err := s.authorize(ctx, t, q, now)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,11 +24,13 @@ import (
 // token: lines that do not fit are counted and left out.
 type tokenAudit struct {
 	limiter *rate.Limiter
+	refused *rate.Limiter // of lines about tokens that were refused
 	lines   chan auditLine
-	leftOut atomic.Int64
+	leftOut atomic.Int64 // lines about minted tokens
 }
 
-// auditLine is a minted token, without the token.
+// auditLine is a minted token, without the token; or one that a tenant asked for which is suspended or
+// deleted.
 type auditLine struct {
 	ctx         context.Context // for the line's trace
 	tenant      *tenant
@@ -37,7 +40,20 @@ type auditLine struct {
 
 func newTokenAudit(perSecond int) *tokenAudit {
 	return &tokenAudit{
-		limiter: rate.NewLimiter(rate.Limit(perSecond), perSecond), lines: make(chan auditLine, 1024),
+		limiter: rate.NewLimiter(rate.Limit(perSecond), perSecond), refused: rate.NewLimiter(1, 10),
+		lines: make(chan auditLine, 1024),
+	}
+}
+
+// asked logs that a token was asked for by, or for, a tenant that is suspended or deleted.
+func (a *tokenAudit) asked(ctx context.Context, t *tenant, now time.Time) {
+	notReady := t.refused.Status == http.StatusConflict
+	if notReady || !a.refused.AllowN(now, 1) {
+		return
+	}
+	select {
+	case a.lines <- auditLine{ctx: ctx, tenant: t}:
+	default:
 	}
 }
 
@@ -56,6 +72,12 @@ func (a *tokenAudit) minted(ctx context.Context, t *tenant, now, expires time.Ti
 // run writes the lines until ctx ends, then the remaining ones.
 func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 	write := func(l auditLine) {
+		if l.tenant.refused != nil {
+			log.WarnContext(l.ctx, "a token was asked for after the tenant was suspended or deleted",
+				"tenant_id", l.tenant.id, "code", l.tenant.refused.Code,
+				"actor", cmp.Or(ActorOf(l.ctx).Name, "nats"))
+			return
+		}
 		log.InfoContext(l.ctx, "minted an embed token", "tenant_id", l.tenant.id,
 			"workspace_id", l.tenant.ws.ID, "dashboard_id", l.tenant.dashboardID, "expires", l.expires.UTC(),
 			"fingerprint", hex.EncodeToString(l.fingerprint[:]), "actor", cmp.Or(ActorOf(l.ctx).Name, "nats"),
@@ -77,6 +99,8 @@ func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 // A crash loses the last few seconds. That is acceptable: the counts only have to show whether a
 // tenant had any tokens in a month.
 type tokenCounts struct {
+	volume *tokenVolume
+
 	mu     sync.Mutex
 	counts map[tokenCountKey]int64
 }
@@ -115,6 +139,7 @@ func (c *tokenCounts) run(ctx context.Context, db *repo.DB, log *slog.Logger) {
 		writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), countsEvery)
 		err := c.write(writing, db)
 		cancel()
+		c.volume.judge(time.Now(), log)
 		if warned.begins(err != nil) {
 			log.Warn("cannot save token counts; retrying", "error", err)
 		}
@@ -139,6 +164,9 @@ func (c *tokenCounts) write(ctx context.Context, db *repo.DB) error {
 				c.addN(k, counts[k])
 			}
 			return err
+		}
+		for _, r := range rows {
+			c.volume.add(r.TenantID, r.Tokens)
 		}
 		keys = keys[len(batch):]
 	}

@@ -67,3 +67,25 @@ func TestBlockedLogDelaysNoTokens(t *testing.T) {
 		}
 	})
 }
+
+// Whoever asks for tokens of a tenant that was suspended or deleted is logged, at most 10 lines at once.
+func TestTokensAskedForAfterSuspensionAreLogged(t *testing.T) {
+	virtual(t, options{}, func(t *testing.T, w *world) {
+		w.Create("a", "b")
+		w.Eventually(w.Are(repo.Active, "a", "b"))
+		w.Publish("tenant.suspended", `{"tenant_id":"a"}`)
+		w.Publish("tenant.deleted", `{"tenant_id":"b"}`)
+		w.Eventually(w.Are(repo.Suspended, "a"))
+		w.Eventually(w.Are(repo.Deleted, "b"))
+		for range 30 {
+			w.Refused("embed-token", `{"tenant_id":"a"}`, 403, "TENANT_SUSPENDED")
+		}
+		time.Sleep(time.Minute)
+		w.Refused("embed-token", `{"tenant_id":"b"}`, 410, "TENANT_DELETED")
+		w.Eventually(workertest.That("the lines", func() bool {
+			text := w.Logs.String()
+			return strings.Count(text, `"tenant_id":"a","code":"TENANT_SUSPENDED","actor":"nats"`) == 10 &&
+				strings.Count(text, `"tenant_id":"b","code":"TENANT_DELETED","actor":"nats"`) == 1
+		}))
+	})
+}

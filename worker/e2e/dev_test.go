@@ -35,7 +35,7 @@ func TestDevShowsTroubledTenantsAlsoAfterRestart(t *testing.T) {
 			"/": {
 				"150 tenants", `id="w-org-00007"`, `id="w-org-00012"`,
 				"created_by is no member of the workspace",
-				"possible orphans", "rejected usage rows",
+				"possible orphan", "rejected usage rows",
 				">8</span>\n      <span class=\"text\"><b>dead letters",
 			},
 			"/dead": {"API_REFUSED", "INVALID_JSON", "INVALID_FIELD", "UNKNOWN_WORKSPACE"},

@@ -333,3 +333,34 @@ func TestDocumentedCodesAreComplete(t *testing.T) {
 		t.Errorf("codes of answers in the source (-) and docs/tokens.md and rest.md (+):\n%s", diff)
 	}
 }
+
+// Each promise of SECURITY.md names the tests that show it.
+func TestSecurityPromisesHaveTests(t *testing.T) {
+	t.Parallel()
+	tests := map[string]bool{}
+	must(t, filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		for _, name := range named(`(?m)^func (Test\w+)\(`, readFile(t, path)) {
+			tests[name] = true
+		}
+		return nil
+	}))
+	promises := regexp.MustCompile(`(?ms)^## What it promises$(.*?)^## `).FindString(readFile(t, "SECURITY.md"))
+	rows := regexp.MustCompile(`(?m)^\| (\S.*) \| (.*) \|$`).FindAllStringSubmatch(promises, -1)
+	if len(rows) < 10 {
+		t.Fatalf("only %d promises were read", len(rows))
+	}
+	for _, row := range rows[2:] { // after the table's head
+		names := named("`(\\w+)`", row[2])
+		if len(names) == 0 {
+			t.Errorf("nothing shows: %s", row[1])
+		}
+		for _, name := range names {
+			if !tests[name] {
+				t.Errorf("there is no %s, which shows: %s", name, row[1])
+			}
+		}
+	}
+}

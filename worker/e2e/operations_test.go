@@ -278,18 +278,31 @@ func TestKubernetesManifestFitsTheWorker(t *testing.T) {
 			}
 		}
 	}
+	if !strings.Contains(settings["DATABASE_URL_FILE"], "sslmode=verify-full&") ||
+		!strings.HasPrefix(settings["NATS_URL_FILE"], "tls://") || secret.Data["ca.crt"] == "" {
+		t.Errorf("connections are not verified: %s, %s", settings["DATABASE_URL_FILE"],
+			settings["NATS_URL_FILE"])
+	}
+	authority := filepath.Join(t.TempDir(), "ca.crt")
+	must(t, makeCertificate(authority, filepath.Join(t.TempDir(), "key")))
+	for name, value := range settings {
+		settings[name] = strings.ReplaceAll(value, mount.Path+"/ca.crt", authority)
+	}
 	accepts(t, settings)
-	if len(worker.Ports) != 1 || !strings.HasSuffix(settings["HTTP_ADDR"],
-		fmt.Sprintf(":%d", worker.Ports[0].Port)) ||
-		pod.Metadata.Annotations["prometheus.io/port"] != fmt.Sprint(worker.Ports[0].Port) {
-		t.Errorf("ports %+v, HTTP_ADDR %s", worker.Ports, settings["HTTP_ADDR"])
+	for i, setting := range []string{"HTTP_ADDR", "METRICS_ADDR"} {
+		if !strings.HasSuffix(settings[setting], fmt.Sprintf(":%d", worker.Ports[i].Port)) {
+			t.Errorf("ports %+v, %s %s", worker.Ports, setting, settings[setting])
+		}
+	}
+	if pod.Metadata.Annotations["prometheus.io/port"] != fmt.Sprint(worker.Ports[1].Port) {
+		t.Errorf("Prometheus scrapes port %s", pod.Metadata.Annotations["prometheus.io/port"])
 	}
 	for name, is := range map[string]bool{
 		"startup": worker.Startup.Get.Path == "/healthz", "liveness": worker.Liveness.Get.Path == "/healthz",
 		"readiness": worker.Readiness.Get.Path == "/readyz",
-		"their port": worker.Startup.Get.Port == "http" && worker.Liveness.Get.Port == "http" &&
-			worker.Readiness.Get.Port == "http" && worker.Ports[0].Name == "http",
-		"the service's port": objects["Service"].Spec.Ports[0].TargetPort == "http",
+		"their port": worker.Startup.Get.Port == "metrics" && worker.Liveness.Get.Port == "metrics" &&
+			worker.Readiness.Get.Port == "metrics" && worker.Ports[1].Name == "metrics",
+		"the service's port": objects["Service"].Spec.Ports[0].TargetPort == "http" && worker.Ports[0].Name == "http",
 		"the grace":          pod.Spec.Grace > 25,
 	} {
 		if !is {

@@ -24,8 +24,8 @@ import (
 
 // The short form has every kind of fault and takes a few seconds. What a dead or stopped worker
 // leaves claimed or in flight expires by system.expire. From 30 s on it is the long form, which
-// waits for the leases. With -chaos.kills it ends after as many kills, when each failpoint was hit
-// in each system: once, or once per 40 kills. One that was not hit then fails the test.
+// waits for the leases, and fails if a failpoint was not hit in each system. With -chaos.kills it
+// ends after as many kills, when each failpoint was hit: once, or once per 40 kills.
 //
 //	go test ./worker/proof -run TestKills -v -timeout 60m -chaos.time 45m -chaos.kills 200
 var (
@@ -129,6 +129,7 @@ type chaos struct {
 	seed     uint64
 	total    *tally
 	started  time.Time
+	links    []*proxy     // between each worker and NATS
 	stopping atomic.Bool  // one worker is stopped, or is to be
 	away     atomic.Int64 // until when (Unix ns) the database may be down, so that a worker cannot start
 
@@ -154,6 +155,9 @@ func newChaos(t *testing.T, seed uint64, total *tally, replicas int) *chaos {
 	c.system = newSystem(t, name, database, 1, seed, env...)
 	c.sim.SetUsage(workspace.ID, simulator.Usage{Tenants: usageTenants, Seed: seed})
 	c.load = &load{s: c.system, random: c.random("load")}
+	for range replicas {
+		c.links = append(c.links, startProxy(t, c.system.nats[0].url()))
+	}
 	return c
 }
 
@@ -203,6 +207,7 @@ func (c *chaos) run() {
 	group.Go(func() { history.Commits = c.load.commits(ctx) })
 	group.Go(func() { history.Outages = c.faults(ctx, c.random("api")) })
 	group.Go(func() { c.brokers(ctx, c.random("nats")) })
+	group.Go(func() { c.cutOffs(ctx, c.random("links")) })
 	if c.postgres != nil {
 		group.Go(func() { c.databases(ctx, c.random("database")) })
 	}
@@ -218,7 +223,7 @@ func (c *chaos) run() {
 	}
 	var workers []*process
 	for i := range c.replicas {
-		p, err := c.startWorker(fmt.Sprintf("worker%d", i))
+		p, err := c.startReplica(i)
 		c.must(err)
 		t.Cleanup(p.kill)
 		workers = append(workers, p)
@@ -230,7 +235,7 @@ func (c *chaos) run() {
 	if c.leastHit() == 0 {
 		missed := slices.DeleteFunc(places(), func(place string) bool { return c.hit[place] > 0 })
 		report := t.Logf
-		if *chaosKills > 0 {
+		if !short() {
 			report = t.Errorf
 		}
 		report("%s: no worker was killed at %v", c.name, missed)
@@ -336,7 +341,7 @@ func (c *chaos) killer(ctx context.Context, slot int, random *rand.Rand) {
 			action := strings.Replace(l.action, "term", "kill", 1)
 			env = []string{fmt.Sprintf("PAPERMAP_FAILPOINT=%s=%s@%d", l.place, action, l.nth)}
 		}
-		p, err := c.startWorker(fmt.Sprintf("worker%d", slot), env...)
+		p, err := c.startReplica(slot, env...)
 		if err != nil {
 			c.t.Error(err)
 			return
@@ -410,68 +415,6 @@ func (c *chaos) bury(p *process, place string) {
 	default:
 		c.t.Errorf("%s: a worker ended by itself (signal %v, code %d):\n%s", c.name, signal, code,
 			p.tail(3000))
-	}
-}
-
-// faults makes the API and the connection to it fail, and returns when nothing worked.
-func (c *chaos) faults(ctx context.Context, random *rand.Rand) (outages []proof.Window) {
-	shortest := time.Second
-	if short() {
-		shortest = 250 * time.Millisecond
-	}
-	var bag [][]string
-	var ways []int
-	for more := true; more; {
-		bout := drawFrom(&bag, bouts, random)
-		c.setFaults(bout...)
-		c.proxy.refuse.Store(false)
-		c.proxy.delay.Store(0)
-		switch drawFrom(&ways, []int{0, 1, 2, 3, 4, 5, 6, 7}, random) {
-		case 0:
-			c.proxy.cut()
-			c.count("cut the connections to the API")
-		case 1:
-			c.proxy.cut()
-			c.proxy.refuse.Store(true)
-			c.count("refused connections to the API")
-		case 2:
-			c.proxy.delay.Store(int64(100 * time.Millisecond))
-		}
-		outage := proof.Window{From: time.Now()}
-		more = sleep(ctx, shortest+time.Duration(random.Int64N(int64(3*shortest))))
-		if outage.To = time.Now(); bout[0] == "status=503" {
-			outages = append(outages, outage)
-		}
-	}
-	c.proxy.refuse.Store(false)
-	c.proxy.delay.Store(0)
-	return outages
-}
-
-// brokers kills the NATS server now and then.
-func (c *chaos) brokers(ctx context.Context, random *rand.Rand) {
-	wait := min(*chaosTime/3, 10*time.Second)
-	for sleep(ctx, wait+time.Duration(random.Int64N(int64(wait)))) {
-		if err := c.nats[0].restart(time.Duration(random.Int64N(int64(wait / 5)))); err != nil {
-			c.t.Error(err)
-			return
-		}
-		c.count("NATS killed")
-	}
-}
-
-// databases restarts PostgreSQL as a crash would, once a minute and at least once.
-func (c *chaos) databases(ctx context.Context, random *rand.Rand) {
-	wait := min(*chaosTime/4, time.Minute)
-	for sleep(ctx, wait+time.Duration(random.Int64N(int64(wait)))) {
-		wait = time.Minute
-		c.away.Store(math.MaxInt64)
-		if err := c.postgres.Restart(); err != nil {
-			c.t.Error(err)
-			return
-		}
-		c.away.Store(time.Now().Add(3 * time.Second).UnixNano())
-		c.count("PostgreSQL restarted")
 	}
 }
 

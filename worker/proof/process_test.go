@@ -164,7 +164,7 @@ func newServers(t testing.TB, dir string, count int) []*natsServer {
 	return servers
 }
 
-// proxy passes connections on to the simulator. It can close, refuse and delay them.
+// proxy passes connections on to the simulator or to a NATS server. It can close, refuse and delay them.
 type proxy struct {
 	listener net.Listener
 	to       string
@@ -182,7 +182,7 @@ func startProxy(t testing.TB, to string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: listener, to: strings.TrimPrefix(to, "http://"), conns: map[net.Conn]bool{}}
+	p := &proxy{listener: listener, to: strings.TrimPrefix(strings.TrimPrefix(to, "http://"), "nats://"), conns: map[net.Conn]bool{}}
 	p.running.Go(p.accept)
 	t.Cleanup(func() {
 		_ = listener.Close()

@@ -87,7 +87,8 @@ func (c *Console) recreate(rw http.ResponseWriter, v *visit) error {
 	if err != nil {
 		return visible(err)
 	}
-	return c.after(rw, v, tenantPage(id), "good", "The request is stored: a worker creates another dashboard.")
+	return c.after(rw, v, tenantPage(id), "good",
+		"The request is stored: a worker creates another dashboard.")
 }
 
 func (c *Console) resolveAttempt(rw http.ResponseWriter, v *visit) error {
@@ -154,7 +155,9 @@ func (c *Console) chosen(v *visit) (list []uint64, err error) {
 		if err != nil {
 			return nil, refuse(http.StatusBadRequest, "The form does not say up to which dead letter.")
 		}
-		filter := events.DeadFilter{Code: form.Get("code"), Type: form.Get("type"), TenantID: form.Get("tenant")}
+		filter := events.DeadFilter{
+			Code: form.Get("code"), Type: form.Get("type"), TenantID: form.Get("tenant"),
+		}
 		if list, err = c.matching(v.Context(), filter, maxChosen); err != nil {
 			return nil, err
 		}
@@ -173,5 +176,6 @@ func (c *Console) syncUsage(rw http.ResponseWriter, v *visit) error {
 	if err != nil {
 		return visible(fmt.Errorf("request a usage run: %w", err))
 	}
-	return c.after(rw, v, "/usage", "good", "usage.sync is published. Its run appears below when a worker begins it.")
+	return c.after(rw, v, "/usage", "good",
+		"usage.sync is published. Its run appears below when a worker begins it.")
 }

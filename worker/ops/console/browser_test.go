@@ -18,6 +18,7 @@ import (
 
 	cdpbrowser "github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -257,14 +258,18 @@ func TestConsoleInABrowser(t *testing.T) {
 			b.Accessible(axe, p.name+" "+theme)
 			b.Picture(p.name + "-" + theme + "-1280")
 			b.Screen(390, 860, theme)
+			b.open(p.path) // as a phone loads it
 			var over int
-			b.Do(chromedp.Evaluate(`document.documentElement.scrollWidth - innerWidth`, &over))
+			b.Do(chromedp.Evaluate(`document.documentElement.scrollWidth - screen.width`, &over))
 			if over > 0 {
 				t.Errorf("%s is %d pixels wider than a phone", p.name, over)
 			}
 			b.Picture(p.name + "-" + theme + "-390")
 		}
 	}
+
+	b.keyboard()
+	b.localTime()
 
 	// Without scripts everything can be read, and done.
 	b.Screen(1280, 860, "light")
@@ -276,7 +281,7 @@ func TestConsoleInABrowser(t *testing.T) {
 		chromedp.WaitVisible("#results > .note", chromedp.ByQuery))
 	b.open("/tenant?id=new-failed")
 	b.Do(chromedp.Click(`form[action="/tenant/recreate"] button`, chromedp.ByQuery),
-		chromedp.WaitVisible(".done", chromedp.ByQuery))
+		chromedp.WaitVisible(".flash", chromedp.ByQuery))
 	w.becomes("new-failed", repo.Active)
 
 	for _, text := range b.Complaints() {
@@ -284,6 +289,54 @@ func TestConsoleInABrowser(t *testing.T) {
 		if !strings.Contains(text, "404 (Not Found)") && !strings.Contains(text, "403 (Forbidden)") {
 			t.Errorf("the browser complained: %s", text)
 		}
+	}
+}
+
+// keyboard uses the shortcuts.
+func (b *tab) keyboard() {
+	b.t.Helper()
+	b.Screen(1280, 860, "light")
+	b.open("/")
+	b.Do(chromedp.KeyEvent("g"), chromedp.KeyEvent("u"), chromedp.WaitVisible(".uplot", chromedp.ByQuery))
+	b.Do(chromedp.KeyEvent("?"), chromedp.WaitVisible("dialog[open]", chromedp.ByQuery),
+		chromedp.KeyEvent(kb.Escape), chromedp.WaitNotVisible("dialog", chromedp.ByQuery))
+
+	// The chart says the figures of the month under the mouse.
+	var tip string
+	b.Do(chromedp.Evaluate(`(() => {
+		const over = document.querySelector(".u-over"), box = over.getBoundingClientRect();
+		over.dispatchEvent(new MouseEvent("mouseenter"));
+		over.dispatchEvent(new MouseEvent("mousemove", {bubbles: true,
+			clientX: box.right - box.width / 12, clientY: box.top + 20}));
+		})()`, nil), chromedp.WaitVisible(".tip", chromedp.ByQuery), chromedp.Text(".tip", &tip, chromedp.ByQuery))
+	if !strings.HasSuffix(tip, ": 90.00 credits, 700 requests") {
+		b.t.Errorf("the chart says %q of the last month", tip)
+	}
+
+	b.open("/tenants")
+	var focused string
+	slash := input.DispatchKeyEvent(input.KeyDown).WithKey("/").WithText("/")
+	b.Do(slash, chromedp.KeyEvent("org"),
+		chromedp.Evaluate(`document.activeElement.value`, &focused))
+	if focused != "org" {
+		b.t.Errorf("the search field has %q, want what was typed after /", focused)
+	}
+}
+
+// localTime looks at times from another time zone.
+func (b *tab) localTime() {
+	b.t.Helper()
+	b.Do(emulation.SetTimezoneOverride("Asia/Kolkata"))
+	b.open("/tenant?id=org-07")
+	var shown, title, utc string
+	b.Do(chromedp.Text(".facts time", &shown, chromedp.ByQuery),
+		chromedp.Evaluate(`document.querySelector(".facts time").title`, &title),
+		chromedp.Evaluate(`document.querySelector(".facts time").dateTime`, &utc))
+	at, err := time.Parse(time.RFC3339, utc)
+	b.Must(err)
+	local := at.In(time.FixedZone("", 5*3600+1800)).Format(time.DateTime)
+	if !strings.HasPrefix(shown, local) || title != at.UTC().Format(time.DateTime)+" UTC" {
+		b.t.Errorf("it shows %q with title %q for %s", shown, title, utc)
 	}
 }
 

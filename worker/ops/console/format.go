@@ -15,7 +15,8 @@ import (
 
 // functions are what templates write with.
 var functions = template.FuncMap{
-	"when": when, "prose": prose, "count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits,
+	"when": when, "prose": prose,
+	"count": count[int], "count64": count[int64], "decimal": decimal, "credits": credits,
 	"rate": perSecond, "iso": iso, "name": shortName, "plural": plural, "query": query,
 	"duration": duration, "stamp": stamp, "month": monthName,
 	"visible": events.Visible,

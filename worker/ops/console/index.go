@@ -91,7 +91,9 @@ func (x *index) name(i uint32) []byte {
 func (x *index) id(i uint32) string { return string(x.ids[x.idAt[i]:x.idAt[i+1]]) }
 
 // find returns the ids of one part of the tenants that match, and how many do.
-func (x *index) find(query string, status repo.Status, sort string, skip, limit int) (ids []string, total int) {
+func (x *index) find(
+	query string, status repo.Status, sort string, skip, limit int,
+) (ids []string, total int) {
 	found := x.match([]byte(strings.ToLower(query)), status)
 	for _, word := range found {
 		total += bits.OnesCount64(word)

@@ -102,6 +102,14 @@ func (c *Console) backlog(ctx context.Context, o *overview) (dead int) {
 	return dead
 }
 
+// one is a noun, in the plural unless there is one.
+func one(n int, noun string) string {
+	if n == 1 {
+		return noun
+	}
+	return noun + "s"
+}
+
 // needs lists what an operator has to look at, the worst first.
 func (o *overview) needs(s repo.Stats, dead int, runs []repo.Run) {
 	add := func(level string, n int, what, why, link, text string) {
@@ -109,15 +117,17 @@ func (o *overview) needs(s repo.Stats, dead int, runs []repo.Run) {
 			o.Needs = append(o.Needs, need{level, n, what, why, link, text})
 		}
 	}
-	add("bad", s.Tenants[repo.Held], "held tenants",
+	add("bad", s.Tenants[repo.Held], one(s.Tenants[repo.Held], "held tenant"),
 		"It is not known whether Papermap made their dashboards. Look for the marks there.",
 		"/attention", "Resolve them")
-	add("bad", s.Tenants[repo.Failed], "failed tenants",
+	add("bad", s.Tenants[repo.Failed], one(s.Tenants[repo.Failed], "failed tenant"),
 		"Papermap refused, or it failed too often. Their events are dead letters.",
 		"/tenants?status=failed", "See why")
-	add("bad", dead, "dead letters", "Events that cannot be handled as they are. Replay or discard them.",
+	add("bad", dead, one(dead, "dead letter"),
+		"Events that cannot be handled as they are. Replay or discard them.",
 		"/dead", "Look at them")
-	add("warn", max(0, s.PossibleOrphans-s.Tenants[repo.Held]), "possible orphans",
+	orphans := max(0, s.PossibleOrphans-s.Tenants[repo.Held])
+	add("warn", orphans, one(orphans, "possible orphan"),
 		"Creates that may have left a dashboard behind at Papermap, the oldest from "+
 			duration(s.PossibleOrphanAge)+" ago.", "/attention#attempts", "Look for them")
 	if s.Unsent > 0 && s.UnsentAge > outboxLong {
@@ -136,7 +146,7 @@ func (o *overview) needs(s repo.Stats, dead int, runs []repo.Run) {
 				"/usage", "See the runs")
 		}
 		if r.Status == repo.RunDone && r.Rejected > 0 {
-			add("warn", int(r.Rejected), "rejected usage rows",
+			add("warn", int(r.Rejected), one(int(r.Rejected), "rejected usage row"),
 				"The last run of workspace "+r.WorkspaceID+" could not use them.",
 				"/usage/run?id="+r.ID, "See them")
 		}

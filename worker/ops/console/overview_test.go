@@ -20,7 +20,7 @@ func TestOverviewSaysWhichTenantsHaveNoDashboardAndWhy(t *testing.T) {
 		page := w.get("/").body
 		got := text(page)
 		for _, want := range []string{
-			"1 held tenants", "1 failed tenants", "2 dead letters", "Tenants without a dashboard 2",
+			"1 held tenant ", "1 failed tenant ", "2 dead letters", "Tenants without a dashboard 2",
 			"held The held ones held whether Papermap made one at ",
 			"Look in Papermap's page for a dashboard",
 			"refused The refused ones failed creating it failed for good (API_REFUSED: papermap (refused): " +

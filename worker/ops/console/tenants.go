@@ -67,7 +67,8 @@ func (t *tenants) find(v *visit, db *repo.DB, x *index) (err error) {
 	skip := (t.Page - 1) * perPage
 	var ids []string
 	ids, t.Total = x.find(t.Query, repo.Status(t.Status), t.Sort, skip, perPage)
-	if t.Page == 1 && t.Status == "" && t.Query != "" && len(ids) < perPage && !slices.Contains(ids, t.Query) {
+	first := t.Page == 1 && t.Status == "" && t.Query != ""
+	if first && len(ids) < perPage && !slices.Contains(ids, t.Query) {
 		ids = append([]string{t.Query}, ids...)
 	}
 	if t.List, err = db.MappingsOf(v.Context(), ids); err != nil {

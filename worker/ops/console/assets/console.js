@@ -41,7 +41,7 @@
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } }, hooks: { setCursor: [point] }, legend: { live: false },
       scales: { x: { time: false, range: [-0.6, labels.length - 0.4] }, credits: { range: (_, __, max) => [0, max * 1.1 || 1] }, requests: { range: (_, __, max) => [0, max * 1.1 || 1] } },
       axes: [
-        { ...axis, size: 30, label: "Month, UTC", grid: { show: false }, splits: () => labels.map((_, i) => i), values: (_, splits) => splits.map((i) => (figure.clientWidth / labels.length < 64 ? labels[i].slice(0, 3) : labels[i])) },
+        { ...axis, size: 30, label: "Month, UTC", grid: { show: false }, splits: () => labels.map((_, i) => i), values: (_, splits) => splits.map((i) => ((figure.clientWidth - 140) / labels.length < 64 ? labels[i].slice(0, 3) : labels[i])) },
         { ...axis, scale: "credits", label: heads[1], values: (_, v) => v.map(short) },
         { ...axis, scale: "requests", label: heads[2], side: 1, grid: { show: false }, values: (_, v) => v.map(short) },
       ],
@@ -65,7 +65,10 @@
   });
 
   // Times are shown as the browser's clock has them, with UTC for whoever points at them; ages grow.
-  const local = (t) => t.toLocaleString("sv-SE", { timeZoneName: "short" });
+  const two = (n) => String(n).padStart(2, "0");
+  const clock = (t) => [t.getHours(), t.getMinutes(), t.getSeconds()].map(two).join(":");
+  const zone = (t) => new Intl.DateTimeFormat("en", { timeZoneName: "short" }).formatToParts(t).find((p) => p.type === "timeZoneName").value;
+  const local = (t) => `${[t.getFullYear(), t.getMonth() + 1, t.getDate()].map(two).join("-")} ${clock(t)} ${zone(t)}`;
   const utc = (t) => `${t.toISOString().slice(0, 19).replace("T", " ")} UTC`;
   const units = [[172800e3, 86400e3, "days"], [3600e3, 3600e3, "h"], [60e3, 60e3, "min"], [0, 1e3, "s"]];
   const age = (ms) => {
@@ -81,7 +84,7 @@
   const times = () => document.querySelectorAll("time[datetime]").forEach((e) => {
     const t = new Date(e.dateTime);
     if (e.className === "age") write(e, age(Date.now() + skew - t));
-    else write(e, e.className === "clock" ? t.toLocaleTimeString("sv-SE") : local(t));
+    else write(e, e.className === "clock" ? clock(t) : local(t));
     e.title = e.className === "age" ? `${local(t)} · ${utc(t)}` : utc(t);
   });
   setInterval(() => {
@@ -154,7 +157,7 @@
     const text = trouble.has("pulse") ? "Connection lost." : [...trouble.values()][0];
     document.documentElement.toggleAttribute("data-lost", trouble.has("pulse"));
     lost.hidden = !text;
-    if (text) write(lost, `${text} This page shows data from ${new Date(read.dateTime).toLocaleTimeString("sv-SE")}.`);
+    if (text) write(lost, `${text} This page shows data from ${clock(new Date(read.dateTime))}.`);
   };
   const failed = (event) => {
     const e = event.detail.elt, status = event.detail.xhr.status;
