@@ -16,8 +16,8 @@ import (
 
 // index finds tenants by any part of their ids and names, and counts and sorts what it finds. It is
 // in memory because no index of a database does that for a part which many tenants have: a million
-// matches would have to be read to be counted. It is a text of all ids and names, some 100 bytes for
-// each tenant.
+// matches would have to be read to be counted. It is a text of all ids and names, 50 to 100
+// bytes for each tenant.
 type index struct {
 	read   time.Time // when reading it began
 	whole  bool      // it has all tenants
