@@ -20,8 +20,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Options is which NATS server to use and how. Zero credentials mean none; which are needed is the
-// server's choice.
+// Options says which NATS server to use and how. Empty credentials mean none; the server decides
+// which it requires.
 type Options struct {
 	URL         string // several servers separated by commas; tried in random order
 	Credentials string // path of a .creds file
@@ -54,11 +54,11 @@ type Options struct {
 	Tracer trace.Tracer // nil: no spans, and no trace in messages
 }
 
-// publishWait is how long one of many events that are published at once waits for the stream's
+// publishWait is how long each of several concurrent publishes waits for the stream's
 // acknowledgement.
 const publishWait = 10 * time.Second
 
-// Bus is the connections to NATS with the worker's streams. It is safe for concurrent use.
+// Bus holds the connections to NATS and the worker's streams. It is safe for concurrent use.
 type Bus struct {
 	o    Options
 	nc   *connection // of the events
@@ -112,7 +112,7 @@ func (b *Bus) api(call string) string {
 	return "$JS.API." + call
 }
 
-// handlers log what happens to a connection, and tell of its end and of its first failure.
+// handlers log what happens to a connection, and report its end and its first failure.
 func (b *Bus) handlers(purpose string, closed chan struct{}, failed chan<- error) []nats.Option {
 	log := b.log.With("connection", purpose)
 	return []nats.Option{
@@ -179,8 +179,8 @@ func (o Options) credentials() (options []nats.Option, err error) {
 	return options, nil
 }
 
-// reason keeps err and returns it, or the one kept before: nats.go clears its last error before each
-// try.
+// reason keeps err and returns it, or the one kept before: nats.go clears its last error before
+// each attempt.
 func (b *Bus) reason(err error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -191,7 +191,8 @@ func (b *Bus) reason(err error) error {
 	return b.lastErr
 }
 
-// wasLogged reports whether an error of permissions was logged before: it comes with every try.
+// wasLogged reports whether an error of permissions was logged before: it recurs with every
+// attempt.
 func (b *Bus) wasLogged(err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -205,8 +206,8 @@ func (b *Bus) wasLogged(err error) bool {
 	return !b.slow.Allow()
 }
 
-// Close sends what is buffered, waits for running callbacks and closes the connections. When ctx ends
-// first, it closes them at once.
+// Close sends buffered messages, waits for running callbacks and closes the connections. If ctx
+// ends first, it closes them at once.
 func (b *Bus) Close(ctx context.Context) {
 	b.reading.end()
 	b.mu.Lock()
@@ -236,7 +237,7 @@ func (b *Bus) Request(ctx context.Context, endpoint string, data []byte) ([]byte
 	return data, err
 }
 
-// Backlog is what waits for a consumer.
+// Backlog is the number and age of the events that wait for a consumer.
 type Backlog struct {
 	Consumer                         string
 	Pending, AckPending, Redelivered int
@@ -297,8 +298,8 @@ func (b *Bus) backlogOf(ctx context.Context, stream jetstream.Stream, name strin
 	return waits, nil
 }
 
-// AnnounceChange tells the other replicas that a tenant's mapping has changed. Without it they would
-// notice a little later.
+// AnnounceChange notifies the other replicas that a tenant's mapping has changed. Without it they
+// would notice a few seconds later.
 func (b *Bus) AnnounceChange(tenantID string) {
 	if err := b.nc.Publish(b.o.Subjects.Changed(), []byte(tenantID)); err != nil {
 		b.log.Debug("cannot announce a change to other replicas", "tenant_id", tenantID, "error", err)
@@ -317,7 +318,7 @@ func (b *Bus) OnChange(do func(tenantID string)) (stop func(), err error) {
 	return func() { _ = sub.Unsubscribe() }, nil // it fails only without a connection
 }
 
-// logPanic, deferred by a callback of the client library, keeps a panic from ending the process.
+// logPanic, deferred in a callback of the client library, keeps a panic from ending the process.
 func logPanic(log *slog.Logger, subject string) {
 	if p := recover(); p != nil {
 		log.Error("a callback panicked", "subject", subject, "panic", p, "stack", string(debug.Stack()))

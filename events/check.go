@@ -15,7 +15,7 @@ import (
 
 // Finding is the result of one check of the NATS server, a stream or a consumer.
 type Finding struct {
-	Check string // what was looked at
+	Check string // what was checked
 	Found string
 	Fix   string // what to do about it; empty when all is well
 	Fatal bool   // the worker is not ready
@@ -32,9 +32,8 @@ func (f Finding) String() string {
 // checkTimeout is how long a check waits for an answer: requests without permission get none.
 const checkTimeout = 2 * time.Second
 
-// Check is CheckTopology with other streams, which the worker's own user need not see. It changes
-// nothing. replyPrefixes are those of
-// [Bus.Serve].
+// Check is CheckTopology plus a check of other streams, which the worker's own user may lack the
+// permission for. It changes nothing. replyPrefixes are those of [Bus.Serve].
 func (b *Bus) Check(ctx context.Context, replyPrefixes []string) []Finding {
 	b.setReplies(replyPrefixes)
 	list := []Finding{b.checkServer()}
@@ -46,8 +45,8 @@ func (b *Bus) Check(ctx context.Context, replyPrefixes []string) []Finding {
 	return slices.Concat(list, b.checkStreams(ctx), b.checkOverlaps(ctx))
 }
 
-// CheckTopology looks at the server, the streams, the consumers and the rights of this user as the
-// worker needs them, and changes nothing. Where all is well, a Finding without Fix says what is there.
+// CheckTopology checks that the server, the streams, the consumers and this user's permissions are
+// what the worker needs. It changes nothing. A Finding without Fix reports that all is well.
 func (b *Bus) CheckTopology(ctx context.Context) []Finding {
 	list := []Finding{b.checkServer()}
 	streams := b.checkStreams(ctx)
@@ -95,7 +94,8 @@ func (b *Bus) checkServer() Finding {
 	return Finding{Check: "NATS server", Found: found}
 }
 
-// checkAccount returns false when there is no JetStream, and no Finding when the user may not ask.
+// checkAccount returns false if there is no JetStream, and no Finding if the user has no permission
+// to ask.
 func (b *Bus) checkAccount(ctx context.Context) (list []Finding, ok bool) {
 	const check = "JetStream"
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -191,8 +191,8 @@ func (b *Bus) checkCreate(ctx context.Context, check, api string) Finding {
 	return Finding{Check: check, Found: "it does not exist yet: serve creates it"}
 }
 
-// checkOverlaps looks for streams that take what is not for them: they would store tokens, answer
-// requests, or keep ours from being made.
+// checkOverlaps looks for streams that capture subjects of this program: they would store tokens,
+// answer requests, or keep the worker's streams from being created.
 func (b *Bus) checkOverlaps(ctx context.Context) []Finding {
 	const check = "other streams"
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)

@@ -14,9 +14,9 @@ import (
 	"github.com/nats-io/nats.go/micro"
 )
 
-// What a connection is for. A server closes a connection that does not read fast enough, so what
-// arrives in any amount has connections of its own: requests, those of tenants, and what people look
-// at. The connection of the events carries nothing else.
+// The purposes of connections. A server closes a connection that does not read fast enough. So
+// traffic of unlimited volume has separate connections: requests, requests of tenants, and reads
+// for people. The connection of the events carries nothing else.
 const (
 	forEvents   = "events"
 	forRequests = "requests"
@@ -34,8 +34,9 @@ type connection struct {
 	closed chan struct{}
 }
 
-// dial makes a connection, which reconnects for ever: also after errors of authorization, because
-// credentials may be corrected meanwhile. The one for reading does not: it is made again when needed.
+// dial makes a connection that reconnects forever, even after authorization errors, because the
+// credentials may be corrected. The connection for reading does not reconnect: it is made again
+// when needed.
 func (b *Bus) dial(purpose string, failed chan<- error) (*connection, error) {
 	o, c := b.o, &connection{closed: make(chan struct{})}
 	name := o.Name
@@ -63,8 +64,8 @@ func (b *Bus) dial(purpose string, failed chan<- error) (*connection, error) {
 
 // jetStream returns JetStream over a connection.
 func (b *Bus) jetStream(c *connection) (js jetstream.JetStream, err error) {
-	// Without a timeout, publishes that got no acknowledgement would add up to the limit of those in
-	// flight, and then stop all others.
+	// Without a timeout, publishes that got no acknowledgement would fill the limit of those in
+	// flight, and then block all others.
 	timeout := jetstream.WithPublishAsyncTimeout(publishWait)
 	if b.o.Domain != "" {
 		js, err = jetstream.NewWithDomain(c.Conn, b.o.Domain, timeout)
@@ -77,7 +78,7 @@ func (b *Bus) jetStream(c *connection) (js jetstream.JetStream, err error) {
 	return js, nil
 }
 
-// close sends what is buffered, waits for running callbacks and closes the connection. When ctx ends
+// close sends buffered messages, waits for running callbacks and closes the connection. If ctx ends
 // first, it closes the connection at once.
 func (c *connection) close(ctx context.Context) {
 	if !c.IsConnected() || c.Drain() != nil {
@@ -117,12 +118,12 @@ func (b *Bus) drop(ctx context.Context, list ...*connection) {
 const (
 	readers    = 2                // streams that are read at a time
 	readerIdle = 30 * time.Second // after which the connection for reading is closed
-	readBytes  = 1 << 20          // of messages that are on their way to a reader
+	readBytes  = 1 << 20          // of messages in flight to a reader
 )
 
-// reading is the connection for what people look at, made when it is first needed.
+// reading is the connection for reads for people, made when it is first needed.
 type reading struct {
-	turn  chan struct{} // holds one element while somebody changes the other fields
+	turn  chan struct{} // holds one element while the other fields are changed
 	conn  *connection   // nil: there is none
 	js    jetstream.JetStream
 	users int
@@ -164,8 +165,8 @@ func (b *Bus) reader() (js jetstream.JetStream, release func(), err error) {
 	}), nil
 }
 
-// readerInTurn is reader for whole messages. It waits while others read as many streams as may be
-// read at a time, which bounds what is in memory.
+// readerInTurn is reader for whole messages. It waits while the maximum number of streams is being
+// read, which limits the memory in use.
 func (b *Bus) readerInTurn(ctx context.Context) (js jetstream.JetStream, release func(), err error) {
 	select {
 	case b.reading.slots <- struct{}{}:
@@ -201,9 +202,9 @@ func (r *reading) end() {
 	}
 }
 
-// readLimit is how many bytes of messages a reader asks for at a time: the server closes a connection
-// to which it has to keep too much. A request for messages must have room for the largest, also after
-// half of it is used.
+// readLimit is how many bytes of messages a reader requests at a time: the server closes a
+// connection for which it has to buffer too much. A request must have room for the largest message,
+// even after half of it is used.
 func (b *Bus) readLimit() int { return max(readBytes, 2*int(b.nc.MaxPayload()+maxHeaders)) }
 
 // Connected returns nil while there are connections for events and for requests, else why not. The one
@@ -231,9 +232,9 @@ func (b *Bus) connected(c *connection) error {
 	return errors.New("no connection to NATS")
 }
 
-// listen takes requests: on one connection, and those on tenants' own subjects on another, so that a
-// tenant that floods it takes nothing from other callers. Package micro has one connection, so it
-// knows a tenant's endpoint by a subject that is written like a reply prefix.
+// listen accepts requests: on one connection, and requests on tenants' own subjects on another, so
+// that a tenant that floods it does not affect other callers. Package micro has one connection, so
+// it recognizes a tenant's endpoint by a subject that is written like a reply prefix.
 func (s *Service) listen(version string, endpoints []Endpoint, counts map[string]*answers) error {
 	requests, err := s.bus.dialForRequests()
 	if err != nil {

@@ -28,24 +28,25 @@ const (
 	failureLines = rate.Limit(1.0 / 30) // per second, of each kind
 
 	fetchWait  = time.Second // how long a pull waits for events, and so how long a stop may wait for it
-	maxSettles = 5           // looks for the stream, a second apart, before an event is left to be delivered again
+	maxSettles = 5           // look-ups of the stream, a second apart, before an event is redelivered
 )
 
 // Consumer fetches events from one durable consumer and handles them, at most Slots at a time. It
-// fetches only what there are free slots for: the server counts the time that an event waits in a
-// buffer towards AckWait. It fetches no more than fits into memoryInHand either, however large the
-// events are.
+// fetches only as many as it has free slots for, because the server counts the time that an event
+// waits in a buffer towards AckWait. It fetches no more than fits into memoryInHand either, however
+// large the events are.
 type Consumer struct {
 	Durable string
 	Slots   int
 	Grace   time.Duration // after a stop, how long handlers may continue
 
-	// Admit returns how many events may be fetched now, at least one; while that is none, it waits
-	// until ctx ends. Nil means as many as there are slots.
+	// Admit returns how many events may be fetched now, at least one. If none may, it waits until
+	// ctx ends. Nil means as many as there are free slots.
 	Admit func(ctx context.Context) (int, error)
-	// Handle does what the event asks for. After nil the event is acknowledged; after *Permanent it
-	// becomes a dead letter; after *Retry it is delivered again then; after any other error it is
-	// delivered again after [Delay]. Handle must be safe to repeat, also concurrently on two workers.
+	// Handle handles the event. After nil the event is acknowledged; after *Permanent it becomes a
+	// dead letter; after *Retry it is redelivered after that delay; after any other error it is
+	// redelivered after [Delay]. Handle must be idempotent, even if two workers run it
+	// concurrently.
 	Handle func(ctx context.Context, e Event) error
 	// Observe, if not nil, is called for each event with its outcome: acknowledged, dead, retried or
 	// failed.
@@ -58,7 +59,7 @@ type Consumer struct {
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
 
-	// Of log lines about failures, which come with every event while something is down.
+	// Limits log lines about failures, which every event causes while something is down.
 	failures, unsettled *rate.Limiter
 }
 
@@ -87,12 +88,12 @@ func (c *Consumer) Healthy() bool { return c.healthy.Load() }
 // The steps of one event: acquireSlots, fetch, handle (which extends AckWait), process (Decode and
 // Handle), ack. Nothing else acknowledges.
 
-// Run consumes until ctx ends. Then it stops fetching, returns to the server what it has not started,
-// waits for the events in flight and returns. Streams or a consumer that are lost or changed
-// meanwhile are made again.
+// Run consumes until ctx ends. Then it stops fetching, returns events that it has not started to
+// the server, waits for the events in flight and returns. Streams or a consumer that are deleted or
+// changed while it runs are created again or repaired.
 func (c *Consumer) Run(ctx context.Context) {
-	// Handlers run under work, which outlives ctx by Grace, so that a stop does not fail what is in
-	// flight.
+	// Handlers run with the context work, which outlives ctx by Grace, so that a stop does not fail
+	// the events in flight.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(c.Grace, abandon) })
@@ -122,8 +123,8 @@ func (c *Consumer) Run(ctx context.Context) {
 	c.inFlight.Wait()
 }
 
-// consume fetches and handles events until ctx ends or something is wrong with the streams or the
-// consumers. It calls ready when they are there.
+// consume fetches and handles events until ctx ends or a problem with the streams or the consumers.
+// It calls ready once they exist.
 func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
@@ -188,8 +189,8 @@ func (c *Consumer) release(bytes int64) {
 	<-c.slots
 }
 
-// fetch requests n events, for which slots with memory for largest bytes each are acquired, and starts
-// a handler for each that comes.
+// fetch requests n events, for which slots with memory for largest bytes each are acquired, and
+// starts a handler for each that arrives.
 func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error {
 	defer func() {
 		for range n {
@@ -228,15 +229,15 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 	return nil
 }
 
-// delivery is a message that was fetched, and what may be told to the server about it.
+// delivery is a fetched message, and what may be sent to the server about it.
 type delivery struct {
 	jetstream.Msg
 	c           *Consumer
 	incarnation uint64 // of the stream that it is a message of
 }
 
-// settle tells the server about the message, unless its stream is gone: the same number in a stream
-// that was made again is another event's.
+// settle sends the message's outcome to the server, unless its stream is gone: in a recreated
+// stream the same number belongs to another event.
 func (d *delivery) settle(ctx context.Context, tell func() error) error {
 	if err := d.current(ctx); err != nil {
 		return err
@@ -244,8 +245,8 @@ func (d *delivery) settle(ctx context.Context, tell func() error) error {
 	return tell()
 }
 
-// finish is settle for the last time. What cannot be told is no loss: the event is then delivered again
-// after ackWait, which handlers must bear anyway.
+// finish is settle for the last time. If it fails, nothing is lost: the event is redelivered after
+// ackWait, which handlers must tolerate anyway.
 func (d *delivery) finish(ctx context.Context, operation string, tell func() error) {
 	if err := d.settle(ctx, tell); err != nil {
 		d.c.log.Warn("cannot acknowledge an event; it will be delivered again",
@@ -253,10 +254,10 @@ func (d *delivery) finish(ctx context.Context, operation string, tell func() err
 	}
 }
 
-var errOtherStream = errors.New("its stream was made again or restored meanwhile")
+var errOtherStream = errors.New("its stream was recreated or restored since the delivery")
 
-// current returns nil if the stream is the one that the message was fetched from. While the server
-// does not tell, it asks again.
+// current returns nil if the stream is the one that the message was fetched from. If the server
+// does not answer, it asks again.
 func (d *delivery) current(ctx context.Context) error {
 	for tries := 1; ; tries++ {
 		now, err := d.c.bus.incarnation(ctx)
@@ -271,8 +272,8 @@ func (d *delivery) current(ctx context.Context) error {
 	}
 }
 
-// extend extends the message's AckWait until stop is called, which returns when nothing more is sent:
-// an extension after the acknowledgement would be an error.
+// extend extends the message's AckWait until stop is called. When stop returns, nothing more is
+// sent: an extension after the acknowledgement would be an error.
 func (d *delivery) extend(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // also during a drain
 	var beats sync.WaitGroup
@@ -310,10 +311,10 @@ func (c *Consumer) handle(ctx context.Context, d *delivery) {
 	}
 }
 
-// jetstreamSize is the header of a message whose data the consumer was told to leave out.
+// jetstreamSize is the header of a message whose data the consumer is configured to omit.
 const jetstreamSize = "Nats-Msg-Size"
 
-// process decodes the event and handles it. A panic is a failure of this event alone.
+// process decodes the event and handles it. A panic fails only this event.
 func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Event, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -334,7 +335,8 @@ func (c *Consumer) process(ctx context.Context, raw Raw, deliveries int) (e Even
 	return e, c.Handle(ctx, e)
 }
 
-// ack is the one place that tells the server the outcome of an event, err. By then it is committed.
+// ack is the only place that sends the outcome of an event, err, to the server. By then it is
+// committed.
 func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err error) (outcome string) {
 	var permanent *Permanent
 	var retry *Retry
@@ -376,7 +378,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 	}
 	after := Delay(e.Deliveries)
 	level := slog.LevelDebug
-	if c.failures.Allow() { // while the database is away every event fails
+	if c.failures.Allow() { // while the database is down every event fails
 		level = slog.LevelWarn
 	}
 	log.Log(ctx, level, "event failed and is delivered again later", "after", after, "error", err)
@@ -385,7 +387,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 	return "failed"
 }
 
-// raw returns a message as the stream stores it, and what the server says of its delivery.
+// raw returns a message as the stream stores it, with the server's delivery metadata.
 func (b *Bus) raw(msg jetstream.Msg) (Raw, *jetstream.MsgMetadata, error) {
 	meta, err := msg.Metadata()
 	if err != nil {

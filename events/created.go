@@ -19,7 +19,7 @@ func (p *TenantCreated) fields() []field {
 
 var errNoName = errors.New(`"name" is missing or blank`)
 
-// lacksName reports whether there is no name, although a dashboard is to be created.
+// lacksName reports whether the name is missing although a dashboard is to be created.
 func (p *TenantCreated) lacksName() bool {
 	return strings.TrimSpace(p.Name) == "" && p.DashboardID == ""
 }
@@ -35,13 +35,13 @@ func decodeTenantCreated(data []byte) (Payload, error) {
 	return p, wrongField(ValidateTenantID(p.TenantID))
 }
 
-// FieldError is what is wrong with a field of an event's data.
+// FieldError is a problem with a field of an event's data.
 type FieldError struct {
 	Field string
 	Err   error
 }
 
-// Validate lists all that is wrong with the data, while decoding an event stops at the first.
+// Validate lists all problems of the data, while decoding an event stops at the first.
 func (p *TenantCreated) Validate() (list []FieldError) {
 	for _, f := range p.fields() {
 		err := f.validate()

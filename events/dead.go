@@ -34,8 +34,8 @@ const (
 	originalPrefix   = "Papermap-Original-"
 )
 
-// publishDead stores the dead letter of an event and returns when the stream has it. It does not stop
-// when ctx ends: a drain completes what is in flight.
+// publishDead stores the dead letter of an event and returns when the stream has it. It does not
+// stop when ctx ends, because a drain completes the events in flight.
 func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -53,8 +53,8 @@ func (b *Bus) publishDead(ctx context.Context, raw Raw, e Event, p *Permanent) e
 	return nil
 }
 
-// deadLetterLimit is the size of the largest message that the server and the stream of dead letters
-// take, with its headers.
+// deadLetterLimit is the size of the largest message, with its headers, that the server and the
+// dead-letter stream accept.
 func (b *Bus) deadLetterLimit() int {
 	limit := int(b.nc.MaxPayload())
 	defer b.lockTopology()()
@@ -69,8 +69,8 @@ const (
 	maxReason  = 500        // code points of an error in a header, and of a reason
 )
 
-// deadLetter returns the message that keeps an event that cannot be handled, at most limit bytes with
-// its headers. What does not fit is left out, first of the data, then the event's headers, at last of
+// deadLetter returns the message that keeps an event that cannot be handled, at most limit bytes
+// with its headers. What does not fit is cut: first the data, then the event's headers, and last
 // the reason.
 func deadLetter(raw Raw, e Event, p *Permanent, limit int) *nats.Msg {
 	own := nats.Header{
@@ -143,7 +143,7 @@ func firstOf(text string, limit int) string {
 	return text
 }
 
-// DeadLetter is an event that could not be handled, as it is kept.
+// DeadLetter is a stored event that could not be handled.
 type DeadLetter struct {
 	Sequence       uint64      `json:"sequence"` // in the stream of dead letters
 	Type           string      `json:"type"`
@@ -173,8 +173,8 @@ func newDeadLetter(r Raw) DeadLetter {
 	return d
 }
 
-// tenantOf finds the tenant in data that may be anything; empty when there is none. The data may be
-// the very reason for being a dead letter.
+// tenantOf finds the tenant in arbitrary data; empty if there is none. The data may be the reason
+// for the dead letter.
 func tenantOf(data []byte) string {
 	var tenantID struct {
 		ID   jsontext.Value `json:"tenant_id"`
@@ -192,7 +192,7 @@ func tenantOf(data []byte) string {
 	return shorten(id)
 }
 
-// shorten returns a text that is no longer than a list may show: others choose it.
+// shorten cuts a text to what a list may show, because publishers choose it.
 func shorten(text string) string {
 	const limit = 4 * maxReason // bytes, of maxReason code points
 	if len(text) <= limit {

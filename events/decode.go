@@ -48,8 +48,9 @@ func Decode(r Raw) (Event, error) {
 	if validEventID(msgID) {
 		e.ID = msgID
 	}
-	// The identity: Papermap-Event-Id, else CloudEvents id, else Nats-Msg-Id, else the stored message.
-	// What a replay kept comes first, so that another dead letter of the same event has its identity too.
+	// The identity: Papermap-Event-Id, or else CloudEvents id, or else Nats-Msg-Id, or else the
+	// stored message. The id that a replay kept comes first, so that another dead letter of the
+	// same event keeps its identity.
 	ownID, hasOwnID := h[headerEventID]
 	if hasOwnID {
 		if !validEventID(ownID) {
@@ -90,10 +91,10 @@ func Decode(r Raw) (Event, error) {
 	return e, err
 }
 
-// readHeaders returns the headers that matter, by their names as written here. Header names compare
-// without case. Two different values of one could be read in two ways, and differently at each
-// delivery, because a Go map has no order. The attributes of a CloudEvent in binary mode are
-// percent-decoded, as the CloudEvents binding for NATS says.
+// readHeaders returns the relevant headers, by their names as written here. Header names compare
+// without case. Two different values of one header would be ambiguous, and could be read
+// differently at each delivery, because a Go map has no order. The attributes of a CloudEvent in
+// binary mode are percent-decoded, as the CloudEvents binding for NATS requires.
 func readHeaders(h nats.Header) (map[string]string, error) {
 	read := map[string]string{}
 	for _, name := range []string{
@@ -105,7 +106,7 @@ func readHeaders(h nats.Header) (map[string]string, error) {
 				continue
 			}
 			for _, v := range values {
-				v = textproto.TrimString(v) // as it is after it was published again
+				v = textproto.TrimString(v) // as it would be after a replay
 				if strings.HasPrefix(name, attributePrefix) {
 					v = percentDecode(v)
 				}
@@ -122,7 +123,7 @@ func readHeaders(h nats.Header) (map[string]string, error) {
 
 const attributePrefix = "ce-" // of the headers that are attributes of a CloudEvent in binary mode
 
-// validateAttributes checks the encoding of all attributes, also of those that are not used here.
+// validateAttributes checks the encoding of all attributes, including unused ones.
 func validateAttributes(h nats.Header) error {
 	for _, key := range slices.Sorted(maps.Keys(h)) { // the same error each time
 		if !hasPrefixFold(key, attributePrefix) {
@@ -156,8 +157,8 @@ func percentDecode(s string) string {
 	return string(decoded)
 }
 
-// attributes are the given attributes of a CloudEvent that are used here. CloudEvents requires a
-// source; an event without one is accepted.
+// attributes are the CloudEvents attributes that are used here. CloudEvents requires a source; an
+// event without one is accepted.
 type attributes map[string]string
 
 var attributeNames = []string{"specversion", "id", "source", "type", "time"}
@@ -276,8 +277,8 @@ func parseTime(text string) (time.Time, error) {
 	return t, err
 }
 
-// eventTime reads an event's time. One far ahead of the stream's is replaced by the stream's: a wrong
-// clock at a publisher must not outrank every later event.
+// eventTime reads an event's time. A time far ahead of the stream's is replaced by the stream's: a
+// publisher's wrong clock must not outrank every later event.
 func eventTime(name, text string, stream time.Time) (time.Time, error) {
 	t, err := parseTime(strings.ToUpper(text))
 	if err != nil || !timeForm.MatchString(text) {

@@ -24,39 +24,39 @@
 //
 // # Events
 //
-// [Types] is the table of event types: who publishes a type, which consumer handles it, how its data
-// is decoded. [Decode] is strict: it refuses whatever could be read in two ways (duplicate names,
-// names that differ by case, invalid UTF-8, trailing data, null).
+// [Types] is the table of event types: who publishes a type, which consumer handles it, how its
+// data is decoded. [Decode] is strict: it refuses anything ambiguous (duplicate names, names that
+// differ by case, invalid UTF-8, trailing data, null).
 //
 // # Consuming
 //
-// A [Consumer] fetches only what it has free slots for, extends the acknowledgement deadline of an
-// event for as long as its handler runs, and acknowledges in one place. The handler's error decides:
-// nil acknowledges, after the handler's commit; [*Retry] delivers the event again after a delay;
-// [*Permanent] stores a dead letter, and terminates the event only when the stream has that; any
-// other error delivers the event again after [Delay]. Streams and consumers that are deleted or
-// changed are made again. Nothing is acknowledged in a stream that is another than the one that the
-// event was fetched from: sequences begin again there.
+// A [Consumer] fetches only as many events as it has free slots, extends the acknowledgement
+// deadline of an event while its handler runs, and acknowledges in one place. The handler's error
+// decides: nil acknowledges, after the handler's commit; [*Retry] redelivers the event after a
+// delay; [*Permanent] stores a dead letter, and then terminates the event; any other error
+// redelivers the event after [Delay]. Streams and consumers that are deleted or changed are created
+// again or repaired. After a stream was recreated, events fetched before are not acknowledged,
+// because its sequences start over.
 //
-// It cannot promise exactly-once: JetStream delivers at least once, and an acknowledgement is no
-// fence (the server accepts one from an expired delivery). Handlers must be safe to repeat, also
-// concurrently on two workers.
+// It cannot promise exactly-once: JetStream delivers at least once, and an acknowledgement is not a
+// fence (the server accepts one from an expired delivery). Handlers must be idempotent, even if two
+// workers run them concurrently.
 //
 // # Topology
 //
-// topology.go has what the streams and consumers must look like. The supervisor, which makes and
-// repairs them, [Bus.CheckTopology], from which readiness reports, and [Bus.Check], from which doctor
-// does, use the same functions.
+// topology.go defines what the streams and consumers must look like. The supervisor, which creates
+// and repairs them, [Bus.CheckTopology], which readiness uses, and [Bus.Check], which doctor uses,
+// share its functions.
 //
 // # Dead letters and replay
 //
-// A dead letter keeps the event's data and headers, its identity, and why it could not be handled.
-// [Bus.Replay] publishes the event again with the identity and the time that it had; so does
-// [Bus.Republish] for an event of the stream, after a database was restored.
+// A dead letter keeps the event's data and headers, its identity, and the reason. [Bus.Replay]
+// publishes the event again with its original identity and time. [Bus.Republish] does the same for
+// an event of the stream, after a database was restored.
 //
 // # Request-reply
 //
-// [Bus.Serve] runs a NATS micro service with a bounded pool of workers. It replies only to subjects
-// that are inboxes: a service that replies anywhere can be made to publish into streams or to the
+// [Bus.Serve] runs a NATS micro service with a bounded pool of workers. It replies only to inboxes:
+// a service that replies to any subject could be tricked into publishing into streams or to the
 // JetStream API.
 package events

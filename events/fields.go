@@ -20,7 +20,7 @@ type field struct {
 	max  int // code points; 0: checked elsewhere, or bounded by the message alone
 }
 
-// readFields reads the fields of an event's data and checks what holds for every event.
+// readFields reads the fields of an event's data and makes the checks that apply to every event.
 func readFields(data []byte, fields []field) error {
 	known := make(map[string]any, len(fields))
 	for _, f := range fields {
@@ -41,7 +41,7 @@ func readFields(data []byte, fields []field) error {
 	return nil
 }
 
-// validate returns what is wrong with the field's text. An empty one is not there.
+// validate returns the problem of the field's text. An empty text counts as absent.
 func (f field) validate() error {
 	switch {
 	case strings.ContainsRune(*f.dest, 0): // PostgreSQL refuses it, SQLite does not
@@ -66,11 +66,11 @@ func wrongField(err error) error {
 	return &Permanent{Code: codeField, Err: err}
 }
 
-// ValidateTenantID returns what is wrong with a tenant id: it is 1 to 255 characters of valid UTF-8
-// without control characters, and without white space at either end.
+// ValidateTenantID returns the problem of a tenant id: it must be 1 to 255 characters of valid
+// UTF-8 without control characters and without leading or trailing white space.
 func ValidateTenantID(id string) error { return validateID("tenant_id", id) }
 
-// ValidateDashboardID returns what is wrong with the id of a dashboard to be adopted. It has the form
+// ValidateDashboardID returns the problem of the id of a dashboard to be adopted. It has the form
 // of a tenant id.
 func ValidateDashboardID(id string) error { return validateID("dashboard_id", id) }
 
@@ -92,7 +92,8 @@ func validateID(name, id string) error {
 
 var periodForm = regexp.MustCompile(`^2[0-9]{3}-(0[1-9]|1[0-2])$`)
 
-// ValidatePeriod returns what is wrong with a month: its form is YYYY-MM, its year 2000 to 2999.
+// ValidatePeriod returns the problem of a month: it must have the form YYYY-MM, and a year from
+// 2000 to 2999.
 func ValidatePeriod(period string) error {
 	if !periodForm.MatchString(period) {
 		return fmt.Errorf("invalid month %s: use YYYY-MM, from 2000-01 to 2999-12", quote(period))
@@ -100,8 +101,9 @@ func ValidatePeriod(period string) error {
 	return nil
 }
 
-// isMicroReply reports whether data is what a micro service replies on $SRV. Its library replies to
-// any subject, so a request there with our event subject as reply subject would sync usage.
+// isMicroReply reports whether data is a reply of a NATS micro service to $SRV. Its library replies
+// to any subject, so a $SRV request with an event subject as its reply subject would start a usage
+// sync.
 func isMicroReply(data []byte) bool {
 	var kind jsontext.Value
 	if err := DecodeObject(data, map[string]any{"type": &kind}); err != nil || kind.Kind() != '"' {

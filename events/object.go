@@ -19,11 +19,11 @@ import (
 // *string, *bool, **int64 (nil when absent) or *jsontext.Value (any value; nil when absent). Unknown
 // names are ignored.
 //
-// It refuses everything that two readers could understand differently: duplicate names at any depth,
-// a name that differs from a known one only by case, invalid UTF-8, lone surrogates, anything before
-// or after the object, nesting deeper than 10,000, and a wrong type for a known name. A text or number
-// that is null counts as absent.
-// Messages name fields and never quote values. After an error some of the fields may have been read.
+// It refuses everything that two readers could understand differently: duplicate names at any
+// depth, a name that differs from a known one only by case, invalid UTF-8, lone surrogates,
+// anything before or after the object, nesting deeper than 10,000, and a wrong type for a known
+// name. A text or number that is null counts as absent. Messages name fields and never quote
+// values. After an error some of the fields may have been read.
 //
 //	var tenant string
 //	var ttl *int64
@@ -65,7 +65,7 @@ func DecodeObject(data []byte, fields map[string]any) error {
 	return nil
 }
 
-// valueError is a value of a wrong type for a known name, in JSON that is valid.
+// valueError is a value of the wrong type for a known name, in valid JSON.
 type valueError string
 
 func (e valueError) Error() string { return string(e) }

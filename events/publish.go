@@ -52,7 +52,7 @@ func Structured(id, eventType, tenantID string, when time.Time, data []byte) (Ou
 	return Outgoing{ID: id, Type: eventType, Header: header, Data: body}, nil
 }
 
-// WithIdentity returns the event with the identity and the time of one that was published before.
+// WithIdentity returns the event with the identity and time of one that was published before.
 func (e Outgoing) WithIdentity(id string, t time.Time) Outgoing {
 	header := nats.Header{}
 	maps.Copy(header, e.Header)
@@ -62,7 +62,7 @@ func (e Outgoing) WithIdentity(id string, t time.Time) Outgoing {
 	return e
 }
 
-// WithTime returns an event of plain data as a CloudEvent in binary mode that happened at a time.
+// WithTime returns an event of plain data as a CloudEvent in binary mode with the given time.
 func (e Outgoing) WithTime(t time.Time) Outgoing {
 	e.Header = nats.Header{
 		"ce-specversion": {"1.0"}, "ce-id": {e.ID}, "ce-source": {"papermap-worker"}, "ce-type": {e.Type},
@@ -74,7 +74,7 @@ func (e Outgoing) WithTime(t time.Time) Outgoing {
 // MaxAhead is how far an event's time may be ahead of the stream's.
 const MaxAhead = maxAhead
 
-// StreamTime is the time by the NATS server's clock, which events without a time of their own get.
+// StreamTime is the time by the NATS server's clock, which events without their own time get.
 func (b *Bus) StreamTime(ctx context.Context) (time.Time, error) {
 	if err := b.connected(b.nc); err != nil {
 		return time.Time{}, err
@@ -87,8 +87,8 @@ func (b *Bus) StreamTime(ctx context.Context) (time.Time, error) {
 }
 
 // Publish publishes the event and returns when the stream has stored it. duplicate means that the
-// stream has an event of this id already and dropped this one. Without a connection it fails at once,
-// and the event is not published later.
+// stream already had an event with this id and dropped this one. Without a connection it fails at
+// once, and the event is not published later.
 func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err error) {
 	if err := b.connected(b.nc); err != nil {
 		return false, fmt.Errorf("publish %s: %w", e.Type, err)
@@ -107,17 +107,17 @@ func (b *Bus) Publish(ctx context.Context, e Outgoing) (duplicate bool, err erro
 	return ack.Duplicate, nil
 }
 
-// ErrTooLarge means that an event is larger than the NATS server or the stream accepts, and so can
-// never be published.
+// ErrTooLarge means that an event is larger than the NATS server or the stream accepts, so that it
+// can never be published.
 var ErrTooLarge = errors.New(
 	"larger than NATS accepts: raise max_payload of the server, or max_msg_size of the stream")
 
-// ErrNoStream means that no stream takes the event's subject.
+// ErrNoStream means that no stream captures the event's subject.
 var ErrNoStream = jetstream.ErrNoStreamResponse
 
-// PublishAll publishes the events at once, in no order, and returns an error for each: nil when the
-// stream has stored it. It publishes nothing after ctx's deadline, also when the process or the host
-// slept before that.
+// PublishAll publishes the events concurrently, in no order, and returns an error for each: nil
+// when the stream has stored it. It publishes nothing after ctx's deadline, even if the process or
+// the host was suspended before that.
 func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 	errs := make([]error, len(list))
 	acks := make([]jetstream.PubAckFuture, len(list))
@@ -129,7 +129,7 @@ func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 			errs[i] = context.DeadlineExceeded
 			continue
 		}
-		// Without its own retries, which would publish later.
+		// Without the library's retries, which would publish later.
 		acks[i], errs[i] = b.js.PublishMsgAsync(msg,
 			jetstream.WithExpectStream(b.o.Stream), jetstream.WithRetryAttempts(0))
 	}
@@ -152,8 +152,9 @@ func (b *Bus) PublishAll(ctx context.Context, list []Outgoing) []error {
 	return errs
 }
 
-// isOver reports whether a deadline has passed: by the monotonic clock, which nobody can set, or by
-// the wall clock, which goes on while the host sleeps. A context notices only when its timer runs.
+// isOver reports whether a deadline has passed: by the monotonic clock, which cannot be set, or by
+// the wall clock, which continues while the host sleeps. A context notices only when its timer
+// runs.
 func isOver(deadline time.Time) bool {
 	now := time.Now()
 	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))

@@ -16,13 +16,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ErrTruncated means that a dead letter does not hold all of its event.
+// ErrTruncated means that a dead letter does not contain its whole event.
 var ErrTruncated = errors.New(
 	"its data was too large to be kept whole: publish the event again from its source")
 
-// Replay publishes a dead letter's event again and deletes the dead letter once the stream has stored
-// the event. If it is interrupted between the two, the dead letter remains: to replay it twice does
-// no harm.
+// Replay publishes a dead letter's event again and deletes the dead letter once the stream has
+// stored the event. If it is interrupted between the two, the dead letter remains; replaying it
+// twice is safe.
 func (b *Bus) Replay(ctx context.Context, d DeadLetter) error {
 	err := ErrTruncated
 	if d.Truncated == "" {
@@ -42,8 +42,8 @@ func (b *Bus) Republish(ctx context.Context, p StoredEvent) error {
 	return b.republish(ctx, id, p.Raw, p.ID, p.Time.UTC().Format(time.RFC3339Nano))
 }
 
-// republish publishes an event again, with the identity and the time that it had, under a message id
-// that is new: inside the stream's duplicate window the old one would drop it.
+// republish publishes an event again, with its original identity and time, under a new message id:
+// inside the stream's duplicate window the old one would be dropped.
 func (b *Bus) republish(ctx context.Context, messageID string, r Raw, eventID, eventTime string) error {
 	e := Outgoing{ID: messageID, Type: r.Type, Header: headersToRepublish(r.Header), Data: r.Data}
 	// White space at the ends of an id does not survive in a header. Such an id can only come from the
@@ -60,8 +60,8 @@ func (b *Bus) republish(ctx context.Context, messageID string, r Raw, eventID, e
 	return err
 }
 
-// headersToRepublish are a message's headers without those that the server would obey and those that
-// the worker sets. Its trace has ended: the new one has a link to it.
+// headersToRepublish are a message's headers without those that the server would obey and those
+// that the worker sets. Its trace has ended; the new trace links to it.
 func headersToRepublish(h nats.Header) nats.Header {
 	kept := nats.Header{}
 	for name, values := range h {
@@ -81,7 +81,7 @@ type StoredEvent struct {
 	Dashboard *DashboardCreated // of dashboard.created
 }
 
-// size is the memory that it takes without the data as it is stored, about.
+// size is the approximate memory that it takes without the stored data.
 func (p StoredEvent) size() int {
 	const fixed = 512
 	texts := len(p.ID) + len(p.Source)
@@ -94,18 +94,18 @@ func (p StoredEvent) size() int {
 	return fixed + texts + headerSize(p.Raw.Header)
 }
 
-// Republished reports whether it was published again, with the identity that it had.
+// Republished reports whether the event was published again, with its original identity.
 func (p StoredEvent) Republished() bool { return p.Raw.Header.Get(headerEventTime) != "" }
 
-// identity tells copies of an event, which were published again, from other events.
+// identity tells republished copies of an event from other events.
 func (p StoredEvent) identity() [sha256.Size]byte {
 	return sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %s",
 		p.Type, p.Source, p.ID, p.Time.UnixNano(), p.Raw.Data))
 }
 
-// ScanSince reads what the stream stored since a time, oldest first: the tenants' events that can be
-// decoded, and dashboard.created. Of an event and its copies by [Bus.Republish] it reads the first. An
-// error of each ends it and is returned. The zero time means all that the stream has.
+// ScanSince reads what the stream stored since a time, oldest first: the tenants' events that can
+// be decoded, and dashboard.created. Of an event and its copies by [Bus.Republish] it reads only
+// the first. An error of each ends the scan and is returned. The zero time means the whole stream.
 func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEvent) error) error {
 	types := append([]string{TypeDashboardCreated}, typeNames(ofTenant)...)
 	config := jetstream.OrderedConsumerConfig{FilterSubjects: b.o.Subjects.of(types)}
@@ -140,13 +140,14 @@ func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEv
 	return errors.Join(err, failed)
 }
 
-// historyBytes is how many bytes the texts of a tenant's events have at most, in memory.
+// historyBytes limits the text of a tenant's events in memory, in bytes.
 const historyBytes = 4 << 20
 
-// TenantEvents returns what the stream stores of a tenant's events in, oldest first: the newest limit
-// of them, searched among the newest messages of the stream, as many as among. Events that cannot be
-// decoded are included as far as they can be read; all are without their data as it is stored. When ctx ends first, it returns what it has.
-// leftOut says what was not searched; it is empty when the list is complete.
+// TenantEvents returns a tenant's events in that the stream still has, oldest first: the newest
+// limit of them, searched in the newest among messages of the stream. Events that cannot be decoded
+// are included as far as they can be read; all are without their stored data. If ctx ends first, it
+// returns the events found so far. leftOut says what was not searched; it is empty if the list is
+// complete.
 func (b *Bus) TenantEvents(
 	ctx context.Context, tenantID string, limit int, among uint64,
 ) (list []StoredEvent, leftOut string, err error) {
@@ -198,8 +199,8 @@ func (b *Bus) TenantEvents(
 	return list, leftOut, err
 }
 
-// scan calls each for the messages of a stream that config selects, oldest first, up to the last one
-// that is there when it begins, or until each returns false.
+// scan calls each for the messages of a stream that config selects, oldest first, up to the last
+// one at the start of the scan, or until each returns false.
 func (b *Bus) scan(
 	ctx context.Context, name string, config jetstream.OrderedConsumerConfig, each func(Raw) bool,
 ) error {
@@ -234,7 +235,7 @@ func (b *Bus) scan(
 		case ctx.Err() != nil && err != nil:
 			return fail(ctx.Err())
 		case errors.Is(err, context.DeadlineExceeded):
-			// What was still to come may have been deleted meanwhile.
+			// The remaining messages may have been deleted during the scan.
 			info, err := consumer.Info(ctx)
 			if err != nil {
 				return fail(err)

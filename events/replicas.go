@@ -26,7 +26,7 @@ type Replica struct {
 	Adopts      bool // it understands dashboard_id in tenant.created
 }
 
-// Replicas asks the running workers who they are.
+// Replicas asks the running workers for their versions.
 func (b *Bus) Replicas(ctx context.Context) ([]Replica, error) {
 	inbox := b.nc.NewRespInbox()
 	answers, err := b.nc.SubscribeSync(inbox)

@@ -13,24 +13,25 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// traceOnly makes the server check a publish and tell nobody but the trace's destination of it: it
-// neither delivers nor stores it. Servers before 2.11 do not know it.
+// traceOnly makes the server check a publish and report it only to the trace's destination: it
+// neither delivers nor stores the message. Servers before 2.11 do not know this header.
 const (
 	traceOnly = "Nats-Trace-Only"
 	traceDest = "Nats-Trace-Dest"
 )
 
-// replyCheck ends the reply subjects that are tried. That one is refused is a finding, and no line.
+// replyCheck ends the reply subjects that are tested. A refusal of one is a finding, and is not
+// logged.
 const replyCheck = "papermap-worker.check"
 
-// rightsTimeout is how long all rights together are checked: each takes one round trip.
+// rightsTimeout limits the check of all permissions together: each takes one round trip.
 const rightsTimeout = 10 * time.Second
 
 var traceOnlyServer = []int{2, 11, 0}
 
-// checkRights checks what the worker does beside calls of JetStream's API: it publishes events and dead
-// letters, takes requests, and answers them. A right that a connection's user was found to have is not
-// checked again on the same connection.
+// checkRights checks what the worker does besides calls of JetStream's API: it publishes events and
+// dead letters, receives requests, and answers them. A permission that was confirmed for a
+// connection is not checked again on that connection.
 func (b *Bus) checkRights(ctx context.Context) []Finding {
 	defer b.lockTopology()()
 	t := &b.top
@@ -104,8 +105,8 @@ func (b *Bus) operatorCalls() (list []string) {
 	return append(list, "STREAM.MSG.GET."+b.deadStream(), "STREAM.MSG.DELETE."+b.deadStream())
 }
 
-// deniedReplies returns the prefixes of reply subjects that the worker is to answer, and may not. By
-// default it is enough that one of them is permitted.
+// deniedReplies returns the prefixes of reply subjects that the worker should answer but may not.
+// By default it is enough if one of them is permitted.
 func (b *Bus) deniedReplies(ctx context.Context) (denied []string) {
 	sub, err := b.nc.SubscribeSync(b.o.Subjects.Changed())
 	if err != nil {
@@ -147,8 +148,8 @@ func (b *Bus) subscribeBriefly(subject string) error {
 	return err
 }
 
-// refuses reports whether the server refuses to let this user do something with a subject. The server
-// tells of it before it answers the flush.
+// refuses reports whether the server refuses to let this user do something with a subject. The
+// server reports the refusal before it answers the flush.
 func (b *Bus) refuses(ctx context.Context, subject string, do func(subject string) error) bool {
 	before := b.nc.LastError()
 	if do(subject) != nil || b.nc.FlushWithContext(ctx) != nil {

@@ -89,8 +89,8 @@ const (
 )
 
 // Service is a running micro service. Package micro runs the handlers of an endpoint one at a time,
-// does not recover from a panic and does not wait for handlers when it stops. So the work is done by
-// a pool of workers here.
+// does not recover from a panic and does not wait for handlers when it stops. So a pool of workers
+// does the work.
 type Service struct {
 	bus     *Bus
 	micro   micro.Service
@@ -107,8 +107,8 @@ type Service struct {
 	buffers sync.Pool // of replies of Fast
 }
 
-// queue holds the requests of one kind in the order of their arrival. All have the same time, so that
-// whoever waits in front of a request is answered or refused before that one's time is up.
+// queue holds the requests of one kind in the order of their arrival. All have the same timeout, so
+// every request ahead in the queue is answered or refused before this one's timeout.
 type queue struct{ normal, ahead chan request }
 
 type request struct {
@@ -157,8 +157,8 @@ func (r request) event() Request {
 func (r request) token() string { return r.subject[strings.LastIndexByte(r.subject, '.')+1:] }
 
 // Serve starts the micro service named papermap-worker. It answers only reply subjects that begin
-// with _INBOX., _R_. (a server's own, for imported services) or one of replyPrefixes, on a tenant's
-// own subject followed by the tenant.
+// with _INBOX., _R_. (a server's own, for imported services) or one of replyPrefixes. On a tenant's
+// own subject, the tenant follows the prefix.
 //
 //	service, err := bus.Serve("1.2.3", nil, events.Endpoint{Name: "usage", Handle: usage})
 //	…
@@ -209,7 +209,7 @@ const (
 // inboxes are the prefixes of reply subjects that are always answered.
 var inboxes = []string{"_INBOX.", serverReplies}
 
-// setReplies keeps the prefixes of more reply subjects that are answered, and returns them.
+// setReplies stores and returns the prefixes of additional reply subjects that are answered.
 func (b *Bus) setReplies(prefixes []string) []string {
 	defer b.lockTopology()()
 	b.top.replies = nil
@@ -233,7 +233,7 @@ func (s *Service) Stop() {
 	s.close()
 }
 
-// close ends the workers when they have answered what is queued, and closes the connections.
+// close ends the workers after they have answered the queued requests, and closes the connections.
 func (s *Service) close() {
 	s.mu.Lock()
 	s.stopped = true
@@ -248,8 +248,8 @@ func (s *Service) close() {
 	s.bus.drop(ctx, s.conns...)
 }
 
-// acceptArrived waits until every request has been accepted that the server sent before it had the
-// unsubscription. Package micro does not wait for them.
+// acceptArrived waits until every request that the server sent before the unsubscription has been
+// accepted. Package micro does not wait for them.
 func acceptArrived(c *connection) {
 	if !c.IsConnected() || c.FlushTimeout(requestTimeout) != nil {
 		return
@@ -306,7 +306,7 @@ func (s *Service) refuseOnPanic(r request) {
 	}
 }
 
-// drop leaves a request without an answer, which its caller may wonder about.
+// drop leaves a request without an answer, and logs it so that its caller can find out why.
 func (s *Service) drop(r request) {
 	if s.bus.unanswerable.Add(1); s.bus.slow.Allow() {
 		s.log.Warn("reply subject not allowed: the client's inbox prefix must be "+
@@ -351,10 +351,11 @@ func (s *Service) answerFast(r request) (v FastResult) {
 	return FastAnswered
 }
 
-// answerable reports whether the reply subject is an inbox. Anything else gets nothing, not even an
-// error: that would be a message where the requester chose. A prefix with {tenant} holds on a
-// tenant's own subject alone, for that tenant. Where there is one, no other holds there but the
-// server's own: a tenant's answer cannot be sent to another's inbox, or the backend's.
+// answerable reports whether the reply subject is an inbox. Other subjects get nothing, not even an
+// error: that would be a message to a subject of the requester's choice. A prefix with {tenant}
+// applies only to a tenant's own subject, for that tenant. If there is such a prefix, no other
+// applies there except the server's own: a tenant's answer cannot be sent to the inbox of another
+// tenant or of the backend.
 func (s *Service) answerable(r request) bool {
 	reply := r.reply
 	for _, p := range s.inboxes {
@@ -398,7 +399,7 @@ func (s *Service) answer(r request) {
 	}
 }
 
-// call makes a panic of the handler an error, which the log has with its stack.
+// call turns a panic of the handler into an error, which the log shows with its stack.
 func (s *Service) call(ctx context.Context, r request) (data []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -408,7 +409,7 @@ func (s *Service) call(ctx context.Context, r request) (data []byte, err error) 
 	return r.endpoint.Handle(ctx, r.event())
 }
 
-// unavailable is an error that does not say more than a stranger may know.
+// unavailable is an error that reveals nothing that a stranger must not know.
 func unavailable(message string) *ServiceError {
 	return &ServiceError{Status: 503, Code: "UNAVAILABLE", Message: message, RetryAfter: 1}
 }
@@ -430,8 +431,8 @@ func (s *Service) refuse(r request, e *ServiceError) {
 	}})
 }
 
-// respond replies over the connection and not by micro's methods: those write their result into the
-// request, which micro reads when its callback returns, which is earlier.
+// respond replies over the connection and not through micro's methods: those write their result
+// into the request, which micro reads when its callback returns, which may be earlier.
 func (s *Service) respond(r request, m *nats.Msg) {
 	m.Subject = r.reply
 	r.answers.add(r, m.Header != nil)

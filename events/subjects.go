@@ -15,7 +15,7 @@ type Subjects struct{ Prefix string }
 
 var prefixForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$`)
 
-// Validate returns what is wrong with the prefix.
+// Validate returns the problem of the prefix.
 func (s Subjects) Validate() error {
 	if !prefixForm.MatchString(s.Prefix) {
 		return fmt.Errorf("invalid prefix %q: use letters, digits, - and _, separated by single dots",
@@ -55,8 +55,8 @@ func EncodeTenant(id string) string {
 	return b.String()
 }
 
-// DecodeTenant decodes what EncodeTenant returns, and refuses everything else: a tenant with two
-// subjects would make permissions by subject worthless.
+// DecodeTenant decodes what EncodeTenant returns, and refuses everything else: if a tenant had two
+// subjects, permissions by subject would be worthless.
 func DecodeTenant(token string) (string, error) {
 	id, err := url.PathUnescape(token)
 	if err != nil || !utf8.ValidString(id) || EncodeTenant(id) != token {
@@ -67,7 +67,7 @@ func DecodeTenant(token string) (string, error) {
 
 var errTenantToken = errors.New("the subject's last token is not a tenant id encoded as documented")
 
-// all are the subjects of the stream of events. It takes nothing else, so that a publish to a
+// all are the subjects of the events stream. It captures nothing else, so that a publish to a
 // mistyped subject is refused at once.
 func (s Subjects) all() []string { return s.of(typeNames(func(Type) bool { return true })) }
 
@@ -79,8 +79,8 @@ func (s Subjects) of(types []string) []string {
 	return subjects
 }
 
-// typeOf returns the type of event that is published, or kept as a dead letter, under a subject. A
-// subject that is neither is returned whole, which is the name of no type.
+// typeOf returns the type of event that is published, or kept as a dead letter, on a subject. A
+// subject that is neither is returned unchanged; no type has such a name.
 func (s Subjects) typeOf(subject string) string {
 	if t, ok := strings.CutPrefix(subject, s.Event("")); ok {
 		return t
@@ -88,8 +88,8 @@ func (s Subjects) typeOf(subject string) string {
 	return strings.TrimPrefix(subject, s.Dead(""))
 }
 
-// coversSubject reports whether one of the patterns matches every subject that subject stands for,
-// which may itself end in >.
+// coversSubject reports whether one of the patterns matches every subject that subject matches.
+// subject may itself end in >.
 func coversSubject(patterns []string, subject string) bool {
 	want := strings.Split(subject, ".")
 	for _, p := range patterns {

@@ -13,30 +13,30 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// checkEvery is the time between looks at the streams and the consumers, while events are fetched.
+// checkEvery is the time between checks of the streams and the consumers, while events are fetched.
 const checkEvery = 5 * time.Second
 
-// supervisor is what is known of the streams and the consumers, which are looked after as a whole:
-// both consumers of a process use the same supervisor.
+// supervisor is the state of the streams and the consumers. Both consumers of a process use the
+// same supervisor.
 type supervisor struct {
-	turn chan struct{} // holds one element while somebody looks; guards all other fields
+	turn chan struct{} // holds one element during a check; guards all other fields
 
-	looked      time.Time             // when the newest look at the stream of events began
-	lookErr     error                 // of that look
+	looked      time.Time             // when the newest look-up of the events stream began
+	lookErr     error                 // of that look-up
 	stream      *jetstream.StreamInfo // the newest that was seen; nil before the first
 	incarnation uint64                // grows when the stream turns out to be another than before
 
-	supervised time.Time // when streams and consumers were last as they must be; zero: not since an error
+	supervised time.Time // when streams and consumers were last correct; zero: not since an error
 	err        error     // why nothing can be consumed
 	consumers  map[string]jetstream.Consumer
-	builtFor   uint64    // the incarnation in which the consumers were last as they must be
-	lookAgain  time.Time // at the consumers, if this user may not look at them
-	deadLimit  int       // max_msg_size of the stream of dead letters; 0: none
+	builtFor   uint64    // the incarnation in which the consumers were last correct
+	lookAgain  time.Time // when to check the consumers again, if this user may not look them up
+	deadLimit  int       // max_msg_size of the dead-letter stream; 0: none
 	reported   []string  // the fatal findings that are in the log
 
 	replies  []string  // prefixes of reply subjects that are answered, beside the default ones
 	rightsOf uint64    // the connection whose rights were checked, counted from 1
-	denied   []Finding // what its user may not do
+	denied   []Finding // the permissions that its user lacks
 	account  bool      // its user may ask for the account
 }
 
@@ -45,11 +45,11 @@ func (b *Bus) lockTopology() (unlock func()) {
 	return func() { <-b.top.turn }
 }
 
-// incarnation looks at the stream of events and returns which one it is. Whoever asks while another
-// looks waits for the next look, and shares it: it began after each of them had asked.
+// incarnation looks up the events stream and returns its incarnation. Callers that ask during a
+// look-up wait for the next one and share it, so that it began after each of them asked.
 //
-// A message belongs to the incarnation in which it was fetched. Sequences begin again in a stream that
-// is made again, so an acknowledgement in another incarnation would be another message's.
+// A message belongs to the incarnation in which it was fetched. Sequences start over in a recreated
+// stream, so an acknowledgement in another incarnation would apply to another message.
 func (b *Bus) incarnation(ctx context.Context) (uint64, error) {
 	asked := time.Now()
 	defer b.lockTopology()()
@@ -59,7 +59,7 @@ func (b *Bus) incarnation(ctx context.Context) (uint64, error) {
 	return b.top.incarnation, b.top.lookErr
 }
 
-// look sees which stream of events is there.
+// look finds out which events stream exists.
 func (b *Bus) look(ctx context.Context) {
 	t := &b.top
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
@@ -76,17 +76,18 @@ func (b *Bus) look(ctx context.Context) {
 	t.stream = now
 }
 
-// sameStream reports whether now is the stream that it was before. A stream that was deleted and made
-// again has another time of creation. One that was restored from a snapshot has the same, but
-// sequences that go back, or another last message; so has one that lost its tail in a power cut.
+// sameStream reports whether now is the same stream as before. A stream that was deleted and
+// recreated has another creation time. One that was restored from a snapshot has the same, but its
+// sequences go back, or its last message differs; so does a stream that lost its tail in a power
+// cut.
 func sameStream(before, now *jetstream.StreamInfo) bool {
 	was, is := before.State, now.State
 	return before.Created.Equal(now.Created) && is.LastSeq >= was.LastSeq && is.FirstSeq >= was.FirstSeq &&
 		(is.LastSeq > was.LastSeq || is.Msgs == 0 || is.LastTime.Equal(was.LastTime))
 }
 
-// streamMayBeAnother begins a new incarnation: a consumer that vanished while it was used is a sign
-// that its stream was deleted. Was it not, the events in flight are only delivered again.
+// streamMayBeAnother begins a new incarnation: if a consumer vanishes while it is used, its stream
+// was probably deleted. If it was not, the events in flight are only redelivered.
 func (b *Bus) streamMayBeAnother() {
 	defer b.lockTopology()()
 	if t := &b.top; t.builtFor == t.incarnation { // else a new one is known already
@@ -95,15 +96,15 @@ func (b *Bus) streamMayBeAnother() {
 	}
 }
 
-// lookAgain lets the next supervise look, whatever its maxAge.
+// lookAgain makes the next supervise check everything, whatever its maxAge.
 func (b *Bus) lookAgain() {
 	defer b.lockTopology()()
 	b.top.supervised = time.Time{}
 }
 
-// supervise makes the streams and the consumers if they are missing, and restores the settings of
-// consumers. It looks at them only if that was last done more than maxAge ago, or the stream is
-// another since. It returns the consumer of a name, and the incarnation of what it delivers.
+// supervise creates missing streams and consumers, and restores the settings of consumers. It
+// checks them only if the last check is older than maxAge, or the stream was recreated since. It
+// returns the consumer of a name, and the incarnation of its events.
 func (b *Bus) supervise(
 	ctx context.Context, name string, maxAge time.Duration,
 ) (c jetstream.Consumer, incarnation uint64, err error) {
@@ -129,8 +130,8 @@ func (b *Bus) restoreTopology(ctx context.Context) error {
 	if t.lookErr != nil {
 		return fmt.Errorf("look up stream %s: %w", b.o.Stream, t.lookErr)
 	}
-	// An acknowledgement may have been on its way when the stream was made again: whatever it removed
-	// is delivered once more by a consumer that begins anew.
+	// An acknowledgement may have been in flight when the stream was recreated. A consumer that
+	// starts over redelivers whatever it removed.
 	anew := t.builtFor != 0 && t.builtFor != t.incarnation
 	if anew {
 		b.log.WarnContext(ctx, "stream was recreated or restored; "+
@@ -154,8 +155,8 @@ func (b *Bus) restoreTopology(ctx context.Context) error {
 	return nil
 }
 
-// EnsureStreams makes the two streams if they are missing, and adds subjects that they lack. It
-// returns an error when the server or a stream has a fatal [Finding].
+// EnsureStreams creates the two streams if they are missing, and adds missing subjects. It returns
+// an error if the server or a stream has a fatal [Finding].
 func (b *Bus) EnsureStreams(ctx context.Context) error {
 	defer b.lockTopology()()
 	found, err := b.ensureStreams(ctx)
@@ -165,8 +166,8 @@ func (b *Bus) EnsureStreams(ctx context.Context) error {
 	return err
 }
 
-// ensureStreams returns an error if a stream cannot be used. Fatal findings about a stream that can be
-// used are logged and returned: to leave the events where they may be lost would not keep them.
+// ensureStreams returns an error if a stream cannot be used. Fatal findings about a usable stream
+// are logged and returned: leaving the events where they may be lost would not save them.
 func (b *Bus) ensureStreams(ctx context.Context) (found []string, err error) {
 	if err := checkVersion(b.nc.ConnectedServerVersion()); err != nil {
 		return nil, err
@@ -189,7 +190,7 @@ func (b *Bus) ensureStreams(ctx context.Context) (found []string, err error) {
 	return found, nil
 }
 
-// report logs the fatal findings once, and that there are no more.
+// report logs the fatal findings once, and again when there are none left.
 func (b *Bus) report(found []string) {
 	for _, f := range found {
 		if !slices.Contains(b.top.reported, f) {
@@ -230,8 +231,8 @@ func (b *Bus) ensureStream(ctx context.Context, s streamSpec) (*jetstream.Stream
 	return stream.Info(ctx)
 }
 
-// addSubjects changes nothing else of a stream: settings that this program does not know are sent back
-// as they came.
+// addSubjects changes nothing else of a stream: settings that this program does not know are sent
+// back unchanged.
 func (b *Bus) addSubjects(ctx context.Context, name string, subjects []string) error {
 	var info struct {
 		Config map[string]jsontext.Value `json:"config"`
@@ -269,10 +270,10 @@ func (b *Bus) addSubjects(ctx context.Context, name string, subjects []string) e
 	return nil
 }
 
-// ensureConsumer makes a durable consumer, or restores its settings. It is deleted and made again,
-// and so begins with the oldest event in the stream, if anew is set, if it may have skipped events, or
-// if the server does not update one of the settings: handlers must bear repetition anyway. Whether it
-// is paused is an operator's choice, and stays.
+// ensureConsumer creates a durable consumer, or restores its settings. The consumer is deleted and
+// created again, starting with the oldest event in the stream, if anew is set, if it may have
+// skipped events, or if the server cannot update one of its settings. Handlers must be idempotent
+// anyway. A paused consumer stays paused, because that is an operator's choice.
 func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetstream.Consumer, error) {
 	want := b.consumerConfig(name)
 	old, err := b.lookUpConsumer(ctx, name)

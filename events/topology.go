@@ -10,12 +10,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// What the server, the two streams and the two consumers must look like. The worker makes and repairs
-// them from it (supervise.go), and [Bus.Check], from which doctor reports, and [Bus.CheckTopology], from
-// which readiness does, judge by the same functions.
+// What the server, the two streams and the two consumers must look like. The worker creates and
+// repairs them accordingly (supervise.go). [Bus.Check] for doctor and [Bus.CheckTopology] for
+// readiness use the same functions.
 
-// ackWait is how long the server waits for an acknowledgement: a killed worker's events are
-// delivered again after it. An event in flight extends it three times as often.
+// ackWait is how long the server waits for an acknowledgement. A killed worker's events are
+// redelivered after it. An event in flight extends it three times as often.
 const ackWait = 15 * time.Second
 
 // oldestServer is the first version with consumers of several filter subjects, the newest feature
@@ -67,7 +67,7 @@ func (s streamSpec) config() jetstream.StreamConfig {
 	}
 }
 
-// missingSubjects returns the subjects that the stream must take and does not.
+// missingSubjects returns the subjects that the stream lacks.
 func (s streamSpec) missingSubjects(is jetstream.StreamConfig) (missing []string) {
 	for _, subject := range s.subjects {
 		if !coversSubject(is.Subjects, subject) {
@@ -77,11 +77,11 @@ func (s streamSpec) missingSubjects(is jetstream.StreamConfig) (missing []string
 	return missing
 }
 
-// minMessage is the least that a stream must take: the longest event out, and a dead letter with its
-// headers, but not its data, fit into it.
+// minMessage is the smallest maximum that a stream may have: the longest event out fits, and a dead
+// letter with its headers but without its data.
 const minMessage = 16 << 10
 
-// rule is one way in which a stream may differ from what it must look like.
+// rule is one way in which a stream may be wrong.
 type rule struct {
 	broken bool
 	fatal  bool // it can lose or hide events that were acknowledged to their publishers, or takes none
@@ -110,22 +110,22 @@ func (s streamSpec) subjectRules(is jetstream.StreamConfig) (rules []rule) {
 	for _, subject := range is.Subjects {
 		rules = append(rules, rule{!s.dead && !slices.Contains(s.subjects, subject), false,
 			"it takes " + subject + " as well",
-			"a publish to a mistyped subject would not be refused; let it take the events' subjects alone"})
+			"a publish to a mistyped subject would not be refused; remove the subject from the stream"})
 	}
 	return rules
 }
 
-// lossRules are about what makes a stream lose, change or hide messages that it has acknowledged.
+// lossRules are settings that make a stream lose, change or hide messages that it has acknowledged.
 func (s streamSpec) lossRules(is jetstream.StreamConfig) []rule {
 	edit := func(flag string) string { return "nats stream edit " + s.name + " " + flag }
-	anew := "make the stream anew without it"
+	anew := "recreate the stream without it"
 	return []rule{
 		{is.Retention != jetstream.LimitsPolicy, true, fmt.Sprintf("its retention is %s", is.Retention),
-			"make it anew with limits: other retentions drop events that the other consumer has not seen"},
+			"recreate it with limits: other retentions drop events that the other consumer has not seen"},
 		{is.Discard != jetstream.DiscardNew, true, "discard is old: when it is full it drops old events",
 			"set discard new: " + edit("--discard new")},
 		{is.MaxMsgsPerSubject > 0, true,
-			fmt.Sprintf("max_msgs_per_subject is %d: it drops or refuses what is more", is.MaxMsgsPerSubject),
+			fmt.Sprintf("max_msgs_per_subject is %d: it drops or refuses any more", is.MaxMsgsPerSubject),
 			edit("--max-msgs-per-subject=-1")},
 		{is.SubjectTransform != nil, true, "subject_transform is set: it stores events under other subjects",
 			"remove the subject transform"},
@@ -139,8 +139,8 @@ func (s streamSpec) lossRules(is jetstream.StreamConfig) []rule {
 			edit("--no-allow-rollup")},
 		{is.AllowMsgTTL, true, "allow_msg_ttl is set: a message can expire before it is handled", anew},
 		{is.SubjectDeleteMarkerTTL > 0, true,
-			"subject_delete_marker_ttl is set: it stores markers that are no events", anew},
-		{is.AllowMsgCounter, true, "allow_msg_counter is set: it takes counters alone", anew},
+			"subject_delete_marker_ttl is set: it stores markers that are not events", anew},
+		{is.AllowMsgCounter, true, "allow_msg_counter is set: it accepts only counters", anew},
 		{is.AllowMsgSchedules, true,
 			"allow_msg_schedules is set: a schedule replaces the events of its subject", anew},
 		{is.PersistMode == jetstream.AsyncPersistMode, true,
@@ -150,7 +150,7 @@ func (s streamSpec) lossRules(is jetstream.StreamConfig) []rule {
 	}
 }
 
-// limitRules are about what makes a stream refuse messages.
+// limitRules are settings that make a stream refuse messages.
 func (s streamSpec) limitRules(info *jetstream.StreamInfo) []rule {
 	is, state := info.Config, info.State
 	bytes, msgs := int64(state.Bytes), int64(state.Msgs)
@@ -161,25 +161,25 @@ func (s streamSpec) limitRules(info *jetstream.StreamInfo) []rule {
 	more := "raise max_bytes or max_msgs: nats stream edit " + s.name
 	maxPending := is.ConsumerLimits.MaxAckPending
 	return []rule{
-		{full, true, "it is full, and takes nothing more: " + holds, more},
+		{full, true, "it is full, and accepts nothing more: " + holds, more},
 		{nearly && !full, false, "it is nearly full: " + holds, more},
 		{is.MaxMsgSize > 0 && is.MaxMsgSize < minMessage, true,
 			fmt.Sprintf("max_msg_size is %d bytes", is.MaxMsgSize),
 			fmt.Sprintf("raise it to %d or more: nats stream edit %s --max-msg-size", minMessage, s.name)},
 		{!s.dead && is.MaxConsumers > 0 && is.MaxConsumers < len(consumers), true,
 			fmt.Sprintf("max_consumers is %d, and the worker has %d", is.MaxConsumers, len(consumers)),
-			"make the stream anew with a higher limit"},
+			"recreate the stream with a higher limit"},
 		{!s.dead && maxPending > 0, true,
 			fmt.Sprintf("max_ack_pending of its consumers is %d: events that wait for a retry would block "+
 				"others", maxPending), "remove the limit: nats stream edit " + s.name},
 	}
 }
 
-// preferences are about what the worker can work with, and an operator should know.
+// preferences are settings that the worker tolerates, but an operator should know about.
 func (s streamSpec) preferences(is jetstream.StreamConfig) []rule {
 	return []rule{
 		{is.Storage != jetstream.FileStorage, false, "it is kept in memory",
-			"make it anew with file storage: a restart of the server loses what waits"},
+			"recreate it with file storage: a restart of the server loses waiting events"},
 		{s.maxAge > 0 && is.MaxAge > 0 && is.MaxAge < s.maxAge, false,
 			fmt.Sprintf("it keeps events for %v, and NATS_STREAM_MAX_AGE is %v", is.MaxAge, s.maxAge),
 			"an event that waits longer is lost: nats stream edit --max-age"},
@@ -189,14 +189,14 @@ func (s streamSpec) preferences(is jetstream.StreamConfig) []rule {
 			fmt.Sprintf("it has %d replicas, and NATS_STREAM_REPLICAS is %d", is.Replicas, s.replicas),
 			"nats stream edit --replicas, or change the setting"},
 		{is.Duplicates < time.Minute, false,
-			fmt.Sprintf("duplicate_window is %v: a copy that comes later is stored again", is.Duplicates),
+			fmt.Sprintf("duplicate_window is %v: a copy that arrives later is stored again", is.Duplicates),
 			"nats stream edit " + s.name + " --dupe-window 2m"},
 		{len(is.Sources) > 0, false, "it takes the messages of other streams (sources)",
 			"remove the sources, unless they are events for this worker"},
 	}
 }
 
-// missing is the finding about a stream that does not exist and that the worker does not make.
+// missing is the finding about a stream that does not exist and that the worker does not create.
 func (s streamSpec) missing() Finding {
 	return Finding{"stream " + s.name, "it does not exist, and NATS_MANAGE_STREAMS is false",
 		"create it, or set NATS_MANAGE_STREAMS=true", true}
@@ -218,8 +218,8 @@ func (b *Bus) consumerConfig(durable string) jetstream.ConsumerConfig {
 	}
 }
 
-// changedSettings names the settings of a consumer that differ. Servers add to the metadata, and an
-// operator may pause a consumer: those two may differ.
+// changedSettings names the settings of a consumer that differ. Servers add metadata, and an
+// operator may pause a consumer, so those two may differ.
 func changedSettings(is, want jetstream.ConsumerConfig) []string {
 	var names []string
 	a, b := reflect.ValueOf(is), reflect.ValueOf(want)
@@ -233,8 +233,8 @@ func changedSettings(is, want jetstream.ConsumerConfig) []string {
 	return names
 }
 
-// mayHaveSkipped reports whether a consumer with these settings may have passed over events that it
-// is to deliver. The server would not deliver them after a repair: it must begin again.
+// mayHaveSkipped reports whether a consumer with these settings may have skipped events that it
+// should deliver. After a repair the server would not deliver them: the consumer must start over.
 func mayHaveSkipped(is, want jetstream.ConsumerConfig) bool {
 	return is.MaxDeliver > 0 || is.DeliverPolicy != want.DeliverPolicy || is.AckPolicy != want.AckPolicy ||
 		is.HeadersOnly || slices.ContainsFunc(want.FilterSubjects, func(s string) bool {

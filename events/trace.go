@@ -15,9 +15,9 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// A message carries its trace context in the W3C headers traceparent and tracestate; a CloudEvent may
-// carry it in ce-traceparent. The first delivery continues that trace. A later delivery, and a replay,
-// start a trace of their own with a link to it: they come minutes or weeks later, and are not caused
+// A message carries its trace context in the W3C headers traceparent and tracestate; a CloudEvent
+// may carry it in ce-traceparent. The first delivery continues that trace. A later delivery, and a
+// replay, start a new trace with a link to it: they come minutes or weeks later, and are not caused
 // by the publisher. A context that cannot be parsed is ignored, and never makes an event invalid.
 //
 // Attributes follow OpenTelemetry's semantic conventions for messaging
@@ -51,7 +51,7 @@ func (c carrier) Get(name string) string {
 func (c carrier) Set(name, value string) { c.header[c.prefix+name] = []string{value} }
 func (c carrier) Keys() []string         { return slices.Collect(maps.Keys(c.header)) }
 
-// traceOf returns the span that a message comes from; not valid when there is none.
+// traceOf returns the span that a message comes from; it is invalid if there is none.
 func traceOf(h nats.Header) trace.SpanContext {
 	for _, prefix := range []string{"", "ce-"} {
 		ctx := w3c.Extract(context.Background(), carrier{h, prefix})
@@ -154,7 +154,7 @@ func (c *Consumer) startProcess(
 	return c.bus.o.Tracer.Start(ctx, "process "+subject, options...)
 }
 
-// tracedDead returns the headers of an event for its dead letter: without a trace of their own they
+// tracedDead returns the headers of an event for its dead letter. Without a trace of their own they
 // get that of ctx.
 func tracedDead(ctx context.Context, h nats.Header) nats.Header {
 	if traceOf(h).IsValid() || !trace.SpanContextFromContext(ctx).IsValid() {

@@ -22,7 +22,7 @@ const (
 	TypeUsageSynced      = "usage.synced"
 )
 
-// Names of the durable consumers. Events about access have a consumer of their own, so that a
+// Names of the durable consumers. Events about access have a separate consumer, so that a
 // suspension never waits behind creations or a pause.
 const (
 	MainConsumer   = "papermap-worker"
@@ -118,7 +118,7 @@ type Event struct {
 	Data       Payload   // TenantCreated, TenantChange or UsageSync; nil if it could not be decoded
 }
 
-// TenantID returns the tenant that the event is about; empty when there is none.
+// TenantID returns the tenant that the event is about; empty if there is none.
 func (e Event) TenantID() string {
 	if e.Data == nil {
 		return ""
@@ -138,8 +138,8 @@ type Raw struct {
 // Payload is the data of an event in: [TenantCreated], [TenantChange] or [UsageSync].
 type Payload interface{ tenantID() string }
 
-// TenantCreated is the data of tenant.created: the tenant is to have a dashboard. With a DashboardID
-// it is that one, which exists already; then Name may be empty.
+// TenantCreated is the data of tenant.created: the tenant should have a dashboard. DashboardID
+// names an existing one to adopt; then Name may be empty.
 type TenantCreated struct {
 	TenantID, Name, Title, Description, WorkspaceID, CreatedBy, DashboardID string
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Invisible reports whether a character shows as nothing, or changes how others show: controls,
-// directions of writing, spaces but the common one, and what is to be ignored. An id with one could
-// look like another id.
+// Invisible reports whether a character is invisible or changes how others are shown: controls,
+// text direction, white space other than a plain space, and default-ignorable characters. An id
+// with one could look like another id.
 func Invisible(r rune) bool {
 	return !unicode.IsPrint(r) ||
 		unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) ||
@@ -44,8 +44,8 @@ func Visible(text string) string {
 // ShownBytes is how much of a payload a page or a terminal shows.
 const ShownBytes = 256 << 10
 
-// layoutDepth is the depth to which JSON is indented. What is deeper stays as it is: indenting every
-// level would take a time and a space that grow with the square of the depth.
+// layoutDepth is the depth to which JSON is indented. Deeper levels stay as they are: indenting
+// them would take time and space that grow with the square of the depth.
 const layoutDepth = 8
 
 // Layout returns data for people: JSON indented, anything else as it is. It is at most [ShownBytes]
@@ -74,7 +74,8 @@ type layout struct {
 	out bytes.Buffer
 }
 
-// value writes the next value. Its error is errLaidOut when there is enough, else that of the JSON.
+// value writes the next value. Its error is errLaidOut once enough is written, or else that of the
+// JSON.
 func (l *layout) value(depth int) error {
 	open := l.dec.PeekKind()
 	if open != '{' && open != '[' || depth == layoutDepth {

@@ -31,8 +31,8 @@ const (
 //	other 4xx, except 408       Refused
 //	anything else               lost: Unknown for a create, Retryable for a read
 //
-// 408 is lost, too: balancers announce the end of an idle connection with it, and it may cross with
-// a request that was processed.
+// 408 is lost, too: load balancers announce the end of an idle connection with it, and it may cross
+// with a request that was processed.
 //
 // A date in Retry-After is measured from serverTime; hide removes our secrets from what the server
 // sent.
@@ -78,8 +78,8 @@ var quotaCodes = []string{
 	"PLAN_LIMIT_EXCEEDED", "PLAN_LIMIT_REACHED",
 }
 
-// hasQuotaCode reports whether an error body's code, or its member error, is a quota code and nothing
-// else. Messages do not count: they may quote a tenant's name.
+// hasQuotaCode reports whether an error body's code, or its member error, is exactly a quota code.
+// Messages do not count: they may quote a tenant's name.
 func hasQuotaCode(body []byte, code string) bool {
 	isQuota := func(s string) bool { return slices.Contains(quotaCodes, strings.ToUpper(s)) }
 	return isQuota(code) ||
@@ -87,7 +87,7 @@ func hasQuotaCode(body []byte, code string) bool {
 }
 
 // reason reads an error body: its code, and the first of message, error and detail that has text.
-// Both are empty for a body that is not such an object. Only one is documented: {"error":"Token
+// Both are empty for any other body. Only one form is documented: {"error":"Token
 // expired","code":"TOKEN_EXPIRED","status":401}.
 func reason(body []byte) (code, message string) {
 	if !jsontext.Value(body).IsValid(lenient) {
@@ -124,8 +124,8 @@ func parseRetryAfter(header http.Header, now time.Time) (d time.Duration, presen
 	return min(max(date.Sub(now), shortest), longest), true
 }
 
-// redactor replaces what an answer must not echo into our logs: keys, secrets and this request's
-// signature.
+// redactor replaces text of an answer that must not appear in the logs: keys, secrets and this
+// request's signature.
 func (c *Client) redactor(signature string) *strings.Replacer {
 	hidden := []string{c.ws.Key.ID, c.ws.Key.Secret.Reveal(), c.ws.EmbedKey.Secret.Reveal(), signature}
 	// The longest first, since one may be a prefix of another.
@@ -152,7 +152,7 @@ func oneLine(s string, hide *strings.Replacer, limit int) string {
 	return truncate(strings.TrimSpace(s), limit)
 }
 
-// truncate cuts s to limit code points, the last of which is then an ellipsis.
+// truncate cuts s to limit code points. If it cuts, the last one is an ellipsis.
 func truncate(s string, limit int) string {
 	if utf8.RuneCountInString(s) <= limit {
 		return s

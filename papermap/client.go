@@ -22,12 +22,12 @@ const (
 	maxCreateBody = 1 << 20 // bytes of an answer, after decompression
 	maxUsageBody  = 8 << 20
 
-	// maxCorrection is the most that a Date may shift a signature, so that what we sign stays
-	// short-lived whatever the server's clock.
+	// maxCorrection limits how far a Date may shift a signature, so that signatures stay
+	// short-lived whatever the server's clock says.
 	maxCorrection = 24 * time.Hour
 )
 
-// ClientOptions are what a client needs besides its workspace. The zero value works.
+// ClientOptions are a client's options. The zero value works.
 type ClientOptions struct {
 	Timeout   time.Duration    // one HTTP request, from dialling to the last byte of the answer; 0: 10 s
 	Limiter   *rate.Limiter    // shared by all clients of the process; nil: no limit
@@ -118,7 +118,7 @@ type request struct {
 	read     func(answer) error // reads a 2xx; an error means that it is unusable. nil: any 2xx will do
 }
 
-// lost returns the class of a request whose answer never came or is unusable.
+// lost returns the class of a request whose answer never arrived or is unusable.
 func (r request) lost() Class {
 	if r.method == http.MethodGet {
 		return Retryable
@@ -134,8 +134,8 @@ type answer struct {
 	body       []byte
 }
 
-// send sends r once, freshly signed, and classifies its failure. It follows no redirect, which would
-// carry our headers to another host.
+// send sends r once, freshly signed, and classifies its failure. It follows no redirects, which
+// would send the signed headers to another host.
 func (c *Client) send(parent context.Context, r request) *Error {
 	ctx, cancel := context.WithTimeout(parent, c.o.Timeout)
 	defer cancel()

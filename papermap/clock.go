@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// clock estimates the server's clock from the Date headers of its answers. A cache between us and
-// the API may answer with an old Date, and one wrong Date must not stop a worker's tokens: the
-// estimate changes only when a second, later Date agrees.
+// clock estimates the server's clock from the Date headers of its answers. A cache on the way may
+// answer with an old Date, and one wrong Date must not stop a worker's tokens. So the estimate
+// changes only when a second, later Date agrees.
 type clock struct {
 	latest    dateReading // the newest, possibly a cache's; an expired signature is redone by it at once
 	since     time.Time   // when the Date of latest was first seen
@@ -53,7 +53,7 @@ func (c *clock) add(date, now time.Time) {
 	}
 }
 
-// forget drops a Date that turned out to be a cache's.
+// forget drops a Date that turned out to come from a cache.
 func (c *clock) forget(date time.Time) {
 	for _, r := range []*dateReading{&c.confirmed, &c.candidate} {
 		if r.date.Equal(date) {
@@ -82,7 +82,7 @@ func (c *Client) ClockSkew() (skew time.Duration, known bool) {
 	return c.clock.confirmed.skew(), !c.clock.confirmed.at.IsZero()
 }
 
-// ClockReading returns when the newest Date arrived, by the host's clock; the zero time if none
+// ClockReading returns when the newest Date arrived, by the host's clock, or the zero time if none
 // did. doubtful means that it contradicts [Client.ClockSkew]: another request would show which is
 // right.
 func (c *Client) ClockReading() (at time.Time, doubtful bool) {

@@ -21,11 +21,11 @@ import (
 	"papermap-worker/worker/failpoint"
 )
 
-// A request that goes out on a connection that the server is just closing ends without an answer,
-// and a create is then Unknown. So a connection is used again only shortly after its last answer,
-// and only if nothing came in between: neither its end, nor bytes that no request asked for. Those
-// may announce the end (a 408), or belong to another request. http.Transport cannot promise that: a
-// request that takes an idle connection while such bytes arrive gets them as its answer.
+// If a request is sent on a connection that the server is just closing, it ends without an answer,
+// and a create is then Unknown. So a connection is reused only shortly after its last answer, and
+// only if nothing arrived on it since: neither its end, nor bytes that no request asked for. Such
+// bytes may announce the end (a 408), or belong to another request. http.Transport cannot guarantee
+// that: a request that takes an idle connection while such bytes arrive gets them as its answer.
 //
 // A connection carries one request at a time, in HTTP/1.1. HTTP/2 would share it among requests.
 
@@ -48,7 +48,7 @@ type conn struct {
 	reusable  bool          // the last answer is complete, and another request may follow
 	idle      time.Duration // how long it may be idle
 	idleSince time.Time
-	quiet     chan bool // gets what watch found, once the connection is taken
+	quiet     chan bool // gets the result of watch, once the connection is taken
 }
 
 func newConn(c net.Conn, raw *countingConn) *conn {
@@ -131,8 +131,8 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 	return text, err
 }
 
-// announcedIdle returns for how long the server says that it keeps an idle connection
-// (Keep-Alive: timeout=5); without a readable announcement, for ever.
+// announcedIdle returns how long the server says that it keeps an idle connection (Keep-Alive:
+// timeout=5); without a readable announcement, forever.
 func announcedIdle(h http.Header) time.Duration {
 	for _, value := range h.Values("Keep-Alive") {
 		for parameter := range strings.SplitSeq(value, ",") {
@@ -148,10 +148,10 @@ func announcedIdle(h http.Header) time.Duration {
 	return math.MaxInt64
 }
 
-// longAgo as a deadline ends what a connection is doing.
+// longAgo as a deadline interrupts a connection's reads and writes.
 var longAgo = time.Unix(1, 0)
 
-// pool keeps idle connections, to be used again.
+// pool keeps idle connections for reuse.
 type pool struct {
 	dial func(context.Context) (*conn, error)
 
@@ -178,7 +178,7 @@ func (p *pool) get(ctx context.Context) (*conn, error) {
 	}
 }
 
-// put takes a connection back whose request has ended.
+// put returns a connection to the pool after its request has ended.
 func (p *pool) put(c *conn) {
 	if !c.reusable || c.idle <= 0 {
 		_ = c.Close()
@@ -192,8 +192,8 @@ func (p *pool) put(c *conn) {
 	go p.watch(c)
 }
 
-// watch reads an idle connection, until it is taken, or closes it: when its time is over, when the
-// server closes it, or when the server sends something.
+// watch reads an idle connection until it is taken. It closes the connection when its idle time has
+// passed, or when the server closes it or sends something.
 func (p *pool) watch(c *conn) {
 	_, err := c.r.Peek(1)
 	if p.remove(c) {
@@ -204,7 +204,7 @@ func (p *pool) watch(c *conn) {
 }
 
 // stopWatch ends watch for a connection that was taken from the pool. It reports whether the
-// connection can be used. The host may have slept, which only the wall clock shows.
+// connection can be used. The host may have been suspended, which only the wall clock shows.
 func (c *conn) stopWatch() bool {
 	_ = c.SetReadDeadline(longAgo)
 	quiet := <-c.quiet
@@ -235,8 +235,8 @@ func (p *pool) close() {
 	}
 }
 
-// countingConn counts the bytes that the host's network accepted. While the count has not grown, a
-// request was not sent.
+// countingConn counts the bytes that the host's network stack accepted. While the count has not
+// grown, a request was not sent.
 type countingConn struct {
 	net.Conn
 	written atomic.Int64

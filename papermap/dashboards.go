@@ -21,15 +21,15 @@ type NewDashboard struct {
 	Description string // may be empty
 }
 
-// Dashboard is a dashboard that was created: the API's id for it, and the title that was requested.
+// Dashboard is a created dashboard: its id at Papermap, and the title that was requested.
 type Dashboard struct {
 	ID, Title string
 	Status    int // of the answer: 200 as documented, or 201
 }
 
 // CreateDashboard creates a dashboard: at most one for each call whose error is not [Unknown].
-// Every error is an [*Error]; after Unknown there may be a dashboard whose id cannot be looked up.
-// It takes at most RetryBudget and one Timeout.
+// Every error is an [*Error]. After Unknown there may be a dashboard whose id cannot be looked up.
+// It takes at most RetryBudget plus one Timeout.
 func (c *Client) CreateDashboard(ctx context.Context, d NewDashboard) (Dashboard, error) {
 	body, err := json.Marshal(struct {
 		WorkspaceID string `json:"workspace_id"`
@@ -56,8 +56,8 @@ func (c *Client) CreateDashboard(ctx context.Context, d NewDashboard) (Dashboard
 	return created, nil
 }
 
-// createdID returns the new dashboard's id from a 2xx. An error means that what was created is
-// unknown.
+// createdID returns the new dashboard's id from a 2xx. An error means that it is unknown what was
+// created.
 func createdID(a answer) (string, error) {
 	if a.status != http.StatusOK && a.status != http.StatusCreated {
 		return "", errors.New("neither 200 nor 201")

@@ -17,11 +17,11 @@ import (
 // dialTimeout bounds each step to a connection: TCP, the proxy's CONNECT, TLS.
 const dialTimeout = 5 * time.Second
 
-// dialer connects to the host of an address. An https host behind a proxy of the environment
-// (HTTPS_PROXY, NO_PROXY; never for loopback) is reached by CONNECT, so that the proxy sees no
-// request. There is no proxy for http: it could use the signatures that it would see.
+// dialer connects to the host of an address. It reaches an https host through a proxy of the
+// environment (HTTPS_PROXY, NO_PROXY; never for loopback) by CONNECT, so that the proxy sees no
+// request. http uses no proxy, which could misuse the signatures that it would see.
 //
-// Whatever fails here, nothing of the request was sent.
+// If it fails, nothing of the request was sent.
 type dialer struct {
 	address *url.URL
 	network func(ctx context.Context, network, address string) (net.Conn, error)

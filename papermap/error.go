@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Class says what is known of a failed request's outcome, and so what may be done about it.
+// Class says what is known about a failed request's outcome, and therefore what may be done about
+// it.
 type Class string
 
 const (

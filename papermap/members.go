@@ -11,7 +11,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// lenient accepts what other JSON decoders would: how strictly the API encodes is not documented.
+// lenient accepts what most JSON decoders accept, because it is not documented how strictly the API
+// encodes.
 var lenient = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // knownNames are all the names that are looked up in an answer.
@@ -27,9 +28,9 @@ var knownNames = func() map[string]bool {
 // answerNames are the documented names, except those of usage.
 var answerNames = []string{"success", "data", "dashboard_id", "code", "message", "error", "detail"}
 
-// members are an object's members by name, as sent: those of knownNames only, so that an object of
-// a million other members takes no memory. Of members with the same name the last wins, as in other
-// decoders.
+// members are an object's members by name, as sent. They contain only knownNames, so that an object
+// of a million other members takes no memory. Of members with the same name the last wins, as in
+// other decoders.
 type members map[string]jsontext.Value
 
 // readMembers reads v, valid JSON; nil if it is not an object. A nil map may be read like any
@@ -67,14 +68,14 @@ func readList(v jsontext.Value, each func(i int, element jsontext.Value) error) 
 	return nil
 }
 
-// part returns value, which d has just read from v, as a part of v: what d itself returned is only
-// valid until its next read.
+// part returns value, which d has just read from v, as a part of v. The value that d returned is
+// valid only until its next read.
 func part(v jsontext.Value, d *jsontext.Decoder, value jsontext.Value) jsontext.Value {
 	end := int(d.InputOffset())
 	return v[end-len(value) : end]
 }
 
-// first returns the value of the first name that has one, else nil.
+// first returns the value of the first name that has one, or else nil.
 func (m members) first(names []string) jsontext.Value {
 	for _, name := range names {
 		if v := m[name]; len(v) > 0 && v.Kind() != 'n' {

@@ -21,18 +21,18 @@
 //
 //   - [Sign], [MintToken], [ParseToken] and [EmbedURL] are pure functions, tested against golden
 //     values in testdata.
-//   - Every request is bounded in time and size, no redirect is followed, and a connection is used
-//     again only shortly after its last answer, if nothing has arrived on it since.
-//   - Every failed request is an [*Error] whose [Class] says what is known of the outcome. Only
-//     what provably was not processed ([Retryable]) is retried inside a call, within [RetryBudget],
-//     and not when it is Deferred.
+//   - Every request is limited in time and size, no redirect is followed, and a connection is reused
+//     only shortly after its last answer, if nothing has arrived on it since.
+//   - Every failed request is an [*Error] whose [Class] says what is known about the outcome. Only
+//     requests that were provably not processed ([Retryable]) are retried inside a call, within
+//     [RetryBudget], and not when Deferred.
 //
 // What it cannot promise: creating a dashboard is not idempotent and has no lookup, so a create
 // whose answer was lost ends as [Unknown], and the caller decides what to do.
 //
 // The API is documented at https://docs.papermap.ai (multi-tenancy guide and API reference). Where
-// the documentation is silent the code is lenient, and a comment says so. The names of the usage
-// report's fields are such a case: usagefields.go has the table of those that are accepted.
+// the documentation is silent the code is lenient, and a comment says so. One example is the field
+// names of the usage report: usagefields.go has the table of accepted names.
 package papermap
 
 import (
@@ -46,7 +46,7 @@ type Workspace struct {
 	ID       string
 	APIURL   string  // base address without a trailing slash, e.g. https://prod.dataapi.papermap.ai
 	Key      KeyPair // signs API requests
-	EmbedKey KeyPair // signs embed tokens; a pair of its own limits what a leaked token can do
+	EmbedKey KeyPair // signs embed tokens; a separate pair limits what a leaked token can do
 	EmbedURL string  // of the page for iframes, without a query
 }
 

@@ -18,7 +18,7 @@ const firstRetryWait = 200 * time.Millisecond
 
 // newRetryWaits returns the waits between the attempts of one call: firstWait, then each 1.5 times
 // the one before, all with ±50 % jitter. From 200 ms that makes about six attempts in RetryBudget.
-// A longer outage is left to the caller, who need not hold a worker's slot meanwhile.
+// Longer outages are left to the caller, who can release a worker's slot.
 func newRetryWaits(firstWait time.Duration) backoff.BackOff {
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(firstWait),
@@ -27,9 +27,9 @@ func newRetryWaits(firstWait time.Duration) backoff.BackOff {
 		backoff.WithMaxElapsedTime(0)) // call stops by itself
 }
 
-// call sends r, and again while it provably was not processed and RetryBudget allows. A deferral
-// ends the call: its wait is the caller's. A TOKEN_EXPIRED is signed again once, at once, by the
-// server's clock.
+// call sends r, and retries while it provably was not processed and RetryBudget allows. A deferral
+// ends the call, because the caller has to wait. After TOKEN_EXPIRED the request is signed again
+// once, at once, by the server's clock.
 func (c *Client) call(ctx context.Context, r request) *Error {
 	startBy := time.Now().Add(RetryBudget)
 	if deadline, ok := ctx.Deadline(); ok && deadline.Before(startBy) {

@@ -59,9 +59,9 @@ type UsagePage struct {
 	More bool
 }
 
-// Usage reads one page of usage. Every error is an [*Error]. A page that is unusable as a whole is
-// one, and Retryable; an unusable row is only rejected. A row without a number of requests counts
-// none, since the API charges by credits; without credits it is rejected.
+// Usage reads one page of usage. Every error is an [*Error]. An unusable page is an error that is
+// Retryable; an unusable row is only rejected. A row without a number of requests counts as 0
+// requests, because the API charges by credits. A row without credits is rejected.
 func (c *Client) Usage(ctx context.Context, q UsageQuery) (UsagePage, error) {
 	if err := q.check(); err != nil {
 		return UsagePage{}, &Error{Class: Refused, Message: "nothing was sent: " + err.Error()}

@@ -13,9 +13,10 @@ import (
 	"github.com/shopspring/decimal"
 )
 
-// The names that the usage report's members may have. The API does not document them, nor where the
-// list and the pagination are, hence aliases: the first of a list that has a value counts, and null
-// is no value. This is the only place that knows a name; to accept another one, add it here.
+// Accepted names of the usage report's members. The API documents neither them nor the places of
+// the list and the pagination. So there are aliases: the first name of a list that has a value
+// counts, and null is no value. This is the only place with these names; to accept another one, add
+// it here.
 var (
 	tenantNames   = []string{"tenant_id", "tenant", "external_tenant_id"}
 	creditsNames  = []string{"credits_consumed", "credits_used", "total_credits", "credits"}
@@ -118,9 +119,9 @@ var tooManyDigits = fmt.Sprintf("of more than %d digits or %d after the point",
 
 var numberPattern = regexp.MustCompile(`^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$`)
 
-// parseDecimal reads a non-negative JSON number, or the same in a string. Whatever the exponent, it
-// makes no more digits than were sent: package decimal refuses exponents beyond ±10,000, and the
-// number's size is checked before its zeros are written out.
+// parseDecimal reads a non-negative JSON number, or one in a string. Whatever the exponent, the
+// work is limited: package decimal refuses exponents beyond ±10,000, and the number's size is
+// checked before its zeros are written out.
 func parseDecimal(v jsontext.Value) (d decimal.Decimal, problem string) {
 	if len(v) > maxNumberText {
 		return d, tooManyDigits
@@ -162,7 +163,7 @@ var periodLayouts = []string{
 	"2006-01", time.DateTime, time.DateOnly, time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05Z07:00",
 }
 
-// parsePeriod returns the month that s names or lies in as YYYY-MM, or "" if it is none from
+// parsePeriod returns the month that s names or contains as YYYY-MM, or "" if it is not from
 // 2000-01 to 2999-12. A time with a zone is converted to UTC, one without is used as written.
 func parsePeriod(s string) string {
 	for _, layout := range periodLayouts {

@@ -10,11 +10,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxUsageRows bounds the rows of one answer, so that one of 8 MiB takes at most a few times that
-// in memory.
+// maxUsageRows limits the rows of one answer, so that an answer of 8 MiB takes only a few times
+// that in memory.
 const maxUsageRows = 100_000
 
-// readUsage reads a page from a 2xx. An error means that the page is unusable as a whole.
+// readUsage reads a page from a 2xx. An error means that the whole page is unusable.
 func readUsage(a answer, q UsageQuery) (UsagePage, error) {
 	if a.status != http.StatusOK {
 		return UsagePage{}, errors.New("not 200")
@@ -55,8 +55,8 @@ type level struct {
 	members members
 }
 
-// findList returns the list at the best of its places: by name first, then by level. nil: there is
-// none.
+// findList returns the list at the best of its places: by name first, then by level. It is nil if
+// there is none.
 func findList(levels ...level) jsontext.Value {
 	for _, name := range listNames {
 		for _, l := range levels {

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Exists returns an error unless there is something at address that Open would open rather than
-// create. An empty file is a database that is still to be made.
+// Exists returns an error unless Open would open an existing database at address. An empty file
+// counts as missing, because its tables are not yet created.
 func Exists(address string) error {
 	path, ok := sqlitePath(address)
 	if !ok {
@@ -31,8 +31,8 @@ func Exists(address string) error {
 	return nil
 }
 
-// CheckAddress returns what is wrong with an address. The message does not quote it: it may hold a
-// password.
+// CheckAddress returns the problem of an address. The message does not quote it, because it may
+// contain a password.
 func CheckAddress(address string) error {
 	if _, ok := sqlitePath(address); ok {
 		return nil
@@ -43,11 +43,11 @@ func CheckAddress(address string) error {
 
 func sqlitePath(address string) (string, bool) {
 	path, ok := strings.CutPrefix(address, "sqlite:")
-	return path, ok && path != "" && path != ":memory:" // each connection would have a memory of its own
+	return path, ok && path != "" && path != ":memory:" // each connection would have its own memory
 }
 
-// parsePostgres parses an address. Its error gives the parser's reason, unless that could show a part
-// of a password.
+// parsePostgres parses an address. Its error gives the parser's reason, unless that could reveal a
+// part of a password.
 func parsePostgres(address string) (*pgx.ConnConfig, error) {
 	if !strings.HasPrefix(address, "postgres://") && !strings.HasPrefix(address, "postgresql://") {
 		return nil, errors.New(
@@ -87,7 +87,7 @@ func parseURL(address string) (*url.URL, error) {
 	return u, nil
 }
 
-// reason is what pgx says of an address, without the address.
+// reason is pgx's error about an address, without the address.
 func reason(u *url.URL, err error) string {
 	text := err.Error()
 	if i := strings.LastIndex(text, "`: "); i >= 0 { // "cannot parse `ADDRESS`: REASON"

@@ -29,8 +29,8 @@ func (db *DB) Adopt(ctx context.Context, e Created, announce Announce) (c Claim,
 	return c, nil
 }
 
-// adopt decides by the events' times alone whether the tenant is to have the dashboard. An event
-// that comes too late for that counts for the status all the same, as every tenant.created does.
+// adopt decides by the events' times alone whether the tenant gets the dashboard. An event that is
+// too old for that still counts for the status, like every tenant.created.
 func (d *decision) adopt(e Created, announce Announce) (c Claim, err error) {
 	c = Claim{Message: e.Message, Event: eventTime(e.EventTime)}
 	creating := d.Stage == Creating && d.wait() > 0
@@ -59,7 +59,8 @@ func (d *decision) adopt(e Created, announce Announce) (c Claim, err error) {
 	return c, nil
 }
 
-// adoptLater decides about a dashboard for a tenant that has one, or for which one is being created.
+// adoptLater decides about a dashboard for a tenant that already has one, or whose create is in
+// flight.
 func (d *decision) adoptLater(e Created) (Step, error) {
 	key := dashboardKey{d.adoptsIn(e), e.DashboardID}
 	if d.Stage == Active && (key == dashboardKey{d.WorkspaceID, d.DashboardID} ||
@@ -78,7 +79,7 @@ func (d *decision) adoptLater(e Created) (Step, error) {
 	return StepConflict, nil
 }
 
-// adoptNow gives the tenant the dashboard. Whoever still works on the tenant is fenced off.
+// adoptNow gives the tenant the dashboard. It fences off any worker that still works on the tenant.
 func (d *decision) adoptNow(e Created) error {
 	if d.ended() {
 		d.startGeneration(e)
@@ -97,8 +98,8 @@ func (d *decision) adoptNow(e Created) error {
 	return d.activate(e.DashboardID, eventTime(e.EventTime))
 }
 
-// adoptsIn is the workspace of the dashboard that an event names for a tenant that is provisioned:
-// the tenant's own unless the event names one.
+// adoptsIn is the workspace of the dashboard that an event names for a provisioned tenant: the
+// event's workspace, or else the tenant's.
 func (d *decision) adoptsIn(e Created) string {
 	if e.NamesWorkspace {
 		return e.WorkspaceID
@@ -106,8 +107,8 @@ func (d *decision) adoptsIn(e Created) string {
 	return d.WorkspaceID
 }
 
-// DashboardTenant returns the tenant that a dashboard belongs to, now or since an earlier time;
-// empty if it was never recorded.
+// DashboardTenant returns the tenant that a dashboard belongs to; empty if it was never recorded. A
+// dashboard still belongs to a tenant that no longer uses it.
 func (db *DB) DashboardTenant(ctx context.Context, workspaceID, dashboardID string) (string, error) {
 	owners, err := list[owner](ctx, db.read, fmt.Sprintf("read whose dashboard %q is", dashboardID),
 		ownerTable.selects+" WHERE workspace_id = ? AND dashboard_id = ?", workspaceID, dashboardID)
@@ -117,8 +118,8 @@ func (db *DB) DashboardTenant(ctx context.Context, workspaceID, dashboardID stri
 	return owners[0].TenantID, nil
 }
 
-// SomeDashboards lists ids of dashboards that tenants of the workspace have, at most limit, without
-// those of the tenant except.
+// SomeDashboards lists ids of dashboards of the workspace's tenants, at most limit, without those
+// of the tenant except.
 func (db *DB) SomeDashboards(ctx context.Context, workspaceID, except string, limit int) ([]string, error) {
 	return list[string](ctx, db.read, "list dashboards", `SELECT dashboard_id FROM tenant_dashboards
 		WHERE workspace_id = ? AND dashboard_id IS NOT NULL AND tenant_id <> ? LIMIT ?`,

@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// Outcome is what is known of one call of the client's create. Begin writes "sent"; Finish and Fail
-// write the others, and so does the next Begin for an attempt whose worker stopped. A known outcome
-// is never changed, except that a person can find the dashboard of an unknown one (Resolve), and
-// that a mapping's can lose its place (Replace, Restore).
+// Outcome is what is known about one call of the client's create. Begin writes "sent"; Finish and
+// Fail write the others, and so does the next Begin for an attempt whose worker stopped. A known
+// outcome is never changed, with two exceptions: a person can find the dashboard of an unknown one
+// (Resolve), and another dashboard can replace a mapping's (Replace, Restore).
 //
-// The contract bounds the dashboards that a tenant can have at Papermap by its generations and its
-// attempts that are sent, unknown or orphaned.
+// The number of dashboards that a tenant can have at Papermap is limited by its generations plus
+// its attempts that are sent, unknown or orphaned.
 type Outcome string
 
 const (
@@ -28,7 +28,7 @@ type Attempt struct {
 	WorkspaceID string  `db:"workspace_id" json:"workspace_id"`
 	TenantID    string  `db:"tenant_id" json:"tenant_id"`
 	Generation  int     `db:"generation" json:"generation"`
-	Mark        string  `db:"mark" json:"mark"` // stands in the dashboard's description at Papermap
+	Mark        string  `db:"mark" json:"mark"` // in the dashboard's description at Papermap
 	Outcome     Outcome `db:"outcome" json:"outcome"`
 	DashboardID string  `db:"dashboard_id" json:"dashboard_id,omitempty"`
 	HTTPStatus  int     `db:"http_status" json:"http_status,omitzero"` // 0 when there was no answer
@@ -38,8 +38,8 @@ type Attempt struct {
 	ResolvedAt  Time    `db:"settled_at" json:"settled_at,omitzero"` // when a person resolved it
 }
 
-// Result is how an attempt ended, as the worker that sent it knows: what became of the call, not of
-// the tenant. See Failure for that.
+// Result is how an attempt ended, as the worker that sent it knows: the outcome of the call, not of
+// the tenant. See Failure for the tenant.
 type Result struct {
 	Outcome     Outcome
 	DashboardID string
@@ -47,9 +47,9 @@ type Result struct {
 	Error       string // empty when there was none
 }
 
-// possibleOrphans selects what may be a dashboard at Papermap that no mapping has: attempts, and as
-// such the dashboards that an operator has replaced and that no attempt made. Its parameter is the
-// time before which an attempt that is still "sent" has lost its lease.
+// possibleOrphans selects what may be a dashboard at Papermap without a mapping: attempts, and
+// dashboards that an operator has replaced and that no attempt made. Its parameter is the time
+// before which an attempt that is still "sent" has lost its lease.
 var possibleOrphans = attemptTable.selects + ` WHERE outcome NOT IN ('created', 'refused')
 	AND settled_at IS NULL AND (outcome <> 'sent' OR started_at < ?)
 	AND NOT EXISTS (SELECT 1 FROM tenant_dashboards m WHERE m.tenant_id = provision_attempts.tenant_id
@@ -74,15 +74,15 @@ func (t *tx) attempt(ctx context.Context, id string) (a Attempt, err error) {
 	return a, err
 }
 
-// abandoned returns how an attempt failed that an earlier holder abandoned, which is f unless that
-// holder has recorded an outcome meanwhile.
+// abandoned returns the failure of an attempt that an earlier holder abandoned. It is f, unless
+// that holder has recorded an outcome since.
 func (f Failure) abandoned(a *Attempt) Failure {
 	if a.Outcome == OutcomeSent {
 		return f
 	}
 	f.Result = Result{a.Outcome, a.DashboardID, a.HTTPStatus, a.Error}
 	switch a.Outcome {
-	case OutcomeRefused: // nothing was made, and nothing keeps the tenant from its next try
+	case OutcomeRefused: // nothing was created, so the tenant can be retried
 		f.Hold, f.Deferral = false, true
 	case OutcomeOrphaned:
 		f.Result.Error = fmt.Sprintf("the worker that had stopped made dashboard %q after all", a.DashboardID)
@@ -90,17 +90,17 @@ func (f Failure) abandoned(a *Attempt) Failure {
 	return f
 }
 
-// PossibleOrphan is a create request whose dashboard may exist without being a mapping's, with the
-// title to look for.
+// PossibleOrphan is a create request whose dashboard may exist without belonging to a mapping, with
+// the title to look for.
 type PossibleOrphan struct {
 	Attempt
 	Title  string `db:"title" json:"title"`
 	Status Status `db:"status" json:"tenant_status"`
 }
 
-// PossibleOrphans lists, oldest first, the attempts with an unknown or orphaned outcome that no
-// person has resolved, those that are still "sent" longer than a lease lasts, because their worker
-// stopped, and replaced dashboards, whose id stands for that of an attempt.
+// PossibleOrphans lists, oldest first: unresolved attempts with an unknown or orphaned outcome;
+// attempts that are "sent" for longer than a lease, because their worker stopped; and replaced
+// dashboards, with their id in place of an attempt's.
 func (db *DB) PossibleOrphans(ctx context.Context) ([]PossibleOrphan, error) {
 	now, err := db.clock(ctx)
 	if err != nil {
@@ -119,7 +119,7 @@ func (db *DB) Attempts(ctx context.Context, tenantID string) ([]Attempt, error) 
 		attemptTable.selects+" WHERE tenant_id = ? ORDER BY started_at, id", tenantID)
 }
 
-// ReplacedDashboard is a dashboard whose place in its tenant's mapping an operator gave to another.
+// ReplacedDashboard is a dashboard that an operator replaced in its tenant's mapping.
 type ReplacedDashboard struct {
 	DashboardID string `db:"dashboard_id"`
 	ReplacedAt  Time   `db:"replaced_at"`

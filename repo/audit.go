@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// AuditEntry is a row of audit_log: something that a person or a REST caller did. Rows are never
-// changed, and are deleted by Prune.
+// AuditEntry is a row of audit_log: an action of a person or a REST caller. Rows are never changed,
+// and are deleted by Prune.
 type AuditEntry struct {
 	ID       int64  `db:"id" json:"id"`
 	At       Time   `db:"at" json:"at"`
@@ -16,14 +16,14 @@ type AuditEntry struct {
 	Via      string `db:"via" json:"via"` // rest, console or cli
 	Action   string `db:"action" json:"action"`
 	TenantID string `db:"tenant_id" json:"tenant_id,omitempty"` // empty: it is about no tenant
-	EventID  string `db:"event_id" json:"event_id,omitempty"`   // of the event that does it
+	EventID  string `db:"event_id" json:"event_id,omitempty"`   // of the event that was published for it
 	Detail   string `db:"detail" json:"detail,omitempty"`
 }
 
 // maxAuditText limits each text of an entry, in characters. Reasons and errors can be long.
 const maxAuditText = 1000
 
-// row is the entry as it is written: at a time, in texts that both databases take.
+// row is the entry as it is written: with a time, and with text that both databases accept.
 func (e AuditEntry) row(now Time) AuditEntry {
 	e.ID, e.At = 0, now
 	for _, text := range []*string{&e.Actor, &e.Action, &e.TenantID, &e.EventID, &e.Detail} {
@@ -36,12 +36,12 @@ func (e AuditEntry) row(now Time) AuditEntry {
 }
 
 // Audited is a view of the database in which each write also records the entry, in its own
-// transaction: both are committed, or neither.
+// transaction: both are committed, or neither is.
 //
 //	m, err := db.Audited(entry).Recreate(ctx, tenantID, announce)
 func (db *DB) Audited(e AuditEntry) *DB { return &DB{db.core, db.read, &e} }
 
-// Audit records entries, of what is no transaction of this database.
+// Audit records entries of actions that are not transactions of this database.
 func (db *DB) Audit(ctx context.Context, list ...AuditEntry) error {
 	return db.decide(ctx, &job{urgent: true, audit: list}, "write the audit log")
 }
@@ -63,7 +63,7 @@ func (db *DB) audited(do txFunc) txFunc {
 	}
 }
 
-// AuditFilter selects entries of the audit log. A field that is empty selects all.
+// AuditFilter selects entries of the audit log. An empty field selects everything.
 type AuditFilter struct {
 	TenantID string
 	Since    time.Time
@@ -76,7 +76,7 @@ func (db *DB) AuditLog(ctx context.Context, f AuditFilter, limit int) ([]AuditEn
 	return list[AuditEntry](ctx, db.read, "read the audit log", query, args...)
 }
 
-// query reads an index in its order, from where the list begins.
+// query reads an index in order, from the beginning of the list.
 func (f AuditFilter) query(limit int) (query string, args []any) {
 	query = auditTable.selects + " WHERE at >= ?"
 	args = []any{at(f.Since)}

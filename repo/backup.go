@@ -23,7 +23,7 @@ import (
 	"papermap-worker/schema"
 )
 
-// Backup is what a backup holds.
+// Backup describes the contents of a backup.
 type Backup struct {
 	Engine   string `json:"engine"`  // SQLite or PostgreSQL
 	Version  int64  `json:"version"` // of the schema
@@ -32,7 +32,7 @@ type Backup struct {
 	Usage    int64  `json:"usage_rows"`
 }
 
-// tables has where to count the rows of each table.
+// tables maps each table to the field for its number of rows.
 func (b *Backup) tables() map[string]*int64 {
 	return map[string]*int64{
 		"tenant_dashboards": &b.Tenants, "provision_attempts": &b.Attempts, "tenant_usage": &b.Usage,
@@ -45,9 +45,9 @@ const (
 	dumpHeader   = "PGDMP"
 )
 
-// WriteBackup writes a consistent copy of the database at address to the file path, while workers may
-// run: an SQLite file, or the archive of pg_dump. The copy is written beside path and checked before
-// it replaces what is there, so a good backup is never replaced by a bad one.
+// WriteBackup writes a consistent copy of the database at address to the file path, even while
+// workers run: an SQLite file, or the archive of pg_dump. The copy is written beside path and
+// checked before it replaces an existing file, so a failed backup never replaces a good one.
 func WriteBackup(ctx context.Context, address, path string) (b Backup, err error) {
 	source, isSQLite := sqlitePath(address)
 	if err := checkTarget(source, path); err != nil {
@@ -93,7 +93,7 @@ func WriteBackup(ctx context.Context, address, path string) (b Backup, err error
 	return b, nil
 }
 
-// checkTarget refuses a path where a backup would destroy something else.
+// checkTarget refuses a path where a backup would overwrite something else.
 func checkTarget(source, path string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -124,11 +124,11 @@ func sqliteURL(path, parameters string) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + parameters
 }
 
-// backupPages is how many pages are copied between two looks at the context.
+// backupPages is how many pages are copied between two checks of the context.
 const backupPages = 4096
 
-// copySQLite copies the pages of one snapshot, damaged ones too, so that checking the copy checks the
-// database. The copy has no write-ahead log.
+// copySQLite copies the pages of one snapshot, including damaged ones, so that checking the copy
+// also checks the database. The copy has no write-ahead log.
 func copySQLite(ctx context.Context, from, to string) error {
 	source, err := sqlx.Open("sqlite3", sqliteURL(from, "mode=rw&_busy_timeout=5000&_query_only=1"))
 	if err != nil {
@@ -141,7 +141,7 @@ func copySQLite(ctx context.Context, from, to string) error {
 	}
 	defer target.Close()
 	err = rawSQLite(ctx, source, func(read *sqlite3.SQLiteConn) error {
-		// The open transaction holds the snapshot, or each write of a worker would begin the copy anew.
+		// The open transaction holds the snapshot, or each write of a worker would restart the copy.
 		for _, text := range []string{"BEGIN", "SELECT COUNT(*) FROM sqlite_master"} {
 			if _, err := read.ExecContext(ctx, text, []driver.NamedValue{}); err != nil {
 				return damaged(err)
@@ -184,7 +184,7 @@ func copyPages(ctx context.Context, to, from *sqlite3.SQLiteConn) error {
 	return damaged(cmp.Or(err, ctx.Err(), backup.Finish()))
 }
 
-// CheckBackup opens a backup, reads all of it, and counts what it holds. It changes nothing.
+// CheckBackup opens a backup, reads all of it, and counts its rows. It changes nothing.
 func CheckBackup(ctx context.Context, path string) (b Backup, err error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -361,16 +361,16 @@ func toolError(ctx context.Context, name string, err error, stderr *bytes.Buffer
 	return fmt.Errorf("%s failed (%w): %s", name, err, text[:min(len(text), 1000)])
 }
 
-// libpqParameters are those of an address that pg_dump knows as well. It refuses all others, such as
-// statement_timeout.
+// libpqParameters are the parameters of an address that pg_dump supports. It refuses all others,
+// such as statement_timeout.
 var libpqParameters = strings.Fields(`application_name channel_binding client_encoding connect_timeout
 	dbname fallback_application_name gssencmode gsslib host hostaddr keepalives keepalives_count
 	keepalives_idle keepalives_interval krbsrvname load_balance_hosts options passfile port require_auth
 	requirepeer service sslcert sslcrl sslkey sslmode sslnegotiation sslrootcert sslsni
 	ssl_max_protocol_version ssl_min_protocol_version target_session_attrs tcp_user_timeout user`)
 
-// dumpAddress returns an address for pg_dump without the password, which other users could read in
-// the list of processes.
+// dumpAddress returns an address for pg_dump without the password, which other users could see in
+// the process list.
 func dumpAddress(address string) (clean, password string, err error) {
 	if _, err := parsePostgres(address); err != nil {
 		return "", "", err

@@ -23,7 +23,7 @@ const (
 var errClosed = errors.New("the database is closed")
 
 // job is one caller's part of a transaction: a decision about one tenant, events out that were
-// published, or statements of its own.
+// published, or its own statements.
 type job struct {
 	ctx                   context.Context // never ends; its span is the caller's
 	tenantID, workspaceID string          // the workspace is for the row of a new tenant
@@ -41,19 +41,19 @@ type job struct {
 	done chan struct{} // closed when err is final
 }
 
-// batches writes for all callers: jobs that wait at the same time share one transaction. While a
-// batch is written the next gathers by itself, so there is no delay to configure.
+// batches writes for all callers: jobs that wait at the same time share one transaction. While one
+// batch is written, the next one gathers, so there is no delay to configure.
 //
-// SQLite, which has one writer, has one lane of batches. PostgreSQL has a second one for urgent jobs,
-// and there a lane's next batch begins while the last one is committed. There are no more at once,
-// because a full batch costs the server much less than several small ones. A job whose row is locked,
-// and each job of a batch that failed, gets a transaction of its own beside the lanes.
+// SQLite, which has one writer, has one lane of batches. PostgreSQL has a second lane for urgent
+// jobs, and there a lane's next batch begins while the last one is committed. There are no more
+// lanes, because a full batch costs the server much less than several small ones. A job whose row
+// is locked, and each job of a failed batch, gets its own transaction beside the lanes.
 //
 // A caller gets its answer only after the COMMIT is on disk.
 type batches struct {
 	db             *DB
 	common, urgent *lane         // the same on SQLite
-	single         chan struct{} // has a place for each transaction beside the lanes; nil: there are none
+	single         chan struct{} // one element for each transaction beside the lanes; nil: there are none
 
 	stop    chan struct{} // closed by close: no more jobs are accepted
 	once    sync.Once
@@ -79,7 +79,8 @@ func newBatches(db *DB) *batches {
 	return b
 }
 
-// lane starts a lane with so many transactions at once, of which all but one wait for their COMMIT.
+// lane starts a lane with the given number of concurrent transactions. All but one of them wait for
+// their COMMIT.
 func (b *batches) lane(transactions int) *lane {
 	l := &lane{jobs: make(chan *job), turn: make(chan struct{}, 1)}
 	for range transactions {
@@ -88,14 +89,14 @@ func (b *batches) lane(transactions int) *lane {
 	return l
 }
 
-// close waits for the jobs that were accepted.
+// close waits for the accepted jobs.
 func (b *batches) close() {
 	b.once.Do(func() { close(b.stop) })
 	b.running.Wait()
 }
 
-// do has the job done with whatever else waits. Once accepted it is not abandoned when ctx ends: the
-// caller learns what became of it.
+// do adds the job to the next batch and waits for it. An accepted job is not abandoned when ctx
+// ends, so that the caller learns its outcome.
 func (b *batches) do(ctx context.Context, j *job) error {
 	j.ctx, j.done = context.WithoutCancel(ctx), make(chan struct{})
 	l := b.common
@@ -113,8 +114,7 @@ func (b *batches) do(ctx context.Context, j *job) error {
 	return j.err
 }
 
-// run writes the jobs that wait in the lane, as many as there are at once in one transaction, until
-// close.
+// run writes the jobs that wait in the lane, as many as there are in one transaction, until close.
 func (b *batches) run(l *lane) {
 	for {
 		select {
@@ -134,7 +134,7 @@ func (b *batches) run(l *lane) {
 	}
 }
 
-// gather adds the jobs that wait already to the first one.
+// gather adds the waiting jobs to the first one.
 func gather(waiting chan *job, first *job) []*job {
 	jobs := []*job{first}
 	runtime.Gosched() // goroutines that are about to write join this batch
@@ -149,16 +149,16 @@ func gather(waiting chan *job, first *job) []*job {
 	return jobs
 }
 
-// write does the jobs in one transaction, or, where that fails, each in one of its own. Alone means
-// that the one job waits for its row, if another transaction has it locked. It calls next before
-// the COMMIT.
+// write runs the jobs in one transaction, or if that fails, each in its own. Alone means that a
+// single job waits for its row if another transaction has locked it. write calls next before the
+// COMMIT.
 func (b *batches) write(jobs []*job, alone bool, next func()) {
 	for try := 1; ; try++ {
 		err := b.commit(&jobs, alone, try == 1, next)
 		var lost *lostCommit
 		if err != nil && !errors.As(err, &lost) {
 			for _, j := range jobs {
-				j.err = nil // no job was left out of what was written
+				j.err = nil // every job was written
 			}
 		}
 		switch {
@@ -182,7 +182,7 @@ func (b *batches) write(jobs []*job, alone bool, next func()) {
 	}
 }
 
-// alone does a job in a transaction of its own, beside the lane if there is a connection for that.
+// alone runs a job in its own transaction, beside the lane if there is a connection for that.
 func (b *batches) alone(j *job) {
 	if b.single == nil {
 		b.write([]*job{j}, true, func() {})
@@ -205,8 +205,8 @@ func answer(jobs []*job, err error) {
 	}
 }
 
-// statementError is a statement of a batch that the database refused: the fault may be in one of its
-// jobs.
+// statementError is a statement of a batch that the database refused: one of its jobs may be at
+// fault.
 type statementError struct{ error }
 
 func (e statementError) Unwrap() error { return e.error }
@@ -216,8 +216,8 @@ func isStatementError(err error) bool {
 	return errors.As(err, &e) || errors.Is(err, errConflict)
 }
 
-// errConflict means that a row which a batch was to insert was inserted by another transaction since
-// the batch has read: it has to read again.
+// errConflict means that another transaction inserted a row since the batch looked for it: the
+// batch has to read again.
 var errConflict = errors.New("too many transaction conflicts")
 
 // lostCommit is a COMMIT that got no answer: its outcome has to be looked up.
@@ -228,10 +228,10 @@ type lostCommit struct {
 
 func (e *lostCommit) Unwrap() error { return e.error }
 
-// commit does the jobs in one transaction: it reads the mappings and locks them, reads the clock,
-// decides, with as many reads of more facts as that takes, and writes. When it returns an error
-// nothing was written, unless that is a lostCommit. Jobs whose rows are locked are taken out of the
-// list. The first try takes dashboards for new.
+// commit runs the jobs in one transaction: it reads the mappings and locks them, reads the clock,
+// decides, reads more facts and decides again as often as needed, and writes. If it returns an
+// error, nothing was written, unless that is a lostCommit. Jobs whose rows are locked are removed
+// from the list. The first try assumes that dashboards are new.
 func (b *batches) commit(jobs *[]*job, alone, first bool, next func()) error {
 	ctx, cancel := b.db.read.limit(traceOf(*jobs))
 	defer cancel()
@@ -255,7 +255,7 @@ func (b *batches) commit(jobs *[]*job, alone, first bool, next func()) error {
 		result := decide(f, s.now, decisions)
 		for rounds := 1; !result.wanted.none(); rounds++ {
 			if rounds == maxTries {
-				return errors.New("a decision asks for ever more")
+				return errors.New("a decision asks for facts without end")
 			}
 			if err := s.readFacts(ctx, f, result.wanted); err != nil {
 				return err
@@ -273,7 +273,7 @@ func (b *batches) commit(jobs *[]*job, alone, first bool, next func()) error {
 	})
 }
 
-// statements does the jobs that have statements of their own, each within a savepoint unless it is
+// statements runs the jobs that have their own statements, each within a savepoint unless it is
 // alone, and returns the others.
 func (s *session) statements(ctx context.Context, jobs []*job) (decisions []*job, err error) {
 	if len(jobs) == 1 && jobs[0].do != nil {
@@ -299,8 +299,8 @@ func (s *session) statements(ctx context.Context, jobs []*job) (decisions []*job
 	return decisions, nil
 }
 
-// recovered runs do and turns a panic into an error: one caller's bug must not take the others'
-// writes with it.
+// recovered runs do and turns a panic into an error: a bug in one job must not undo the writes of
+// the others.
 func recovered(ctx context.Context, do txFunc, t *tx) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -310,7 +310,7 @@ func recovered(ctx context.Context, do txFunc, t *tx) (err error) {
 	return do(ctx, t)
 }
 
-// tenantsOf lists the tenants of the jobs, each once, in the order in which they are locked.
+// tenantsOf lists the tenants of the jobs, each once, in locking order.
 func tenantsOf(jobs []*job) []string {
 	var tenants []string
 	for _, j := range jobs {
@@ -322,8 +322,8 @@ func tenantsOf(jobs []*job) []string {
 	return slices.Compact(tenants)
 }
 
-// traceOf is a context that does not end, within the span of a job that is traced: the batch's
-// statements are shown to one of its callers.
+// traceOf is a context that does not end, within the span of one traced job: the batch's statements
+// appear in the trace of one of its callers.
 func traceOf(jobs []*job) context.Context {
 	for _, j := range jobs {
 		if span := trace.SpanFromContext(j.ctx); span.IsRecording() {

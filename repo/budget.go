@@ -14,12 +14,12 @@ import (
 	"github.com/shopspring/decimal"
 )
 
-// EveryTenant is the tenant id of the budget that each tenant has that has none of its own.
+// EveryTenant is the tenant id of the default budget, for tenants without their own.
 const EveryTenant = "*"
 
-// Budget is how many credits a tenant is expected to use per month, in each workspace. Usage that
-// reaches a threshold is announced once for each month, in the transaction that records the usage or
-// sets the budget.
+// Budget is the number of credits that a tenant is expected to use per month, in each workspace.
+// When usage reaches a threshold, this is announced once per month, in the transaction that records
+// the usage or sets the budget.
 type Budget struct {
 	TenantID   string   `db:"tenant_id" json:"tenant_id"`
 	Credits    string   `db:"credits" json:"credits"` // plain decimal; 0: no budget
@@ -68,7 +68,7 @@ func (p *Percents) Scan(v any) (err error) {
 	return err
 }
 
-// isCredits are the amounts that the columns of both databases hold exactly, as usage has them.
+// isCredits are the amounts that both databases store exactly, as for usage.
 var isCredits = regexp.MustCompile(`^[0-9]{1,20}(\.[0-9]{1,12})?$`)
 
 // NewBudget checks a budget and normalizes it. The caller has checked the tenant id.
@@ -93,7 +93,8 @@ func NewBudget(tenantID, credits string, thresholds Percents) (Budget, error) {
 
 const selectBudgets = "SELECT tenant_id, CAST(credits AS TEXT) AS credits, thresholds FROM usage_budgets"
 
-// Budget reads the budget that was set for a tenant, or for EveryTenant; ErrNotFound if none was.
+// Budget reads the budget that was set for a tenant, or for EveryTenant; ErrNotFound if there is
+// none.
 func (db *DB) Budget(ctx context.Context, tenantID string) (b Budget, err error) {
 	if err := db.read.get(ctx, &b, selectBudgets+" WHERE tenant_id = ?", tenantID); err != nil {
 		return b, fmt.Errorf("read the budget of tenant %q: %w", tenantID, err)
@@ -106,9 +107,9 @@ func (db *DB) Budgets(ctx context.Context) ([]Budget, error) {
 	return list[Budget](ctx, db.read, "list budgets", selectBudgets+" ORDER BY tenant_id")
 }
 
-// SetBudget sets the budget of a tenant or of EveryTenant, and announces the thresholds that usage of
-// the current and the previous month has reached. When it is higher than before, thresholds that are
-// not reached any more can be reached again.
+// SetBudget sets the budget of a tenant or of EveryTenant, and announces the thresholds that usage
+// of the current and the previous month has reached. If the budget was raised, thresholds that are
+// no longer reached can be reached again.
 func (db *DB) SetBudget(ctx context.Context, b Budget, announce AnnounceThreshold) error {
 	return db.changeBudget(ctx, b.TenantID, announce, func(ctx context.Context, t *tx) error {
 		return t.exec(ctx, `INSERT INTO usage_budgets (tenant_id, credits, thresholds) VALUES (?, ?, ?)
@@ -117,8 +118,8 @@ func (db *DB) SetBudget(ctx context.Context, b Budget, announce AnnounceThreshol
 	})
 }
 
-// UnsetBudget removes the budget of a tenant, which then has that of EveryTenant; ErrNotFound if it has
-// none of its own.
+// UnsetBudget removes the budget of a tenant, so that the one of EveryTenant applies; ErrNotFound
+// if the tenant has no budget of its own.
 func (db *DB) UnsetBudget(ctx context.Context, tenantID string, announce AnnounceThreshold) error {
 	return db.changeBudget(ctx, tenantID, announce, func(ctx context.Context, t *tx) error {
 		deleted, err := t.execCount(ctx, "DELETE FROM usage_budgets WHERE tenant_id = ?", tenantID)
@@ -129,12 +130,12 @@ func (db *DB) UnsetBudget(ctx context.Context, tenantID string, announce Announc
 	})
 }
 
-// changeBudget changes the budget of a tenant and judges the usage that it is about.
+// changeBudget changes the budget of a tenant and judges the usage that it applies to.
 func (db *DB) changeBudget(
 	ctx context.Context, tenantID string, announce AnnounceThreshold, change txFunc,
 ) error {
 	return db.update(ctx, func(ctx context.Context, t *tx) error {
-		// No usage is recorded meanwhile: it would be judged by the budget before.
+		// Blocks recording of usage, which would be judged by the old budget.
 		for _, statement := range []string{t.db.dialect.unlimited, t.db.dialect.lockBudgets} {
 			if statement == "" {
 				continue
@@ -214,8 +215,8 @@ type Threshold struct {
 	Credits, Budget               string // plain decimals
 }
 
-// AnnounceThreshold makes the event of a threshold. It is called within the transaction, as Announce
-// is.
+// AnnounceThreshold makes the event of a threshold. Like Announce, it is called within the
+// transaction.
 type AnnounceThreshold func(Threshold) (OutboxEvent, error)
 
 // spent is a row of tenant_usage to be judged.
@@ -226,13 +227,13 @@ type spent struct {
 	Credits     string `db:"credits"`
 }
 
-// judgedPeriods are the months whose usage is held against budgets.
+// judgedPeriods are the months whose usage is compared with budgets.
 func judgedPeriods(now Time) (previous, current string) {
 	const form = "2006-01"
 	return time.Date(now.Year(), now.Month()-1, 1, 0, 0, 0, 0, time.UTC).Format(form), now.Format(form)
 }
 
-// judgeRecorded judges the latest rows of some keys, which were recorded, whether or not they changed.
+// judgeRecorded judges the recorded rows of some keys, whether or not they changed.
 func (t *tx) judgeRecorded(
 	ctx context.Context, workspaceID string, keys []usageKey, latest map[usageKey]UsageRow,
 	announce AnnounceThreshold,
@@ -276,8 +277,7 @@ var markColumns = []column{
 
 func (m mark) values() []any { return []any{m.Period, m.WorkspaceID, m.TenantID, int64(m.Percent)} }
 
-// judge marks the thresholds that rows have reached, and enqueues an event for each that was not
-// marked before.
+// judge marks the thresholds that rows have reached, and enqueues an event for each new mark.
 func (t *tx) judge(
 	ctx context.Context, rows []spent, limitOf func(tenantID string) *limit, announce AnnounceThreshold,
 ) error {
@@ -299,7 +299,7 @@ func (t *tx) judge(
 				Threshold{r.WorkspaceID, r.TenantID, r.Period, l.thresholds[i], r.Credits, l.credits})
 		}
 	}
-	// In the order of the key, or transactions would deadlock on each other's marks.
+	// In key order, so that transactions cannot deadlock on each other's marks.
 	slices.SortFunc(reached, func(a, b Threshold) int {
 		return cmp.Or(cmp.Compare(a.Period, b.Period), cmp.Compare(a.WorkspaceID, b.WorkspaceID),
 			cmp.Compare(a.TenantID, b.TenantID), cmp.Compare(a.Percent, b.Percent))
@@ -348,8 +348,8 @@ var announcedColumns = []column{
 
 func (r Threshold) mark() mark { return mark{r.Period, r.WorkspaceID, r.TenantID, r.Percent} }
 
-// judgeAll judges the usage that a budget is about, which was changed: that of one tenant, or of each
-// that has no budget of its own.
+// judgeAll judges all usage that a changed budget applies to: that of one tenant, or of every
+// tenant without a budget of its own.
 func (t *tx) judgeAll(
 	ctx context.Context, tenantID string, before, after *limit, announce AnnounceThreshold,
 ) error {
@@ -357,7 +357,7 @@ func (t *tx) judgeAll(
 		return nil
 	}
 	previous, current := judgedPeriods(t.now)
-	// Amounts as binary floating point only leave out rows that are far from the first threshold.
+	// Binary floating point is used only to leave out rows that are far from the first threshold.
 	where := ` WHERE u.period IN (?, ?) AND (CAST(u.credits AS DOUBLE PRECISION) >= ?
 		OR EXISTS (SELECT 1 FROM usage_marks m WHERE m.period = u.period
 			AND m.workspace_id = u.workspace_id AND m.tenant_id = u.tenant_id))`
@@ -389,9 +389,9 @@ func (t *tx) judgeAll(
 	}
 }
 
-// clearMarks deletes the marks of rows that a budget which was raised leaves behind, so that their
-// thresholds can be reached again. A mark of the time before there was no budget is held against its
-// own.
+// clearMarks deletes the marks of thresholds that are no longer reached after a budget was raised,
+// so that they can be reached again. A mark from before the budget was removed is compared with the
+// budget of that time.
 func (t *tx) clearMarks(ctx context.Context, rows []spent, before, after *limit) error {
 	credits := make(map[mark]decimal.Decimal, len(rows)) // by the key without percent
 	keys := make([][]any, len(rows))
@@ -439,7 +439,7 @@ const budgetOf = `COALESCE(NULLIF(COALESCE(
 	(SELECT CAST(b.credits AS TEXT) FROM usage_budgets b WHERE b.tenant_id = u.tenant_id),
 	(SELECT CAST(b.credits AS TEXT) FROM usage_budgets b WHERE b.tenant_id = '*')), '0'), '')`
 
-// BudgetPercent is the share of the budget that was used, rounded down, so that it is a threshold only
+// BudgetPercent is the used share of the budget, rounded down, so that it equals a threshold only
 // when that is reached; 0 without a budget.
 func (u Usage) BudgetPercent() int64 {
 	credits, errCredits := decimal.NewFromString(u.Credits)

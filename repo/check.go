@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// writeCheckEvery is for how long nothing was written when Check writes something itself.
+// writeCheckEvery is how long nothing must have been written before Check writes something itself.
 const writeCheckEvery = 10 * time.Second
 
-// Check returns an error when the database cannot be used: it cannot be read, its files are not those
-// that were opened, or it takes no writes. For the last, it writes a row and removes it in one
+// Check returns an error if the database cannot be used: it cannot be read, its files are not those
+// that were opened, or it accepts no writes. To check writes, it writes a row and removes it in one
 // transaction, unless something was committed within the last 10 s. It returns when ctx ends.
 func (db *DB) Check(ctx context.Context) error {
 	if err := cmp.Or(db.checkFiles(), db.checkLock()); err != nil {
@@ -34,7 +34,7 @@ func (db *DB) Check(ctx context.Context) error {
 
 var errWritesHang = errors.New("write to the database: it has not answered yet")
 
-// checkWrites writes a row. One that hangs is followed by no other.
+// checkWrites writes a row. While one write hangs, it starts no other.
 func (db *DB) checkWrites(ctx context.Context) error {
 	if !db.probing.CompareAndSwap(false, true) {
 		return errWritesHang
@@ -63,7 +63,7 @@ func (db *DB) checkWrites(ctx context.Context) error {
 	}
 }
 
-// wrote notes a commit.
+// wrote records the time of a commit.
 func (db *DB) wrote(err error) {
 	if err == nil {
 		db.lastWrite.Store(time.Now().UnixNano())
@@ -76,10 +76,11 @@ type sqliteFile struct {
 	info os.FileInfo
 }
 
-// ErrFileGone means that what is written to the SQLite file would be lost.
+// ErrFileGone means that writes to the SQLite file would be lost.
 var ErrFileGone = errors.New("while the worker was running; it has stopped writing")
 
-// openFiles notes the files that are open. SQLite keeps them open as long as there is a connection.
+// openFiles records the files that are open. SQLite keeps them open as long as there is a
+// connection.
 func openFiles(paths ...string) (list []sqliteFile, err error) {
 	for _, path := range paths {
 		info, err := os.Stat(path)
@@ -92,7 +93,7 @@ func openFiles(paths ...string) (list []sqliteFile, err error) {
 }
 
 // checkFiles returns an error if a file of the SQLite database was removed or replaced since it was
-// opened: a process that has it open notices nothing.
+// opened. A process that has it open would not notice.
 func (db *DB) checkFiles() error {
 	for _, f := range db.files {
 		if what, err := f.check(); err != nil {
@@ -139,7 +140,7 @@ func (db *DB) checkLock() error {
 }
 
 // Lock keeps other processes from working on the same SQLite file, until Close or the end of the
-// process, however that comes. Commands that look, or that resolve one tenant, need no lock.
+// process, even after a crash. Commands that read, or that resolve one tenant, need no lock.
 // Replicas share a PostgreSQL database, where Lock does nothing.
 //
 // Two workers on one SQLite file would be correct, as tests show, but each would wait for the
@@ -152,7 +153,7 @@ func (db *DB) Lock() error {
 	if err != nil {
 		return fmt.Errorf("lock the database: %w", err)
 	}
-	if err := lockFile(file, syscall.LOCK_EX, time.Second); err != nil { // doctor may look at it
+	if err := lockFile(file, syscall.LOCK_EX, time.Second); err != nil { // doctor may be checking it
 		_ = file.Close()
 		return fmt.Errorf("another worker has the database %s: stop it, "+
 			"or use PostgreSQL to run several (%w)", db.path, err)
@@ -182,8 +183,8 @@ func identity(info os.FileInfo) string {
 	return fmt.Sprintf("%d:%d", s.Dev, s.Ino)
 }
 
-// CheckWorkersFile returns an error if a running worker has another SQLite file open than the one at
-// address.
+// CheckWorkersFile returns an error if a running worker has another SQLite file open than the one
+// at address.
 func CheckWorkersFile(address string) error {
 	path, ok := sqlitePath(address)
 	if !ok {
@@ -191,7 +192,7 @@ func CheckWorkersFile(address string) error {
 	}
 	lock, err := os.Open(path + ".lock")
 	if err != nil {
-		return nil // there is no worker, or its own check tells of the lock
+		return nil // there is no worker, or its own check reports the lock
 	}
 	defer lock.Close()
 	if lockFile(lock, syscall.LOCK_SH, 0) == nil {

@@ -19,14 +19,14 @@ import (
 // ErrNotFound means that there is no such row.
 var ErrNotFound = errors.New("not found")
 
-// DB is an open database. Its methods may be called from many goroutines.
+// DB is an open database. Its methods may be called concurrently.
 type DB struct {
 	*core
 	read  pool
 	audit *AuditEntry // of a view: what each write records; nil: nothing
 }
 
-// core is what all views of a database share.
+// core is the state that all views of a database share.
 type core struct {
 	dialect  *dialect
 	write    *sqlx.DB                            // of writes; on PostgreSQL of the work's reads, too
@@ -61,8 +61,8 @@ func Open(ctx context.Context, address string) (*DB, error) {
 	return OpenLimited(ctx, address, DefaultConns)
 }
 
-// OpenLimited is Open with at most so many connections to PostgreSQL. With fewer than MinConns, all
-// views share one pool.
+// OpenLimited is Open with a maximum number of connections to PostgreSQL. With fewer than MinConns,
+// all views share one pool.
 func OpenLimited(ctx context.Context, address string, conns int) (*DB, error) {
 	if path, ok := sqlitePath(address); ok {
 		return openSQLite(ctx, path)
@@ -70,12 +70,12 @@ func OpenLimited(ctx context.Context, address string, conns int) (*DB, error) {
 	return openPostgres(ctx, address, conns)
 }
 
-// Tokens is a view of the database whose reads have connections of their own, so that token
-// requests wait for nothing else.
+// Tokens is a view of the database whose reads have separate connections, so that token requests
+// wait for nothing else.
 func (db *DB) Tokens() *DB { return &DB{core: db.core, read: db.core.tokens} }
 
-// People is a view of the database whose reads have connections of their own, so that what people
-// look at takes none from the work.
+// People is a view of the database whose reads have separate connections, so that lists and the
+// console take none from the events.
 func (db *DB) People() *DB { return &DB{core: db.core, read: db.core.people} }
 
 // Migrate brings the schema up to date and returns the names of the migrations that it applied.
@@ -84,7 +84,7 @@ func (db *DB) Migrate(ctx context.Context) ([]string, error) {
 }
 
 // MigrateWhenFree is Migrate. It calls onWait with true when it begins to wait for another program
-// that migrates, and with false when that is over.
+// that migrates, and with false when the wait ends.
 func (db *DB) MigrateWhenFree(ctx context.Context, onWait func(bool)) ([]string, error) {
 	return schema.Migrate(ctx, db.write.DB, db.dialect.schema, onWait)
 }
@@ -95,15 +95,15 @@ var (
 	ErrSchemaNewer  = schema.ErrNewer
 )
 
-// CheckSchema returns nil when the schema is at the program's version, else what to do: an error
-// that wraps [schema.ErrBehind] or [schema.ErrNewer].
+// CheckSchema returns nil if the schema is at the program's version, or else an error that says
+// what to do and wraps [schema.ErrBehind] or [schema.ErrNewer].
 func (db *DB) CheckSchema(ctx context.Context) error {
 	ctx, cancel := db.read.limit(ctx)
 	defer cancel()
 	return schema.Check(ctx, db.read.DB.DB, db.dialect.schema)
 }
 
-// Migrations lists the migrations that the program knows and whether each was applied.
+// Migrations lists the migrations of this program and whether each was applied.
 func (db *DB) Migrations(ctx context.Context) ([]schema.Migration, error) {
 	ctx, cancel := db.read.limit(ctx)
 	defer cancel()
@@ -118,7 +118,7 @@ func NoMigrations(address string) ([]schema.Migration, error) {
 	return schema.Status(context.Background(), nil, schema.Postgres)
 }
 
-// Close finishes the writes that have begun and closes the database.
+// Close finishes the writes in progress and closes the database.
 func (db *DB) Close() error {
 	if db.batches != nil {
 		db.batches.close()
@@ -134,8 +134,8 @@ func (db *DB) Close() error {
 }
 
 // update runs do in a transaction and returns when it is committed or was rolled back. The format
-// and its arguments say what it was for, in an error. Once it has begun it is finished even if ctx
-// ends, so that the caller learns what became of it.
+// and its arguments describe the purpose in an error. Once begun, it is finished even if ctx ends,
+// so that the caller learns the outcome.
 func (db *DB) update(ctx context.Context, do txFunc, format string, args ...any) (err error) {
 	ctx, span := startSpan(ctx, "transaction") // with the wait for its turn, and the commit
 	defer func() { endSpan(span, err) }()
@@ -227,8 +227,8 @@ func (p pool) limit(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, p.timeout)
 }
 
-// txFunc is one caller's part of a transaction. It may run more than once, so it must set what it
-// returns anew each time.
+// txFunc is one caller's part of a transaction. It may run more than once, so it must set all its
+// results each time.
 type txFunc func(context.Context, *tx) error
 
 // tx is a transaction.
@@ -237,11 +237,11 @@ type tx struct {
 	on  connection
 	now Time // of the clock that leases go by, when the transaction began
 
-	audit *AuditEntry // of an audited write, which may say in it what it was about; nil: of no such one
+	audit *AuditEntry // of an audited write, which may complete it; nil: the write is not audited
 }
 
-// Every query of this package has question marks for parameters, whichever the database, and names
-// the columns that it reads. It goes through pool or tx, which trace it.
+// Every query of this package has question marks for parameters on both databases, and names the
+// columns that it reads. It goes through pool or tx, which trace it.
 
 // connection is the connection of a transaction: SQLite's connection that writes, or a PostgreSQL
 // transaction.

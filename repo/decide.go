@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// What a batch decides. Nothing in this file, and nothing that a job's decide does, uses a database
-// or a clock: a decision is a pure function of facts that were read, so that it is tested without a
-// database and can be made again.
+// The decisions of a batch. Nothing in this file, and no job's decide, uses a database or a clock.
+// A decision is a pure function of facts that were read, so it is tested without a database and can
+// be repeated.
 //
-// The facts that a decision needs are not declared. It asks for them; what was not read yet is noted
-// in set.wanted and the decision ends with errNotRead. The caller reads, for all decisions together,
-// and has all of them made again from the start:
+// The facts that a decision needs are not declared. It asks for them. A fact that was not yet read
+// is added to set.wanted, and the decision ends with errNotRead. The caller reads the wanted facts
+// of all decisions together, and repeats all decisions from the start:
 //
 //	for {
 //		s := decide(f, now, jobs)
@@ -24,10 +24,10 @@ import (
 //		… read s.wanted into f …
 //	}
 
-// errNotRead ends a decision that has asked for a fact that was not read yet.
+// errNotRead ends a decision that has asked for a fact that was not yet read.
 var errNotRead = errors.New("not read yet")
 
-// facts are what the database holds, as far as it was read. The mappings are locked.
+// facts are the contents of the database, as far as they were read. The mappings are locked.
 type facts struct {
 	mappings  map[string]Mapping     // by tenant; an unknown tenant has none
 	sent      map[string][]Attempt   // by tenant: the attempts that are sent
@@ -35,8 +35,8 @@ type facts struct {
 	owners    map[dashboardKey]owner // of a dashboard; without a tenant: none
 	succeeded map[sinceKey]bool
 
-	// Whether dashboards of which that was not read belong to no tenant. Nearly all that are asked for
-	// are new; if one is not, its INSERT says so and the decisions are made again, with owners read.
+	// Whether dashboards whose owner was not read count as new. Nearly all of them are. If one is
+	// not, its INSERT fails, and the decisions are repeated with owners read.
 	newDashboards bool
 }
 
@@ -56,8 +56,8 @@ type sinceKey struct {
 	since                 Time
 }
 
-// wanted are the facts that decisions have asked for and that were not read. Each list may name one
-// twice.
+// wanted are the facts that decisions have asked for and that were not read. A list may contain
+// duplicates.
 type wanted struct {
 	sent, attempts []string // tenants
 	owners         []dashboardKey
@@ -68,15 +68,15 @@ func (w *wanted) none() bool {
 	return len(w.sent)+len(w.attempts)+len(w.owners)+len(w.succeeded) == 0
 }
 
-// set is what the decisions of one batch come to. Each decision sees those before it, also of other
-// tenants.
+// set is the result of the decisions of one batch. Each decision sees those before it, including
+// those about other tenants.
 type set struct {
 	facts  *facts
 	now    Time
 	wanted wanted
 
-	tenants map[string]*tenant     // those that were decided about
-	claims  map[dashboardKey]owner // dashboards that became a tenant's, or of which that has changed
+	tenants map[string]*tenant     // the tenants of the decisions
+	claims  map[dashboardKey]owner // dashboards that got a tenant, or whose times changed
 	created []attemptRow           // attempts that became created
 	outbox  []OutboxRow
 	sent    []int64 // ids of events out that were published
@@ -91,7 +91,7 @@ type tenant struct {
 	attempts []attemptRow
 }
 
-// attemptRow is an attempt, and what of it is to be written.
+// attemptRow is an attempt, and which of its parts to write.
 type attemptRow struct {
 	Attempt
 	stored   bool // in the table
@@ -135,7 +135,7 @@ func (s *set) decide(j *job) (err error) {
 	return nil
 }
 
-// tenant returns a copy of what is known of the job's tenant.
+// tenant returns a copy of what is known about the job's tenant.
 func (s *set) tenant(j *job) tenant {
 	if t := s.tenants[j.tenantID]; t != nil {
 		c := *t
@@ -173,7 +173,7 @@ func (s *set) keep(d *decision) {
 }
 
 // decision is what one job's decide sees and changes: the tenant's mapping, its attempts, events
-// out, and which dashboards become the tenant's. What it changes counts only if it returns nil.
+// out, and which dashboards become the tenant's. Its changes count only if it returns nil.
 type decision struct {
 	tenant
 	before Mapping // when the decision began
@@ -183,15 +183,15 @@ type decision struct {
 	outbox []OutboxRow
 }
 
-// save notes that the mapping is to be written as it is now.
+// save marks the mapping to be written in its current state.
 func (d *decision) save() {
 	if !d.made || d.Mapping != d.before {
 		d.made, d.UpdatedAt = true, d.now
 	}
 }
 
-// attempt returns the tenant's attempt of that id. One that was not read is as the claim has it:
-// only what is changed of it will be written.
+// attempt returns the tenant's attempt with that id. One that was not read is as in the claim: only
+// its changes will be written.
 func (d *decision) attempt(claimed Attempt) *attemptRow {
 	i := slices.IndexFunc(d.attempts, func(a attemptRow) bool { return a.ID == claimed.ID })
 	if i < 0 {
@@ -230,8 +230,8 @@ func (d *decision) where(match func(*attemptRow) bool) (list []*attemptRow) {
 	return list
 }
 
-// record records how an attempt ended. A dashboard that it names is the tenant's from then on,
-// unless it is another's.
+// record records how an attempt ended. A dashboard that it names belongs to the tenant from then
+// on, unless it is another's.
 func (d *decision) record(a *attemptRow, r Result) error {
 	a.Outcome, a.DashboardID, a.HTTPStatus, a.Error = r.Outcome, r.DashboardID, r.HTTPStatus, r.Error
 	a.FinishedAt, a.changed = d.now, true
@@ -242,8 +242,8 @@ func (d *decision) record(a *attemptRow, r Result) error {
 	return err
 }
 
-// own makes the dashboard the tenant's for ever, with the times given, and reports whether it is:
-// it is not if it is another tenant's.
+// own makes the dashboard the tenant's forever, with the times given. It returns false if it is
+// another tenant's.
 func (d *decision) own(o owner) (bool, error) {
 	known, err := d.owner(o.key(), d.set.facts.newDashboards)
 	if err != nil || known.TenantID != "" && known.TenantID != d.TenantID {
@@ -260,7 +260,7 @@ func (d *decision) own(o owner) (bool, error) {
 	return true, nil
 }
 
-// owner returns whose the dashboard is. What was not read may be taken for new.
+// owner returns the dashboard's owner. A dashboard that was not read may be assumed to be new.
 func (d *decision) owner(key dashboardKey, takeForNew bool) (owner, error) {
 	for _, claims := range []map[dashboardKey]owner{d.claims, d.set.claims, d.set.facts.owners} {
 		if o, known := claims[key]; known {
@@ -290,7 +290,7 @@ func (d *decision) succeededSince(since Time) (bool, error) {
 	return succeeded, nil
 }
 
-// announce adds the mapping's event to the outbox, unless the tenant was deleted meanwhile.
+// announce adds the mapping's event to the outbox, unless the tenant was deleted in the meantime.
 func (d *decision) announce(announce Announce) error {
 	if !d.Wanted() {
 		return nil
@@ -303,5 +303,5 @@ func (d *decision) announce(announce Announce) error {
 	return nil
 }
 
-// after is the time so much later.
+// after is the time plus a duration.
 func (d *decision) after(duration time.Duration) Time { return at(d.now.Add(duration)) }

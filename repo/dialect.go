@@ -14,7 +14,7 @@ import (
 	"papermap-worker/schema"
 )
 
-// dialect is what the two databases do not have in common, as far as it is data. How they are
+// dialect holds the differences between the two databases, as far as they are data. How they are
 // opened and how they commit is in sqlite.go and postgres.go.
 type dialect struct {
 	schema  schema.Dialect
@@ -35,18 +35,18 @@ type dialect struct {
 	clock     string // reads started; empty: the process's clock counts
 
 	collate   string // the collation by code points, which is SQLite's default
-	unlimited string // lifts the time-out of a transaction's statements; empty where there is none
+	unlimited string // removes the timeout of a transaction's statements; empty if there is none
 
-	// The pages of usage that one transaction records at most, normally and while tenants are
-	// provisioned. On PostgreSQL each transaction costs some round trips, so more is better; on
+	// The maximum number of usage pages in one transaction, normally and while tenants are
+	// provisioned. On PostgreSQL each transaction costs some round trips, so more is better. On
 	// SQLite all other writes wait for it.
 	pages, pagesWhileBusy int
 
-	// Begin what changes budgets, and what judges by them: neither runs during the other. Empty where
-	// there is only one writer.
+	// Statements that begin a change of budgets (lockBudgets) or a comparison with them
+	// (shareBudgets): neither runs during the other. Empty if there is only one writer.
 	lockBudgets, shareBudgets string
 
-	isUnique func(err error) bool // whether a statement failed because its row would not be the only one
+	isUnique func(err error) bool // whether a statement violated a unique key
 }
 
 var sqliteDialect = dialect{

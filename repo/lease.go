@@ -5,10 +5,11 @@ import (
 	"time"
 )
 
-// notBeyond is the one answer to a clock that was set back: no lease and no retry ends later than
-// the longest from now. One that does was written before the clock was set back, and its time starts
-// anew. It is never cut short: its holder may still be at work. Now must be read after the row is
-// locked, or a transaction that waited for the row would take a new lease for one too long.
+// notBeyond handles a clock that was set back, everywhere: no lease and no retry ends later than
+// its longest duration from now. One that does was written before the clock was set back, so it
+// starts again. It is never cut short, because its holder may still be working. Now must be read
+// after the row is locked. Otherwise a transaction that waited for the row would mistake a new
+// lease for one that is too long.
 func notBeyond(end, now Time, longest time.Duration) Time {
 	if limit := at(now.Add(longest)); end.After(limit.Time) {
 		return limit
@@ -17,8 +18,8 @@ func notBeyond(end, now Time, longest time.Duration) Time {
 }
 
 // TakeLease is for jobs that one worker does for all replicas, such as publishing the outbox. It
-// makes holder the only one who has the named lease, until ttl from now, unless another has it. A
-// holder that has it already prolongs it. All holders of a lease ask for the same ttl.
+// gives holder the named lease until ttl from now, unless another holder has it. A holder that
+// already has the lease extends it. All holders of a lease use the same ttl.
 func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Duration) (taken bool, err error) {
 	err = db.update(ctx, func(ctx context.Context, t *tx) (err error) {
 		taken, err = t.takeLease(ctx, name, holder, ttl)
@@ -27,8 +28,8 @@ func (db *DB) TakeLease(ctx context.Context, name, holder string, ttl time.Durat
 	return taken && err == nil, err
 }
 
-// takeLease locks the lease's row, reads the clock and decides. The transaction's clock is then that
-// of the lock.
+// takeLease locks the lease's row, reads the clock and decides. The transaction's clock is from
+// then on the time after the lock.
 func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Duration) (taken bool, err error) {
 	var lease struct {
 		Holder string `db:"holder"`
@@ -56,8 +57,8 @@ func (t *tx) takeLease(ctx context.Context, name, holder string, ttl time.Durati
 	return taken, t.exec(ctx, "UPDATE leases SET holder = ?, until = ? WHERE name = ?", holder, until, name)
 }
 
-// DropLease gives the lease up, if holder has it, so that another need not wait for its end. A
-// holder that stops should drop its leases; one that is killed is followed when they end.
+// DropLease gives up the lease, if holder has it, so that another holder need not wait for its end.
+// A worker that stops should drop its leases. The leases of a killed worker end by themselves.
 func (db *DB) DropLease(ctx context.Context, name, holder string) error {
 	return db.update(ctx, func(ctx context.Context, t *tx) error {
 		return t.dropLease(ctx, name, holder)

@@ -27,7 +27,7 @@ func (s TenantState) Deleted() bool { return s.DeletedEvent > 0 && !s.Wanted() }
 
 var stateTable = newTable[TenantState]("tenant_dashboards", "dashboard_id")
 
-// TenantStates reads the tenants of a list in one statement. It leaves out those that are unknown.
+// TenantStates reads the tenants of a list in one statement. It leaves out unknown ones.
 func (db *DB) TenantStates(ctx context.Context, tenantIDs []string) (map[string]TenantState, error) {
 	rows, err := list[TenantState](ctx, db.read, "read tenants",
 		stateTable.selects+" WHERE tenant_id"+db.dialect.inSet, db.dialect.list(tenantIDs))
@@ -38,15 +38,15 @@ func (db *DB) TenantStates(ctx context.Context, tenantIDs []string) (map[string]
 	return states, err
 }
 
-// DashboardOwner is the tenant that a dashboard belongs to, now or since an earlier time.
+// DashboardOwner is the tenant that a dashboard belongs to, even if the tenant no longer uses it.
 type DashboardOwner struct {
 	WorkspaceID string `db:"workspace_id"`
 	DashboardID string `db:"dashboard_id"`
 	TenantID    string `db:"tenant_id"`
 }
 
-// DashboardOwners reads whose the dashboards of a list are, in each of the workspaces. It leaves out
-// those that are nobody's.
+// DashboardOwners reads the owners of a list of dashboards, in each of the workspaces. It leaves
+// out dashboards without an owner.
 func (db *DB) DashboardOwners(
 	ctx context.Context, workspaceIDs, dashboardIDs []string,
 ) ([]DashboardOwner, error) {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Status is what a mapping shows, and how far its provisioning is: its stage. What moves a tenant
+// Status is the state that a mapping shows, and also its stage of provisioning. These move a tenant
 // from one stage to the next:
 //
 //	none      tenant.created             pending
@@ -24,11 +24,11 @@ import (
 //	any       tenant.created after
 //	          tenant.deleted             pending, generation + 1
 //
-// A tenant.created that names a dashboard (Adopt) leads to active where another leads to pending,
-// and from pending and held to active.
+// A tenant.created that names a dashboard (Adopt) leads to active where another one leads to
+// pending. It also leads from pending and held to active.
 //
-// tenant.suspended, tenant.resumed and tenant.deleted change the status, and leave the stage as it
-// is.
+// tenant.suspended, tenant.resumed and tenant.deleted change the status, and leave the stage
+// unchanged.
 type Status string
 
 const (
@@ -37,7 +37,7 @@ const (
 	Active    Status = "active"    // it has its dashboard
 	Held      Status = "held"      // a create has an unknown outcome, and an operator has to look
 	Failed    Status = "failed"    // Papermap refused, or MAX_ATTEMPTS is reached
-	Suspended Status = "suspended" // it gets no tokens; provisioning goes on
+	Suspended Status = "suspended" // it gets no tokens; provisioning continues
 	Deleted   Status = "deleted"
 
 	none Status = "none" // a stage only: no tenant.created was accepted yet
@@ -48,7 +48,7 @@ func Statuses() []Status {
 	return []Status{Pending, Creating, Active, Held, Failed, Suspended, Deleted}
 }
 
-// Mapping is a row of tenant_dashboards. Its SQL follows from the fields: a new one is declared
+// Mapping is a row of tenant_dashboards. Its SQL is generated from the fields: declare a new field
 // here and in a migration.
 type Mapping struct {
 	TenantID    string `db:"tenant_id" json:"tenant_id"`
@@ -73,8 +73,8 @@ type Mapping struct {
 	ResumedEvent   int64  `db:"resumed_event" json:"-"`
 	CreatedEventID string `db:"created_event_id" json:"-"`
 
-	// DashboardEvent is the time of the event, or of the operator's correction, that gave the tenant
-	// its dashboard; 0 when a version that does not know it has. See dashboardEvent.
+	// DashboardEvent is the time of the event, or of the operator's correction, that gave the
+	// tenant its dashboard; 0 if an older version did. See dashboardEvent.
 	DashboardEvent int64 `db:"dashboard_event" json:"-"`
 
 	Epoch       int64 `db:"epoch" json:"-"`        // of the lease; grows with every claim
@@ -112,8 +112,8 @@ func (m *Mapping) isSuspended() bool {
 	return m.SuspendedEvent > m.DeletedEvent && m.SuspendedEvent >= m.ResumedEvent
 }
 
-// Access is the newest event that asked for a status, Suspended, Deleted, or Active for a resumed
-// tenant, in Unix nanoseconds, and whether that is in force.
+// Access returns the time of the newest event that asked for a status (Suspended, Deleted, or
+// Active for a resumed tenant), in Unix nanoseconds, and whether that status is in force.
 func (m *Mapping) Access(to Status) (newest int64, inForce bool) {
 	switch to {
 	case Suspended:
@@ -153,7 +153,7 @@ type Created struct {
 	AllowedWorkspace string // the workspace that the caller may create in; empty: WorkspaceID
 }
 
-// createdEffect is what follows from a tenant.created.
+// createdEffect is the effect of a tenant.created.
 type createdEffect int
 
 const (
@@ -162,8 +162,8 @@ const (
 	failAgain                      // this very message has ended as failed before
 )
 
-// applyCreated applies a tenant.created to the mapping. It decides by the events' times alone, so
-// that the order of arrival and copies do not matter.
+// applyCreated applies a tenant.created to the mapping. It decides only by the events' times, so
+// neither the order of arrival nor duplicates matter.
 func (m *Mapping) applyCreated(e Created) createdEffect {
 	switch {
 	case eventTime(e.EventTime) <= m.DeletedEvent:
@@ -180,12 +180,12 @@ func (m *Mapping) applyCreated(e Created) createdEffect {
 	return provision
 }
 
-// ended reports whether the next tenant.created begins a generation.
+// ended reports whether the next tenant.created begins a new generation.
 func (m *Mapping) ended() bool {
 	return m.Stage == none || m.CreatedEvent <= m.DeletedEvent || m.Stage == Failed
 }
 
-// noteCreated notes the event; what it means for the status follows from all events seen.
+// noteCreated records the event; the status follows from all events seen.
 func (m *Mapping) noteCreated(e Created) {
 	if t := eventTime(e.EventTime); t > m.CreatedEvent {
 		m.CreatedEvent, m.CreatedEventID = t, e.EventID
@@ -193,11 +193,11 @@ func (m *Mapping) noteCreated(e Created) {
 	m.deriveStatus()
 }
 
-// dashboardEvent is DashboardEvent, or the newest tenant.created where that is not known.
+// dashboardEvent is DashboardEvent, or the newest tenant.created if that is not known.
 func (m *Mapping) dashboardEvent() int64 { return cmp.Or(m.DashboardEvent, m.CreatedEvent) }
 
-// startGeneration takes the details from the event. A worker that still provisions an older
-// generation is fenced off by the epoch.
+// startGeneration takes the details from the event. The epoch fences off a worker that still
+// provisions an older generation.
 func (m *Mapping) startGeneration(e Created) {
 	if m.Stage != none {
 		m.Generation++
@@ -209,16 +209,15 @@ func (m *Mapping) startGeneration(e Created) {
 	m.clearFailures()
 }
 
-// Change is a tenant.suspended, tenant.resumed or tenant.deleted event. One of an unknown tenant
-// makes a row without a dashboard, so that a tenant.created that comes late, or was published
-// before, meets it.
+// Change is a tenant.suspended, tenant.resumed or tenant.deleted event. For an unknown tenant it
+// makes a row without a dashboard, so that it also applies to a tenant.created that arrives later.
 type Change struct {
 	TenantID, WorkspaceID string // the workspace is used when the tenant is unknown
 	To                    Status // Suspended, Deleted, or Active for a resumed tenant
 	EventTime             time.Time
 }
 
-// applyChange notes the event; what it means follows from all events seen.
+// applyChange records the event; the status follows from all events seen.
 func (m *Mapping) applyChange(c Change) {
 	newest := &m.DeletedEvent
 	switch c.To {
@@ -231,7 +230,7 @@ func (m *Mapping) applyChange(c Change) {
 	m.deriveStatus()
 }
 
-// eventTime is the event's time as the table keeps it: Unix nanoseconds, where 0 means that there
+// eventTime is the event's time as the table stores it: Unix nanoseconds, where 0 means that there
 // was no event.
 func eventTime(t time.Time) int64 { return max(1, t.UnixNano()) }
 
@@ -261,8 +260,8 @@ func (db *DB) Mapping(ctx context.Context, tenantID string) (m Mapping, err erro
 	return m, nil
 }
 
-// Mappings reads at most limit mappings in the order of tenant ids, those after the tenant id
-// after; of one status unless it is empty.
+// Mappings reads at most limit mappings in the order of tenant ids, starting after the tenant id
+// after. If the status is not empty, it reads only those with that status.
 func (db *DB) Mappings(ctx context.Context, status Status, after string, limit int) ([]Mapping, error) {
 	return db.Search(ctx, Search{Status: status}, Cursor{After: after, Limit: limit})
 }

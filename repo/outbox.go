@@ -8,16 +8,16 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// The outbox makes sure that an event leaves if, and only if, its state change was committed. One
-// worker at a time, the one that has the lease "outbox", publishes what waits and marks what the
-// stream has stored:
+// The outbox guarantees that an event is published if, and only if, its state change was committed.
+// One worker at a time, the holder of the lease "outbox", publishes the waiting events and marks
+// those that the stream has stored:
 //
 //	rows, err := db.NextUnsent(ctx, limit, skip) // one of each tenant
 //	… publish them
 //	err = db.MarkSent(ctx, ids)
 //
-// If it is killed in between, the event is published again under the same id, which consumers and
-// the stream's duplicate window recognise: at least once, in order for each tenant.
+// If the worker is killed in between, the event is published again with the same id, which
+// consumers and the stream's duplicate window recognize: at least once, in order for each tenant.
 
 // OutboxEvent is an event to be published because of a state change.
 type OutboxEvent struct {
@@ -30,11 +30,11 @@ type OutboxEvent struct {
 	OriginalTime int64 // Unix nanoseconds
 }
 
-// Announce makes the event for a mapping as it is being committed. The mapping's Stage says which
+// Announce makes the event for a mapping that is being committed. The mapping's Stage says which
 // event: Active (dashboard.created), Failed (dashboard.failed), Held (dashboard.held), or Pending
 // (its own tenant.created, to be published again). It is called within the transaction, and more
-// than once if that has to decide again, so it must be quick and must not use the database. If it fails,
-// nothing is written.
+// than once if the decision is repeated, so it must be quick and must not use the database. If it
+// fails, nothing is written.
 type Announce func(Mapping) (OutboxEvent, error)
 
 // OutboxRow is a row of the outbox.
@@ -70,12 +70,12 @@ type Skip struct {
 	Types []string // of events
 }
 
-// NextUnsent reads the events that may be published at the same time: the oldest that waits of each
-// tenant, at most limit. A tenant whose oldest is left out has none: its later events wait behind.
+// NextUnsent reads the events that may be published concurrently: the oldest waiting event of each
+// tenant, at most limit. If a tenant's oldest event is skipped, its later events wait behind it.
 //
-// Rows are found by their state and never by the last id seen: ids are given before transactions
-// commit. The grouping is by an expression, or SQLite would read the index of all rows by tenant,
-// also those that were sent, instead of the one of rows that wait.
+// Rows are found by their state and never by the last id seen, because ids are assigned before
+// transactions commit. The query groups by an expression. Otherwise SQLite would use the index of
+// all rows by tenant, including sent ones, instead of the index of waiting rows.
 func (db *DB) NextUnsent(ctx context.Context, limit int, skip Skip) ([]OutboxRow, error) {
 	query, args := outboxTable.selects+` WHERE id IN
 		(SELECT MIN(id) FROM outbox WHERE sent_at IS NULL GROUP BY tenant_id || '')`, []any{}
@@ -98,8 +98,8 @@ func (db *DB) Unsent(ctx context.Context, limit int) ([]OutboxRow, error) {
 		outboxTable.selects+" WHERE sent_at IS NULL ORDER BY id LIMIT ?", limit)
 }
 
-// TenantOutbox reads a tenant's newest events out, at most limit, oldest first: those that wait,
-// and those that were sent and are still kept.
+// TenantOutbox reads a tenant's newest events out, at most limit, oldest first: waiting ones, and
+// sent ones that are still stored.
 func (db *DB) TenantOutbox(ctx context.Context, tenantID string, limit int) ([]OutboxRow, error) {
 	rows, err := list[OutboxRow](ctx, db.read, fmt.Sprintf("read the events out of tenant %q", tenantID),
 		outboxTable.selects+" WHERE tenant_id = ? ORDER BY id DESC LIMIT ?", tenantID, limit)
@@ -107,8 +107,7 @@ func (db *DB) TenantOutbox(ctx context.Context, tenantID string, limit int) ([]O
 	return rows, err
 }
 
-// MarkSent records that the events were published: that the stream has acknowledged them. ids are
-// those of OutboxRow.
+// MarkSent records that the stream has acknowledged the events. ids are those of OutboxRow.
 func (db *DB) MarkSent(ctx context.Context, ids []int64) error {
 	if len(ids) == 0 {
 		return nil

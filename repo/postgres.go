@@ -27,29 +27,29 @@ const (
 	lanePipeline    = 2 // transactions of a lane: one is written while the other is committed
 	postgresSingles = 8 // transactions of single jobs at once
 
-	// batchLockTimeout is how long a batch waits for a row that another transaction inserts. Then each
-	// of its jobs waits alone, for as long as lock_timeout says.
+	// batchLockTimeout is how long a batch waits for a row that another transaction inserts. After
+	// that, each of its jobs waits alone, for as long as lock_timeout.
 	batchLockTimeout = "250ms"
 
 	// commitTimeout is how long the outcome of a COMMIT without an answer is looked up.
 	commitTimeout = 10 * time.Second
 
-	// postgresTimeout is when a connection without an answer is given up. The statement_timeout is
-	// over by then, so the server or the way to it is gone.
+	// postgresTimeout is when a connection without an answer is abandoned. The statement_timeout
+	// has passed by then, so the server or the network is down.
 	postgresTimeout = 20 * time.Second
 
 	postgresIdle = time.Minute // after which a connection is closed
 )
 
-// A connection has no state of its own, because a pooler such as PgBouncer may give each transaction
-// another one: no prepared statement, no lock of the session, and each transaction sets its own
-// time-outs. What is sent when a connection begins are parameters that poolers know, and keep for
-// each client.
+// A connection has no state of its own, because a pooler such as PgBouncer may give each
+// transaction another one: no prepared statements, no session locks, and each transaction sets its
+// own timeouts. A new connection sends only parameters that poolers support and keep for each
+// client.
 var (
-	// connectionSettings make texts and times look the same to every program.
+	// connectionSettings make text and times independent of the server's settings.
 	connectionSettings = map[string]string{"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC"}
 
-	// timeouts are a transaction's, unless DATABASE_URL gives others.
+	// timeouts are a transaction's default timeouts. DATABASE_URL can change them.
 	timeouts = map[string]string{
 		"statement_timeout": "15s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s",
 	}
@@ -144,11 +144,11 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, err
 }
 
-// bySetSettings are a batch's: each of its statements finds its rows by an index, whatever the server
-// believes of a table that it has not analysed yet.
+// bySetSettings are the settings of a batch: each of its statements finds its rows by an index,
+// even if the server has no statistics of the table yet.
 var bySetSettings = []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin"}
 
-// settingsOf is the statement that sets a transaction's settings.
+// settingsOf returns the statement that sets a transaction's settings.
 func settingsOf(settings map[string]string) statement {
 	st := statement{untraced: true}
 	var calls []string
@@ -159,7 +159,7 @@ func settingsOf(settings map[string]string) statement {
 	return st
 }
 
-// batchSettings is the statement that sets a batch's settings.
+// batchSettings returns the statement that sets a batch's settings.
 func batchSettings(limits map[string]string, lockTimeout string) statement {
 	settings := maps.Clone(limits)
 	settings["lock_timeout"] = lockTimeout
@@ -169,7 +169,7 @@ func batchSettings(limits map[string]string, lockTimeout string) statement {
 	return settingsOf(settings)
 }
 
-// startOf is the statement that a transaction begins with: it sets the settings, and reads the clock
+// startOf returns the first statement of a transaction: it sets the settings, and reads the clock
 // and the transaction's id.
 func startOf(settings statement) statement {
 	settings.text = "SELECT clock_timestamp() AS now, pg_current_xact_id()::text AS id, concat(" +
@@ -178,7 +178,7 @@ func startOf(settings statement) statement {
 }
 
 // Unreachable reports whether the error of an Open may go away by itself: no server answers yet, or
-// it is starting up.
+// it is starting.
 func Unreachable(err error) bool {
 	var network *net.OpError
 	var lookup *net.DNSError
@@ -188,14 +188,14 @@ func Unreachable(err error) bool {
 		slices.ContainsFunc(poolerWaits, func(text string) bool { return strings.Contains(err.Error(), text) })
 }
 
-// poolerWaits are parts of what PgBouncer says while it cannot reach PostgreSQL.
+// poolerWaits are parts of PgBouncer's errors while it cannot reach PostgreSQL.
 var poolerWaits = []string{"server login", "query_wait_timeout", "connect failed", "cannot connect to server"}
 
 var errReadOnly = errors.New("the PostgreSQL server is a read-only standby: " +
 	"let DATABASE_URL name the primary (several hosts with target_session_attrs=read-write find it)")
 
-// refuseStandby keeps every connection of the pool, not only the first, from a server that may be
-// behind: a suspended tenant would look active there.
+// refuseStandby keeps every connection of the pool, not only the first, away from a server that may
+// lag behind: a suspended tenant would look active there.
 //
 // pg_is_in_recovery is true on a server that follows another.
 func refuseStandby(ctx context.Context, conn *pgconn.PgConn) error {
@@ -209,11 +209,12 @@ func refuseStandby(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
-// transactPostgres runs do in a transaction of its own. One that the server gave up in favour of
-// another is run again.
+// transactPostgres runs do in its own transaction. If the server aborted it in favour of another,
+// it is run again.
 //
-// Transactions are READ COMMITTED. What one reads in order to change it, it reads with FOR UPDATE,
-// or it has the row of a lease locked that all writers of those rows lock first.
+// Transactions are READ COMMITTED. Rows that a transaction reads in order to change them are read
+// with FOR UPDATE, unless it has locked the row of a lease that all writers of those rows lock
+// first.
 func (db *DB) transactPostgres(ctx context.Context, start statement, do txFunc) error {
 	for try := 1; ; try++ {
 		err := db.tryTransaction(ctx, start, do)
@@ -228,8 +229,8 @@ func (db *DB) transactPostgres(ctx context.Context, start statement, do txFunc) 
 	}
 }
 
-// tryTransaction is one try. An error of COMMIT that the server did not answer with is no outcome:
-// it is looked up, so that a caller never repeats what was committed.
+// tryTransaction is one try. An error of COMMIT that is not the server's answer does not show the
+// outcome. The outcome is then looked up, so that a caller never repeats what was committed.
 func (db *DB) tryTransaction(ctx context.Context, start statement, do txFunc) error {
 	ctx, cancel := db.read.limit(ctx)
 	defer cancel()
@@ -271,8 +272,8 @@ func committed(err error, id string) error {
 	return &lostCommit{err, id}
 }
 
-// answered reports whether an error is the server's answer to a statement, rather than the end of
-// the connection, of which a pooler tells in the server's stead.
+// answered reports whether an error is the server's answer to a statement, rather than the loss of
+// the connection, which a pooler may report in the server's place.
 func answered(err error) bool {
 	var server *pgconn.PgError
 	return errors.As(err, &server) && server.Severity != "FATAL" && server.Severity != "PANIC" &&
@@ -280,7 +281,7 @@ func answered(err error) bool {
 		!hasCode(err, adminShutdown, crashShutdown, cannotConnectNow)
 }
 
-// postgresSession runs do in a session on a connection of its own.
+// postgresSession runs do in a session on its own connection.
 func (db *DB) postgresSession(ctx context.Context, do func(*session) error) error {
 	conn, err := db.sets.Conn(ctx)
 	if err != nil {
@@ -345,8 +346,8 @@ func send(ctx context.Context, pg *pgx.Conn, list ...*statement) pgx.BatchResult
 	return pg.SendBatch(ctx, batch)
 }
 
-// pipelinedRead runs a statement that reads behind the one with its settings. They are sent together,
-// which makes them one transaction.
+// pipelinedRead sends a reading statement together with its settings, which makes them one
+// transaction.
 func pipelinedRead(ctx context.Context, db *sqlx.DB, dest any, settings, st statement) error {
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -390,8 +391,8 @@ func scan(rows pgx.Rows, dest any) error {
 	return rows.Err()
 }
 
-// refused returns the error of a statement as a statementError if it is the statement's fault, and
-// says what a read-only server means.
+// refused returns the error of a statement as a statementError if the statement is at fault, and
+// explains the error of a read-only server.
 func refused(err error) error {
 	switch {
 	case hasCode(err, readOnlyTransaction):
@@ -402,7 +403,7 @@ func refused(err error) error {
 	return statementError{err}
 }
 
-// pgxRows makes of pgx's rows what sqlx can read.
+// pgxRows adapts pgx's rows to sqlx.
 type pgxRows struct{ pgx.Rows }
 
 func (r pgxRows) Close() error {
@@ -417,8 +418,8 @@ func (r pgxRows) Columns() (names []string, err error) {
 	return names, nil
 }
 
-// lookUpCommit finds out what became of a transaction whose COMMIT got no answer; cause is why it
-// got none. The server keeps the status of recent transactions:
+// lookUpCommit looks up the outcome of a transaction whose COMMIT got no answer; cause is the
+// reason for that. The server keeps the status of recent transactions:
 // https://www.postgresql.org/docs/current/functions-info.html
 func (db *DB) lookUpCommit(id string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)

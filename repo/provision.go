@@ -11,18 +11,18 @@ import (
 	"github.com/google/uuid"
 )
 
-// Lease is how long a claimed tenant is kept from other workers. A holder must send nothing after
-// it; the work of a killed holder is taken up after it. Contract: within 30 s.
+// Lease is how long a claimed tenant is kept from other workers. Its holder must send nothing after
+// that. Another worker then takes over the work of a killed holder. Contract: within 30 s.
 const Lease = 25 * time.Second
 
-// maxRetry is the longest that a tenant waits for its next try: what Papermap may ask for with
-// Retry-After.
+// maxRetry is the longest that a tenant waits for its next try: the maximum that Retry-After may
+// ask for.
 const maxRetry = 15 * time.Minute
 
 // ErrTaken means that the dashboard id belongs to another tenant.
 var ErrTaken = errors.New("the dashboard id belongs to another tenant")
 
-// Step is what the caller of Begin has to do.
+// Step is what the caller of Begin must do.
 type Step int
 
 const (
@@ -31,45 +31,44 @@ const (
 	// StepCreate: create the dashboard now. The caller holds the claim, and its attempt is
 	// committed as sent.
 	StepCreate
-	// StepWait: come back after Claim.Wait. Another worker holds the claim, or a retry is not due
-	// yet.
+	// StepWait: retry after Claim.Wait. Another worker holds the claim, or a retry is not due yet.
 	StepWait
 	// StepRecordOutcome: call Fail. The caller holds the claim, and the attempt of an earlier
 	// holder has no outcome. Only with hold.
 	StepRecordOutcome
-	// StepRefused: end as failed, as this message has before.
+	// StepRefused: end as failed, as this message did before.
 	StepRefused
 	// StepElsewhere: begin again for the workspace of Claim.Mapping, in which the caller may not
 	// create.
 	StepElsewhere
 	// StepAdopted: nothing. Adopt has recorded the dashboard.
 	StepAdopted
-	// StepConflict: refuse the event. Adopt leaves the tenant with the dashboard that it has.
+	// StepConflict: refuse the event. The tenant keeps its other dashboard.
 	StepConflict
 )
 
-// Claim is the right to provision one tenant, as Begin gave it. It is good for one Finish or Fail,
-// by the worker that got it, until another Begin, a person's Resolve or a new generation has raised
-// the epoch of the mapping.
+// Claim is the right to provision one tenant, as Begin gave it. It is valid for one Finish or Fail,
+// by the worker that got it, until another Begin, a person's Resolve or a new generation raises the
+// epoch of the mapping.
 type Claim struct {
 	Step    Step
 	Mapping Mapping       // as committed
 	Attempt Attempt       // with StepCreate the new one; with StepRecordOutcome the earlier holder's
 	Message string        // the stored message that is handled
 	Event   int64         // its event's time, in Unix nanoseconds
-	Wait    time.Duration // with StepWait: how long until it is worth coming back
+	Wait    time.Duration // with StepWait: how long to wait before a retry
 	Until   time.Time     // with StepCreate: the end of the lease by this process's monotonic clock
 }
 
-// Begin records the intent to give the tenant a dashboard. When that is to be done now and no other
-// worker does it, it claims the tenant and commits a new attempt as sent, all in one transaction,
-// before the caller sends anything.
+// Begin records the intent to give the tenant a dashboard. If that has to be done now and no other
+// worker does it, Begin claims the tenant and commits a new attempt as sent, all in one
+// transaction, before the caller sends anything.
 //
-// A tenant stays in the workspace where its generation started. Begin claims it for
-// e.AllowedWorkspace alone, because an attempt is a call.
+// A tenant stays in the workspace where its generation started. Begin claims it only for
+// e.AllowedWorkspace, because an attempt is an API call.
 //
 // An attempt of an earlier holder that is still "sent" has an unknown outcome. With hold, Begin
-// hands it over for its outcome to be recorded; without, it makes another.
+// returns it so that its outcome is recorded. Without hold, it makes another attempt.
 func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -113,7 +112,7 @@ func (d *decision) begin(e Created, attemptID string, hold bool) (Claim, error) 
 	return c, nil
 }
 
-// wait is how long the tenant may not be claimed yet; not positive when it may.
+// wait is how long it takes until the tenant may be claimed; zero or less means now.
 func (d *decision) wait() time.Duration {
 	longest := maxRetry
 	if d.Stage == Creating {
@@ -123,8 +122,8 @@ func (d *decision) wait() time.Duration {
 	return d.ClaimableAt.Sub(d.now.Time)
 }
 
-// claim gives the tenant to the caller. An attempt that an earlier holder left without an outcome
-// is handed over with hold, else recorded as unknown.
+// claim gives the tenant to the caller. If an earlier holder left an attempt without an outcome, it
+// is returned with hold, and otherwise recorded as unknown.
 func (d *decision) claim(c *Claim, attemptID string, hold bool) error {
 	first := d.Epoch == 1 // no worker has claimed the tenant yet, so there is no attempt
 	d.Epoch++
@@ -171,10 +170,10 @@ func (d *decision) giveUpSent() error {
 	return nil
 }
 
-// Finish records the dashboard that the claim's attempt made, the HTTP status of the answer that
-// named it, and the event of announce with it. When the claim is no longer the current one the
-// attempt is recorded as orphaned instead, and recorded is false. It returns ErrTaken, and records
-// nothing, when the dashboard belongs to another tenant. To repeat it changes nothing.
+// Finish records the dashboard that the claim's attempt created, the HTTP status of the answer that
+// named it, and the event of announce. If the claim is no longer the current one, the attempt is
+// recorded as orphaned instead, and recorded is false. It returns ErrTaken, and records nothing, if
+// the dashboard belongs to another tenant. It is idempotent.
 func (db *DB) Finish(
 	ctx context.Context, c Claim, dashboardID string, httpStatus int, announce Announce,
 ) (recorded bool, err error) {
@@ -191,7 +190,7 @@ func (db *DB) Finish(
 
 func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, err error) {
 	if d.Stage == Active && d.DashboardID == r.DashboardID {
-		return true, nil // by a try whose answer was lost, or by a person who found it at Papermap
+		return true, nil // recorded before, or found at Papermap by a person
 	}
 	a := d.attempt(c.Attempt)
 	if d.Epoch != c.Mapping.Epoch {
@@ -210,8 +209,8 @@ func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, 
 	return true, d.announce(announce)
 }
 
-// activate makes the dashboard the mapping's, because of the event or the correction of that time,
-// or returns ErrTaken.
+// activate makes the dashboard the mapping's, with the time of the event or the correction, or
+// returns ErrTaken.
 func (d *decision) activate(dashboardID string, event int64) error {
 	mine, err := d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: dashboardID, SetAt: d.now})
 	if err != nil {
@@ -227,12 +226,12 @@ func (d *decision) activate(dashboardID string, event int64) error {
 	return nil
 }
 
-// Failure is a create call that made no dashboard that can be recorded.
+// Failure is a create call that produced no dashboard to record.
 type Failure struct {
 	Result Result
 	Code   string // why, for programs: the code of dashboard.failed
 
-	// What becomes of the tenant: the first that is set. With none it is tried again after
+	// What happens to the tenant: the first that is set. If none is, it is retried after
 	// RetryAfter.
 	Permanent bool // failed at once
 	Hold      bool // held until an operator resolves it
@@ -242,14 +241,13 @@ type Failure struct {
 	MaxFailures int           // counted failures after which the tenant is failed
 }
 
-// Fail records that the claim's attempt failed and returns the mapping that follows from it:
-// pending to be tried again, held, or failed. A failure counts only if another tenant's create
-// succeeded in the workspace since this tenant's previous failure: otherwise the API is at fault
-// and not the event. When the claim is no longer the current one, only the attempt is recorded. To
-// repeat it changes nothing.
+// Fail records that the claim's attempt failed and returns the resulting mapping: pending and to be
+// retried, held, or failed. A failure counts only if another tenant's create succeeded in the
+// workspace since this tenant's previous failure; otherwise the API is at fault and not the event.
+// If the claim is no longer the current one, only the attempt is recorded. Fail is idempotent.
 //
-// announce is called for a tenant that ends as Failed or Held, and for one that was held meanwhile
-// and becomes Pending because nothing was made after all.
+// announce is called for a tenant that ends as Failed or Held, and for one that was held in the
+// meantime and becomes Pending because nothing was created after all.
 func (db *DB) Fail(ctx context.Context, c Claim, f Failure, announce Announce) (after Mapping, err error) {
 	err = db.decide(ctx, &job{
 		tenantID: c.Mapping.TenantID, workspaceID: c.Mapping.WorkspaceID,
@@ -313,8 +311,8 @@ func (d *decision) fail(c Claim, f Failure, announce Announce) (err error) {
 	return d.announce(announce)
 }
 
-// ofClaim returns the claim's attempt as it is recorded: an earlier holder, or a person, may have
-// changed it since the claim.
+// ofClaim returns the claim's attempt as it is recorded now: an earlier holder, or a person, may
+// have changed it since the claim.
 func (d *decision) ofClaim(c Claim) (*attemptRow, error) {
 	list, err := d.history(func(a *attemptRow) bool { return a.ID == c.Attempt.ID })
 	if err == nil && len(list) == 0 {
@@ -341,8 +339,8 @@ func (d *decision) countFailure() error {
 	return nil
 }
 
-// failStale is Fail for a holder that slept through its lease. A tenant that was held for its
-// attempt goes on when the holder knows that nothing was made.
+// failStale is Fail for a holder that was suspended past its lease. A tenant that is held because
+// of its attempt is released if the holder knows that nothing was created.
 func (d *decision) failStale(c Claim, r Result, announce Announce) error {
 	if c.Step == StepRecordOutcome { // the attempt was not the caller's, and others know more of it
 		return nil

@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// How long rows are kept that nothing needs any more. The other tables do not grow without end, or
-// are kept for ever: docs/operations.md has all of them.
+// How long rows are kept after they are no longer needed. The other tables do not grow without
+// limit, or are kept forever: docs/operations.md lists all of them.
 const (
 	day          = 24 * time.Hour
 	sentKept     = 30 * day  // events out that were sent, which are part of a tenant's history
@@ -19,8 +19,8 @@ const (
 // pruneBatch is how many rows one transaction deletes, so that it stays short.
 const pruneBatch = 1000
 
-// Prune deletes the rows whose time is over, in short transactions, until none is left or ctx ends.
-// Entries of the audit log are kept for auditKept.
+// Prune deletes old rows in short transactions, until none is left or ctx ends. Entries of the
+// audit log are kept for auditKept.
 func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
 	now, err := db.clock(ctx)
 	if err != nil {
@@ -28,8 +28,8 @@ func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
 	}
 	before := func(kept time.Duration) Time { return at(now.Add(-kept)) }
 	judged, _ := judgedPeriods(at(now))
-	// No index is by age but those of outbox and audit_log: ids of attempts and of changes grow with
-	// time. So a statement looks at no row that is younger, but for a batch of changes.
+	// Only the outbox and audit_log have an index by age. Ids of attempts and of changes grow with
+	// time, so a statement reads no younger rows, except for a batch of changes.
 	for _, d := range []struct {
 		query string
 		args  []any
@@ -79,7 +79,7 @@ func (db *DB) prune(ctx context.Context, query string, args []any) error {
 	return ctx.Err()
 }
 
-// firstID is the least UUID of version 7 that is made at a time: it begins with the milliseconds.
+// firstID is the smallest UUID of version 7 at a time: it begins with the milliseconds.
 func firstID(t time.Time) string {
 	var id uuid.UUID
 	for i, ms := 5, t.UnixMilli(); i >= 0; i, ms = i-1, ms>>8 {

@@ -13,23 +13,23 @@ var (
 	ErrNotHeld = errors.New("the tenant is not held")
 	// ErrNotActive means that there is no dashboard to replace.
 	ErrNotActive = errors.New("the tenant has no dashboard to replace")
-	// ErrReplaced means that the tenant's dashboard is not the one that was to be replaced.
+	// ErrReplaced means that the tenant's dashboard is no longer the one to be replaced.
 	ErrReplaced = errors.New("the tenant's dashboard has changed meanwhile")
 )
 
-// What an operator decides. Each is one transaction that checks the tenant's state itself, raises
-// the epoch, so that a worker which still waits for an answer cannot overwrite the decision, and
-// writes the event of what follows.
+// Operators' decisions. Each is one transaction that checks the tenant's state itself, raises the
+// epoch, so that a worker that still waits for an answer cannot overwrite the decision, and writes
+// the resulting event.
 
 // Resolve gives a held tenant the dashboard that a person found at Papermap: it becomes the
-// mapping's, the attempt that made it counts as created, and announce makes its event. It returns
-// ErrNotHeld or ErrTaken when that cannot be.
+// mapping's, the attempt that created it counts as created, and announce makes its event. It
+// returns ErrNotHeld or ErrTaken if that is not possible.
 func (db *DB) Resolve(ctx context.Context, tenantID, dashboardID string, announce Announce) (Mapping, error) {
 	return db.resolveHeld(ctx, tenantID, announce, func(d *decision) error { return d.resolve(dashboardID) })
 }
 
 // Recreate has another dashboard created for a held tenant: its tenant.created, made by announce,
-// is published again with the identity and the time that it had. The attempt that held it stays a
+// is published again with its original identity and time. The attempt that caused the hold stays a
 // possible orphan.
 func (db *DB) Recreate(ctx context.Context, tenantID string, announce Announce) (Mapping, error) {
 	return db.resolveHeld(ctx, tenantID, announce, (*decision).recreate)
@@ -74,7 +74,7 @@ func (d *decision) resolve(dashboardID string) error {
 	if err != nil || len(candidates) == 0 {
 		return err
 	}
-	// The attempt that is known to have made it, else the newest.
+	// The attempt that is known to have created it, or else the newest.
 	a := slices.MaxFunc(candidates, func(a, b *attemptRow) int {
 		return cmp.Or(cmp.Compare(b.Outcome, a.Outcome), a.StartedAt.Compare(b.StartedAt.Time),
 			cmp.Compare(a.ID, b.ID))
@@ -84,13 +84,13 @@ func (d *decision) resolve(dashboardID string) error {
 	return nil
 }
 
-// correction is the time of what an operator does now: no event that is known is newer.
+// correction is the time of an operator's action: no known event is newer.
 func (d *decision) correction() int64 { return max(d.now.UnixNano(), d.dashboardEvent()) }
 
 // Replace corrects the dashboard of a tenant that has one: dashboardID takes the place of old,
-// which stays the tenant's and is listed as a possible orphan, and announce makes its event. It
-// changes nothing when the tenant has the dashboard already, and returns ErrNotActive, ErrReplaced
-// or ErrTaken when that cannot be.
+// which still belongs to the tenant and is listed as a possible orphan, and announce makes the
+// event. It changes nothing if the tenant already has the dashboard, and returns ErrNotActive,
+// ErrReplaced or ErrTaken if the change is not possible.
 func (db *DB) Replace(
 	ctx context.Context, tenantID, old, dashboardID string, announce Announce,
 ) (after Mapping, err error) {
@@ -136,8 +136,8 @@ func (d *decision) replace(old, dashboardID string, announce Announce) error {
 	return d.announce(announce)
 }
 
-// dropDashboard notes that the mapping's dashboard loses its place to another: it, or the attempt
-// that made it, becomes a possible orphan.
+// dropDashboard records that another dashboard replaces the mapping's: it, or the attempt that
+// created it, becomes a possible orphan.
 func (d *decision) dropDashboard() error {
 	made, err := d.history(func(a *attemptRow) bool {
 		return a.WorkspaceID == d.WorkspaceID && a.DashboardID == d.DashboardID
@@ -162,8 +162,9 @@ func (d *decision) recreate() error {
 	return nil
 }
 
-// ResolveAttempt takes an attempt off the list of PossibleOrphans, once a person has looked for its
-// dashboard at Papermap. A replaced dashboard that no attempt made goes by its own id.
+// ResolveAttempt removes an attempt from the list of PossibleOrphans, after a person has looked for
+// its dashboard at Papermap. A replaced dashboard that no attempt created is identified by its own
+// id.
 func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 	return db.update(ctx, func(ctx context.Context, t *tx) error {
 		a, err := t.attempt(ctx, id)
@@ -184,7 +185,7 @@ func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 	}, "resolve attempt %q", id)
 }
 
-// resolveReplaced takes a replaced dashboard off the list of PossibleOrphans, in all workspaces.
+// resolveReplaced removes a replaced dashboard from the list of PossibleOrphans, in all workspaces.
 func (t *tx) resolveReplaced(ctx context.Context, dashboardID string) error {
 	var tenants []string
 	err := t.list(ctx, &tenants, "SELECT o.tenant_id FROM "+replacedOpen+" AND o.dashboard_id = ?", dashboardID)

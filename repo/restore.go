@@ -11,21 +11,21 @@ import (
 type Dashboard struct {
 	TenantID, WorkspaceID, ID, Title string
 
-	// CreatedEvent is the time of the newest tenant.created before it; zero when the stream no
-	// longer has that.
+	// CreatedEvent is the time of the newest tenant.created before it; zero if the stream no longer
+	// has that event.
 	CreatedEvent time.Time
 
-	// SetAt is when it became the tenant's: the time of its dashboard.created. Zero: not known.
+	// SetAt is when it became the tenant's: the time of its dashboard.created. Zero: unknown.
 	SetAt time.Time
 }
 
 func (d Dashboard) key() dashboardKey { return dashboardKey{d.WorkspaceID, d.ID} }
 
-// Restore records a dashboard that the database does not know, because it was restored from an older
-// backup, so that it is not made a second time. One that the tenant has all the same becomes a
-// possible orphan.
+// Restore records a dashboard that is missing because the database was restored from an older
+// backup, so that it is not created a second time. If the tenant has another dashboard, that one
+// becomes a possible orphan.
 //
-// Of several dashboards of a tenant the oldest comes first.
+// Of several dashboards of a tenant the oldest must be restored first.
 func (db *DB) Restore(ctx context.Context, d Dashboard) error {
 	return db.decide(ctx, &job{
 		tenantID: d.TenantID, workspaceID: d.WorkspaceID, urgent: true,

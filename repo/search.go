@@ -6,15 +6,14 @@ import (
 	"slices"
 )
 
-// Search selects mappings for people. A field that is empty selects all.
+// Search selects mappings for people. An empty field selects everything.
 type Search struct {
 	Status   Status
 	TenantID string // how the tenant id begins
 	Name     string // how the title begins, in any case, "Dashboard - " before it left out; orders by it
 }
 
-// Cursor is a part of a list that is in one order: at most Limit rows that come after one of them,
-// or before it.
+// Cursor is a part of an ordered list: at most Limit rows after, or before, a tenant.
 type Cursor struct {
 	After, Before string // tenant ids; at most one of them
 	Limit         int
@@ -24,15 +23,15 @@ type Cursor struct {
 // that begin with text.
 const maxCharacter = "\U0010ffff"
 
-// name is the expression of the index tenant_dashboards_name over a title. The index needs the very
-// same text.
+// name is the expression of the index tenant_dashboards_name over a title. The index requires
+// exactly the same text.
 func (db *DB) name(title string) string {
 	return "substr(lower(replace(" + title + ", 'Dashboard - ', '')), 1, 100)" + db.dialect.collate
 }
 
-// Search reads a part of the mappings that s selects, in the order of tenant ids, or of names when
-// it selects by them. It reads no more rows than it returns, apart from those that a filter by
-// status leaves out, however many tenants there are.
+// Search reads a part of the mappings that s selects, in the order of tenant ids, or of names if it
+// selects by name. It reads only the rows that it returns and those that a filter by status leaves
+// out, however many tenants there are.
 func (db *DB) Search(ctx context.Context, s Search, p Cursor) ([]Mapping, error) {
 	cursor := Mapping{TenantID: p.After + p.Before}
 	if cursor.TenantID != "" && s.Name != "" {
@@ -51,8 +50,8 @@ func (db *DB) Search(ctx context.Context, s Search, p Cursor) ([]Mapping, error)
 	return rows, err
 }
 
-// searchQuery makes a query that reads an index in its order, from where the page begins. cursor is
-// the mapping of p.After or p.Before; its title is used only when s selects by name.
+// searchQuery makes a query that reads an index in order, from where the page begins. cursor is the
+// mapping of p.After or p.Before; its title is used only if s selects by name.
 func (db *DB) searchQuery(s Search, p Cursor, cursor Mapping) (query string, args []any) {
 	query = mappingTable.selects + " WHERE "
 	where := func(text string, values ...any) {

@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// session is the transaction of a batch. Each of its statements is about a set of rows: there are as
-// many statements for one job as for a hundred.
+// session is the transaction of a batch. Each of its statements works on a set of rows: one job
+// takes as many statements as a hundred.
 //
-// On PostgreSQL the statements that one call of run gets are sent together. They are planned each
-// time, because a plan that was made while a table was empty scans it for ever; and settings are the
-// transaction's, not the connection's, which a pooler may give to others.
+// On PostgreSQL the statements of one call of run are sent together. They are planned each time,
+// because a plan that was made while a table was empty scans the table forever. Settings belong to
+// the transaction, not to the connection, which a pooler may give to others.
 type session struct {
 	db *DB
 	on connection // SQLite's; nil on PostgreSQL
@@ -28,17 +28,17 @@ type session struct {
 type statement struct {
 	text string
 	args []any
-	into any // for what it reads: a pointer to a slice of structs
+	into any // the destination of its rows: a pointer to a slice of structs
 
 	untraced bool  // has no span of its own
 	expected int64 // how many rows it inserts, unless others were first; 0: it does not matter
-	taken    bool  // that a row would not be unique means that its dashboard is another tenant's
+	taken    bool  // a unique violation means that the dashboard is another tenant's
 
 	rows   int64 // that it wrote
 	failed bool
 }
 
-// started is what the transaction's clock is read with on PostgreSQL.
+// started is the row with which the transaction's clock is read on PostgreSQL.
 type started struct {
 	Now   Time     `db:"now"`
 	ID    string   `db:"id"`
@@ -46,11 +46,11 @@ type started struct {
 }
 
 // begin begins the transaction and reads the tenants' mappings for a change. Alone means that it
-// waits for rows that are locked.
+// waits for locked rows.
 //
-// The clock is a statement of its own after the one that locks: within one statement rows would be
-// read after times that they are compared with. So is every further read, because a statement does
-// not see what was committed while it waited for a lock.
+// The clock is read by a separate statement after the locking one: within one statement, rows could
+// be read later than the time that they are compared with. Every further read is also separate,
+// because a statement does not see what was committed while it waited for a lock.
 func (s *session) begin(ctx context.Context, tenants []string, alone bool) (*facts, error) {
 	d := s.db.dialect
 	var list []*statement
@@ -97,10 +97,10 @@ func (s *session) begin(ctx context.Context, tenants []string, alone bool) (*fac
 	return f, nil
 }
 
-// tx is the session for what is no decision; on SQLite alone.
+// tx is the session for writes that are not decisions; only on SQLite.
 func (s *session) tx() *tx { return &tx{db: s.db, on: s.on, now: s.now} }
 
-// readFacts reads what decisions have asked for, with one statement for each kind.
+// readFacts reads the facts that decisions have asked for, with one statement for each kind.
 func (s *session) readFacts(ctx context.Context, f *facts, w wanted) error {
 	d := s.db.dialect
 	var list []*statement
@@ -152,8 +152,8 @@ func addAttempts(known map[string][]Attempt, tenants []string, list []Attempt) {
 	}
 }
 
-// owner is a row of dashboard_owners: a dashboard that was ever recorded for a tenant is that
-// tenant's for ever.
+// owner is a row of dashboard_owners: once recorded for a tenant, a dashboard belongs to that
+// tenant forever.
 type owner struct {
 	WorkspaceID string `db:"workspace_id"`
 	DashboardID string `db:"dashboard_id"`
@@ -164,7 +164,7 @@ type owner struct {
 
 func (o owner) key() dashboardKey { return dashboardKey{o.WorkspaceID, o.DashboardID} }
 
-// selectOwners reads who owns the dashboards.
+// selectOwners reads the owners of the dashboards.
 func (s *session) selectOwners(keys []dashboardKey, into *[]owner) *statement {
 	text, args := s.db.dialect.ownersOf(keys, ownerTable.columns)
 	return &statement{text: text, args: args, into: into}
@@ -182,9 +182,8 @@ func (d *dialect) ownersOf(keys []dashboardKey, columns []column) (string, []any
 		WHERE o.workspace_id = v.workspace_id AND o.dashboard_id = v.dashboard_id`, args
 }
 
-// selectSucceeded reads which of the keys have a success: their places in the list. A subquery in
-// the place of a value is run by index for each row of the set; PostgreSQL may make a scan of the
-// table of EXISTS.
+// selectSucceeded reads which of the keys have a success: their positions in the list. A scalar
+// subquery runs by index for each row of the set; for EXISTS, PostgreSQL may scan the table.
 func (s *session) selectSucceeded(keys []sinceKey, into any) *statement {
 	rows := make([][]any, len(keys))
 	for i, key := range keys {
@@ -199,10 +198,9 @@ func (s *session) selectSucceeded(keys []sinceKey, into any) *statement {
 		args: args, into: into}
 }
 
-// write writes what the decisions came to: at most one INSERT and one UPDATE for each table. It
-// begins with what other transactions may insert, too, in the order of the keys, so that
-// transactions which wait for each other's keys cannot deadlock; the rows that it updates are
-// locked.
+// write writes the results of the decisions: at most one INSERT and one UPDATE for each table. It
+// begins with rows that other transactions may also insert, in key order, so that transactions that
+// wait for each other's keys cannot deadlock. The rows that it updates are locked.
 func (s *session) write(ctx context.Context, result *set) error {
 	w := writes{dialect: s.db.dialect}
 	w.addMappings(result)

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// table is a table whose rows are structs. Its SQL follows from the fields: a new one is declared
-// there and in a migration.
+// table is a table whose rows are structs. Its SQL is generated from the fields: declare a new
+// field there and in a migration.
 type table struct {
 	name     string
 	columns  []column
@@ -27,7 +27,7 @@ var (
 	ownerTable   = newTable[owner]("dashboard_owners")
 	auditTable   = newTable[AuditEntry]("audit_log")
 
-	// An expression, so that no index of outcomes looks better than the one of tenants.
+	// An expression, so that the planner prefers the index of tenants to one of outcomes.
 	attemptsSent = attemptTable.selects + " WHERE outcome || '' = 'sent' AND tenant_id"
 )
 
@@ -58,8 +58,8 @@ func newTable[T any](name string, nullable ...string) table {
 	return t
 }
 
-// rows returns those columns that keep wants, and the values of the rows in them, as the database
-// takes them. The rows are structs.
+// rows returns the columns that keep selects, and the rows' values in them, as the database stores
+// them. The rows are structs.
 func (t *table) rows(list []reflect.Value, keep func(i int) bool) (columns []column, rows [][]any) {
 	var places []int
 	for i, c := range t.columns {
@@ -79,7 +79,7 @@ func (t *table) rows(list []reflect.Value, keep func(i int) bool) (columns []col
 	return columns, rows
 }
 
-// value is a field as the database takes it: a string, an int64 or nil.
+// value is a field as the database stores it: a string, an int64 or nil.
 func value(f reflect.Value) any {
 	switch f.Kind() {
 	case reflect.String:
@@ -110,13 +110,13 @@ type writes struct {
 	list    []*statement
 }
 
-// withoutDefault are the columns whose default is not what is empty in Go.
+// withoutDefault are the columns whose default differs from Go's zero value.
 var withoutDefault = []string{
 	"workspace_id", "tenant_id", "dashboard_id", "mark", "event_id", "type", "data",
 }
 
-// insert adds an INSERT of the rows, in their order. Columns that are empty in all rows, as is their
-// default, are left out.
+// insert adds an INSERT of the rows, in order. Columns that are empty in all rows are left out,
+// because empty is their default.
 func (w *writes) insert(t *table, list []reflect.Value, onConflict string) *statement {
 	columns, rows := t.rows(list, func(i int) bool {
 		return slices.Contains(withoutDefault, t.columns[i].name) ||
@@ -129,16 +129,16 @@ func (w *writes) insert(t *table, list []reflect.Value, onConflict string) *stat
 	return st
 }
 
-// insertNew is insert for rows that another transaction may insert at the same time: then this one
-// has to begin again.
+// insertNew is insert for rows that another transaction may insert at the same time. If it does,
+// this transaction has to start over.
 func (w *writes) insertNew(t *table, list []reflect.Value, key string) *statement {
 	st := w.insert(t, list, " ON CONFLICT ("+key+") DO NOTHING")
 	st.expected = int64(len(list))
 	return st
 }
 
-// update adds an UPDATE of the rows that the key, which is their first column, names. The others are
-// the columns that change, as changes says unless that is empty.
+// update adds an UPDATE of the rows that the key, their first column, names. The other columns are
+// the ones to change, if changes says so or is empty.
 func (w *writes) update(t *table, columns []column, rows [][]any, changes string) *statement {
 	if changes == "" {
 		changes = assignments(columns[1:])
@@ -179,8 +179,8 @@ func (w *writes) addMappings(s *set) {
 	}
 }
 
-// addClaims adds the dashboards that became a tenant's, and the times that have changed of those
-// that were. One that is another tenant's by now is not written.
+// addClaims adds the dashboards that became a tenant's, and changed times of dashboards that
+// already were. A dashboard that belongs to another tenant by now is not written.
 func (w *writes) addClaims(s *set) {
 	keys := slices.SortedFunc(maps.Keys(s.claims), func(a, b dashboardKey) int {
 		return cmp.Or(cmp.Compare(a.WorkspaceID, b.WorkspaceID), cmp.Compare(a.DashboardID, b.DashboardID))
@@ -198,8 +198,8 @@ func (w *writes) addClaims(s *set) {
 	}
 }
 
-// addUpdates adds the mappings that have changed, with the columns that have changed in any of them:
-// each that is written costs a change of the indexes that it is in.
+// addUpdates adds the changed mappings, with the columns that changed in any of them: each written
+// column costs an update of its indexes.
 func (w *writes) addUpdates(s *set) {
 	var list, before []reflect.Value
 	for _, t := range s.inOrder() {
@@ -221,12 +221,12 @@ func (w *writes) addUpdates(s *set) {
 	w.update(&mappingTable, columns, rows, "").taken = true
 }
 
-// resultColumns are the columns of an attempt that change: its key, its outcome and what belongs to
-// that.
+// resultColumns are the columns of an attempt that can change: its key, its outcome and the details
+// of that.
 var resultColumns = []string{"id", "outcome", "dashboard_id", "http_status", "error", "finished_at"}
 
-// addAttempts adds the attempts that are new, and those that have changed. Whether a person has
-// resolved one is written only where that was decided: it may have changed since the claim.
+// addAttempts adds new and changed attempts. Whether a person has resolved one is written only if
+// that was decided, because it may have changed since the claim.
 func (w *writes) addAttempts(s *set) {
 	var fresh, changed []reflect.Value
 	var resolved []any // whether each changed one is

@@ -18,15 +18,15 @@ const (
 	sqliteReaders     = 4               // of each view
 	sqliteBusyTimeout = 5 * time.Second // for another process, e.g. a command beside the worker
 
-	// Settings stand in the address because a PRAGMA by Exec would reach one connection of the pool
-	// alone. No mutex: the pool hands a connection to one goroutine at a time.
+	// Settings are in the address because a PRAGMA by Exec would reach only one connection of the
+	// pool. No mutex: the pool gives a connection to one goroutine at a time.
 	// https://github.com/mattn/go-sqlite3#connection-string
 	sqliteSettings = "?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000&_foreign_keys=on" +
 		"&_stmt_cache_size=64&_mutex=no"
 
-	// For a CHECK with a list of words SQLite builds a table of them each time a row is written,
-	// which made a provisioned tenant's writes take a sixth longer. What this program writes are
-	// constants of its own; other programs are checked, and CheckIntegrity checks all rows.
+	// For a CHECK with a list of words SQLite builds a table of them for every written row, which
+	// made the writes of a provisioned tenant take a sixth longer. This program writes only its own
+	// constants. Other programs are checked, and CheckIntegrity checks all rows.
 	sqliteWriter = "&_txlock=immediate&_ignore_check_constraints=1"
 
 	sqliteReader = "&_query_only=1&_cache_size=-512" // KiB for each connection: the system caches the file
@@ -76,10 +76,10 @@ func openSQLite(ctx context.Context, path string) (_ *DB, err error) {
 	return db, nil
 }
 
-// sqliteSession runs do in a session on the connection that writes. Statements are not interrupted:
-// SQLite would roll the whole transaction back.
+// sqliteSession runs do in a session on the writing connection. Statements are not interrupted,
+// because SQLite would roll back the whole transaction.
 //
-// It is not a sql.Tx, which starts a goroutine for each of its queries, to watch a context that does
+// It is not a sql.Tx, which starts a goroutine for each of its queries to watch a context that does
 // not end.
 func (db *DB) sqliteSession(ctx context.Context, do func(*session) error) error {
 	conn, err := db.write.Connx(ctx)
@@ -126,8 +126,8 @@ func (db *DB) sqliteSession(ctx context.Context, do func(*session) error) error 
 	return err
 }
 
-// rollback ends the transaction, unless SQLite has done so by itself, as it does when the disk is
-// full.
+// rollback ends the transaction, unless SQLite has already rolled it back, as it does when the disk
+// is full.
 func rollback(ctx context.Context, conn *sqlx.Conn) {
 	_ = conn.Raw(func(raw any) error {
 		if raw.(*sqlite3.SQLiteConn).AutoCommit() {
@@ -140,9 +140,9 @@ func rollback(ctx context.Context, conn *sqlx.Conn) {
 	})
 }
 
-// pingUntilFree makes the first connection, and tries for as long as the busy time-out: when two
-// processes turn a new file into one with a write-ahead log at the same time, SQLite refuses the
-// second without waiting.
+// pingUntilFree makes the first connection, and retries for as long as the busy timeout: if two
+// processes add a write-ahead log to a new file at the same time, SQLite refuses the second at
+// once.
 func pingUntilFree(ctx context.Context, db *sqlx.DB) error {
 	for deadline := time.Now().Add(sqliteBusyTimeout); ; time.Sleep(10 * time.Millisecond) {
 		err := db.PingContext(ctx)
@@ -154,7 +154,7 @@ func pingUntilFree(ctx context.Context, db *sqlx.DB) error {
 	}
 }
 
-// damaged adds what to do to an error that means that the file is broken, or was never a database.
+// damaged adds advice to an error about a file that is damaged, or was never a database.
 func damaged(err error) error {
 	var e sqlite3.Error
 	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
@@ -164,7 +164,7 @@ func damaged(err error) error {
 	return err
 }
 
-// CheckIntegrity reads the whole SQLite file and returns an error when it is damaged. PostgreSQL
+// CheckIntegrity reads the whole SQLite file and returns an error if it is damaged. PostgreSQL
 // checks itself.
 func (db *DB) CheckIntegrity(ctx context.Context) error {
 	if db.path == "" {

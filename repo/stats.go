@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Stats is what the tables hold, for operators.
+// Stats are counts of the tables, for operators.
 type Stats struct {
 	Tenants           map[Status]int
 	PossibleOrphans   int                      // that DB.PossibleOrphans lists
@@ -17,7 +17,7 @@ type Stats struct {
 	UsageAge          map[string]time.Duration // since the newest run that is done, by workspace
 }
 
-// Stats counts. On a million tenants it reads an index, not the table.
+// Stats counts. With a million tenants it reads an index, not the table.
 func (db *DB) Stats(ctx context.Context) (s Stats, err error) {
 	defer func() {
 		if err != nil {
@@ -78,8 +78,8 @@ func (db *DB) Engine(ctx context.Context) (string, error) {
 	return db.dialect.engine + " " + version, nil
 }
 
-// Pools are the states of the connection pools, by what they are for: "tokens", "people", and the
-// work, which is "read" and "write" on SQLite, "batches" and "work" on PostgreSQL.
+// Pools are the states of the connection pools by purpose: "tokens", "people", and for the work
+// "read" and "write" on SQLite, "batches" and "work" on PostgreSQL.
 func (db *DB) Pools() map[string]sql.DBStats {
 	stats := map[string]sql.DBStats{}
 	for name, p := range db.pools {

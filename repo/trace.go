@@ -11,8 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// maxQueryText limits a statement's text in a span: some have a placeholder for each of hundreds of
-// rows.
+// maxQueryText limits a statement's text in a span: some statements have hundreds of placeholders.
 const maxQueryText = 1000 // bytes
 
 // startSpan starts a span of the caller's trace, with the caller's provider: without one it costs
@@ -22,7 +21,7 @@ func startSpan(ctx context.Context, name string) (context.Context, trace.Span) {
 	return tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
 }
 
-// endSpan records whether it failed, but not how: errors can hold values, and the caller records
+// endSpan records whether it failed, but not how: errors can contain values, and the caller records
 // its own.
 func endSpan(span trace.Span, err error) {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
@@ -31,9 +30,8 @@ func endSpan(span trace.Span, err error) {
 	span.End()
 }
 
-// traced runs one statement within its span, if the caller is within one: what the worker reads by
-// itself, twice a second, makes none. A statement's text is the program's own, with placeholders
-// for values.
+// traced runs one statement within its span, if the caller has one. Background reads, twice a
+// second, make none. A statement's text is constant, with placeholders for values.
 func traced(ctx context.Context, d *dialect, query string, run func(context.Context) error) error {
 	if !trace.SpanFromContext(ctx).IsRecording() {
 		return run(ctx)

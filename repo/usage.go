@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Usage is a row of tenant_usage, with what else is known of it.
+// Usage is a row of tenant_usage, with more facts about it.
 type Usage struct {
 	TenantID     string `db:"tenant_id" json:"tenant_id"`
 	WorkspaceID  string `db:"workspace_id" json:"workspace_id"`
@@ -20,11 +20,11 @@ type Usage struct {
 	Budget       string `db:"budget" json:"budget,omitzero"`             // credits; empty: none
 }
 
-// UsageFilter selects rows of usage. A field that is empty selects all. Periods are YYYY-MM, both
+// UsageFilter selects rows of usage. An empty field selects everything. Periods are YYYY-MM, both
 // ends included.
 type UsageFilter struct{ WorkspaceID, TenantID, FromPeriod, ToPeriod string }
 
-// usedWorkspaces goes along the key from one workspace to the next: as many steps as there are
+// usedWorkspaces walks the key from one workspace to the next, in as many steps as there are
 // workspaces.
 const usedWorkspaces = `WITH RECURSIVE w (id) AS (SELECT MIN(workspace_id) FROM tenant_usage
 	UNION ALL SELECT (SELECT MIN(workspace_id) FROM tenant_usage WHERE workspace_id > w.id) FROM w
@@ -49,7 +49,7 @@ func (f UsageFilter) where() (text string, args []any) {
 	return " WHERE " + strings.Join(parts, " AND "), args
 }
 
-// query reads usage in the order of workspace, tenant and month. Whether its tenant is known, and
+// query reads usage in the order of workspace, tenant and month. Whether the tenant is known, and
 // whether it had a token, is looked up and not stored: both may change after the row was read.
 func (f UsageFilter) query() (text string, args []any) {
 	where, args := f.where()
@@ -61,8 +61,8 @@ func (f UsageFilter) query() (text string, args []any) {
 		FROM tenant_usage u` + where + " ORDER BY u.workspace_id, u.tenant_id, u.period", args
 }
 
-// Usage reads at most limit rows of usage, after the first offset ones, and how many there are in
-// all. The two are read one after the other, so the total may be of a moment before.
+// Usage reads at most limit rows of usage, after the first offset ones, and the number of all rows.
+// The two are read one after the other, so the total may be slightly older.
 func (db *DB) Usage(
 	ctx context.Context, f UsageFilter, offset, limit int,
 ) (rows []Usage, total int, err error) {
@@ -76,11 +76,11 @@ func (db *DB) Usage(
 	return rows, total, err
 }
 
-// EachUsage hands out every row of usage that the filter selects, without holding them all, at the
-// pace of each. An error of each ends it and is returned as it is.
+// EachUsage calls each for every row of usage that the filter selects, without holding all rows in
+// memory, at the pace of each. An error of each ends it and is returned unchanged.
 //
-// When the PostgreSQL server is done before each is, it may end the transaction as idle: what it
-// has sent is read all the same.
+// If the PostgreSQL server has sent everything before each is done, it may end the transaction as
+// idle. The rows that it has sent are read anyway.
 func (db *DB) EachUsage(ctx context.Context, f UsageFilter, each func(Usage) error) error {
 	fail := func(err error) error { return fmt.Errorf("read usage: %w", err) }
 	t, err := db.read.BeginTxx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -120,8 +120,8 @@ type TokenCount struct {
 	Tokens                        int64
 }
 
-// AddTokens adds to the counts of minted tokens. Workers count in memory and add what they have
-// every few seconds: a count says which tenants could have caused usage, and is no bill.
+// AddTokens adds to the counts of minted tokens. Workers count in memory and add their counts every
+// few seconds: a count shows which tenants could have caused usage, and is not a bill.
 func (db *DB) AddTokens(ctx context.Context, counts []TokenCount) error {
 	if len(counts) == 0 {
 		return nil
@@ -132,7 +132,7 @@ func (db *DB) AddTokens(ctx context.Context, counts []TokenCount) error {
 	}
 	from, args := db.dialect.set(tokenColumns, rows)
 	return db.update(ctx, func(ctx context.Context, t *tx) error {
-		// In the order of the key, or replicas would deadlock on each other's rows.
+		// In key order, so that replicas cannot deadlock on each other's rows.
 		return t.exec(ctx, `INSERT INTO token_counts (workspace_id, tenant_id, period, tokens)
 			SELECT v.workspace_id, v.tenant_id, v.period, SUM(v.tokens) FROM `+from+` WHERE true
 			GROUP BY v.workspace_id, v.tenant_id, v.period ORDER BY 1, 2, 3

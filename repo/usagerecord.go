@@ -51,7 +51,7 @@ func (t *tx) insertSet(
 	return t.execCount(ctx, query, args...)
 }
 
-// insertion is the statement of insertSet: ending follows the rows.
+// insertion is the statement of insertSet; ending follows the rows.
 func (t *tx) insertion(
 	table string, columns []column, rows [][]any, ending string, common ...any,
 ) (query string, args []any) {
@@ -62,9 +62,9 @@ func (t *tx) insertion(
 		t.db.dialect.inOrder + ending, append(common, args...)
 }
 
-// recordUsage writes the rows that are new or have another value than before, and returns how many,
-// and of those how many went down. A row whose value is known already is not touched. Of a key that
-// comes twice the later row counts. All rows are held against budgets.
+// recordUsage writes the rows that are new or have changed, and returns how many, and how many of
+// them went down. Unchanged rows are not touched. If a key occurs twice, the later row counts. All
+// rows are compared with budgets.
 func (t *tx) recordUsage(
 	ctx context.Context, run *Run, rows []UsageRow, announce AnnounceThreshold,
 ) (written, down int64, err error) {
@@ -90,8 +90,8 @@ func (t *tx) recordUsage(
 	return written, down, nil
 }
 
-// recordDistinct is recordUsage for the latest rows of some keys, in as few statements as can be:
-// one when all are new, two when all are known, four when some have gone down.
+// recordDistinct is recordUsage for the latest rows of some keys, in as few statements as possible:
+// one if all are new, two if all are known, four if some have gone down.
 func (t *tx) recordDistinct(
 	ctx context.Context, run *Run, keys []usageKey, latest map[usageKey]UsageRow,
 ) (written, down int64, err error) {
@@ -134,7 +134,7 @@ func (t *tx) recordDistinct(
 
 func (r UsageRow) values() []any { return []any{r.TenantID, r.Period, r.Credits, r.Requests} }
 
-// storedUsage reads what is stored under the keys. CROSS JOIN keeps the order of SQLite's loops: the
+// storedUsage reads the stored rows of the keys. CROSS JOIN keeps the order of SQLite's loops: the
 // set outside, the key inside.
 func (t *tx) storedUsage(ctx context.Context, workspaceID string, keys [][]any) ([]UsageRow, error) {
 	from, args := t.db.dialect.set(usageKeyColumns, keys)

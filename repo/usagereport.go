@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// MonthlyUsage is what all tenants together used in a month. Sums are for the eye: exact are the
-// rows.
+// MonthlyUsage is the usage of all tenants together in a month. Sums are for display; only the rows
+// are exact.
 type MonthlyUsage struct {
 	Period   string  `db:"period"`
 	Credits  float64 `db:"credits"`

@@ -10,7 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// RunStatus is what became of a usage run.
+// RunStatus is the status of a usage run.
 type RunStatus string
 
 const (
@@ -18,10 +18,10 @@ const (
 	RunDone       RunStatus = "done"
 	RunIncomplete RunStatus = "incomplete" // the totals kept shifting while they were read
 	RunFailed     RunStatus = "failed"     // the API refused
-	RunSkipped    RunStatus = "skipped"    // a scheduled run whose work another run does
+	RunSkipped    RunStatus = "skipped"    // a scheduled run that another run covers
 )
 
-// Run is a row of usage_runs: one reading of a workspace's usage, or of one tenant's. Its life:
+// Run is a row of usage_runs: one sync of a workspace's usage, or of one tenant's. Its life:
 //
 //	TakeRunLease  the workspace's lease, which runs of single tenants may share
 //	StartRun      starts the run, or resumes it at its checkpoint
@@ -31,15 +31,15 @@ const (
 //	CompleteRun   or EndRun; or neither, for another worker to resume it
 //	DropRunLease
 //
-// A worker that is killed is followed by another when its lease is over, which starts at the
-// checkpoint. Rows are absolute totals, so that to record a page twice changes nothing.
+// If a worker is killed, another one resumes its run at the checkpoint when the lease has ended.
+// Rows are absolute totals, so recording a page twice changes nothing.
 type Run struct {
 	ID          string    `db:"id" json:"id"`
 	WorkspaceID string    `db:"workspace_id" json:"workspace_id"`
 	EventID     string    `db:"event_id" json:"event_id"`             // that asked for it
 	EventSource string    `db:"event_source" json:"-"`                // hash of its source; empty: it has none
-	Message     string    `db:"message" json:"-"`                     // that was handled last, of the event
-	Slot        Time      `db:"slot" json:"slot,omitzero"`            // of the schedule, if that asked for it
+	Message     string    `db:"message" json:"-"`                     // of the event, the last one handled
+	Slot        Time      `db:"slot" json:"slot,omitzero"`            // of a scheduled run
 	TenantID    string    `db:"tenant_id" json:"tenant_id,omitempty"` // of a run for one tenant
 	FromPeriod  string    `db:"from_period" json:"from_period"`       // YYYY-MM
 	ToPeriod    string    `db:"to_period" json:"to_period"`           // YYYY-MM, included
@@ -68,11 +68,11 @@ func (r Run) Done() int { return r.NextPage - 1 }
 const RunLease = 25 * time.Second
 
 const (
-	// leaseStep is how much of its lease a run lets pass before a write prolongs it.
+	// leaseStep is how much of its lease a run uses up before a write extends it.
 	leaseStep = 2 * time.Second
 
-	// runForgotten is how long a run that has not ended, and was not updated, stands for scheduled
-	// ones. The longest that one waits for the API is 15 minutes.
+	// runForgotten is how long an unfinished run without updates still covers scheduled ones. The
+	// longest wait of a run for the API is 15 minutes.
 	runForgotten = 20 * time.Minute
 
 	runsKept = 30 * 24 * time.Hour
@@ -89,13 +89,13 @@ const selectRun = `SELECT id, workspace_id, event_id, event_source, message, slo
 	from_period, to_period, status, pass, shifted, next_page, pages, total, rows_read, rows_written,
 	rows_rejected, rows_changed, error, started_at, updated_at, finished_at FROM usage_runs`
 
-// TakeRunLease makes holder the only one who may run usage syncs of the workspace, over all
-// replicas, until RunLease after its last write, unless another is.
+// TakeRunLease makes holder the only one that may run usage syncs of the workspace, across all
+// replicas, until RunLease after its last write. It fails if there is another holder.
 func (db *DB) TakeRunLease(ctx context.Context, workspaceID, holder string) (taken bool, err error) {
 	return db.TakeLease(ctx, runLease(workspaceID), holder, RunLease)
 }
 
-// DropRunLease lets another worker run at once, which also resumes runs that have not ended.
+// DropRunLease lets another worker take over at once, including unfinished runs.
 func (db *DB) DropRunLease(ctx context.Context, workspaceID, holder string) error {
 	return db.DropLease(ctx, runLease(workspaceID), holder)
 }
@@ -113,13 +113,13 @@ func newRun(want Run, now Time) (Run, error) {
 }
 
 // StartRun starts the run that an event asks for, or resumes it where it stopped. A run that failed
-// starts anew for a copy of its event; for the same message, delivered again, it has ended.
+// starts over for a copy of its event. For the same message, redelivered, it has ended.
 //
-// holder has the workspace's lease, else it is ErrRunLost. ErrRunOver says that the event's run has
-// ended; it is returned all the same.
+// holder must have the workspace's lease; otherwise the error is ErrRunLost. ErrRunOver means that
+// the event's run has ended; the run is returned with it.
 //
-// A run of all tenants takes over the work of scheduled ones that wait, over its months or some of
-// them, which are skipped. No clock decides that: what was scheduled before is read afterwards.
+// A run of all tenants takes over scheduled runs that wait and whose months it covers; they are
+// skipped. No clock decides that: usage that is read now is newer than any earlier schedule.
 func (db *DB) StartRun(ctx context.Context, want Run, holder string) (run Run, err error) {
 	err = db.update(ctx, func(ctx context.Context, t *tx) (err error) {
 		run, err = t.startRun(ctx, want, holder)
@@ -165,13 +165,13 @@ func (t *tx) startRun(ctx context.Context, want Run, holder string) (run Run, er
 	return run, t.saveRun(ctx, &run)
 }
 
-// beginPass has the pages read from the first on.
+// beginPass makes the run read the pages from the first one.
 func (r *Run) beginPass() {
 	r.Pass++
 	r.Shifted, r.NextPage, r.Pages, r.Total, r.Read, r.Rejected = false, 1, 0, -1, 0, 0
 }
 
-// skipScheduled skips the scheduled runs that wait and whose work the run does.
+// skipScheduled skips the waiting scheduled runs that the run covers.
 func (t *tx) skipScheduled(ctx context.Context, run Run) error {
 	if run.TenantID != "" {
 		return nil
@@ -185,8 +185,8 @@ func (t *tx) skipScheduled(ctx context.Context, run Run) error {
 func doneBy(eventID string) string { return fmt.Sprintf("the run of event %s does its work", eventID) }
 
 // ScheduleRun records the run of a slot of the schedule, want.Slot, with the usage.sync that starts
-// it: want.EventID is that of the event. isNew is true for one caller over all replicas. The run is
-// skipped, without an event, if one that is running does its work.
+// it: want.EventID is that event's id. isNew is true for one caller across all replicas. If a
+// running run covers it, the run is skipped, without an event.
 func (db *DB) ScheduleRun(
 	ctx context.Context, want Run, sync OutboxEvent,
 ) (run Run, isNew bool, err error) {
@@ -213,9 +213,9 @@ func (db *DB) ScheduleRun(
 	return run, isNew && err == nil, err
 }
 
-// PlanRuns records all runs that one event asks for, one for each workspace, so that those that
-// have not started are known, too: a person who waits for the event must not take the first run's
-// end for the end of all. To repeat it changes nothing.
+// PlanRuns records all runs that one event asks for, one for each workspace, including those that
+// have not started: a person who waits for the event must not mistake the end of the first run for
+// the end of all. It is idempotent.
 func (db *DB) PlanRuns(ctx context.Context, runs []Run) error {
 	return db.update(ctx, func(ctx context.Context, t *tx) error {
 		for _, want := range runs {
@@ -231,8 +231,8 @@ func (db *DB) PlanRuns(ctx context.Context, runs []Run) error {
 	}, "plan usage runs")
 }
 
-// insertRun does nothing when there is a run of the event, or of the slot, already: copies of an
-// event are one run, and so are the slots of all replicas.
+// insertRun does nothing if the event, or the slot, already has a run: copies of an event share one
+// run, and so do the slots of all replicas.
 func (t *tx) insertRun(ctx context.Context, run Run) (inserted int64, err error) {
 	query, args, err := sqlx.Named(`INSERT INTO usage_runs (id, workspace_id, event_id, event_source,
 		message, slot, tenant_id, from_period, to_period, status, pass, total, error, started_at,
@@ -245,7 +245,7 @@ func (t *tx) insertRun(ctx context.Context, run Run) (inserted int64, err error)
 	return t.execCount(ctx, query, args...)
 }
 
-// saveRun writes what may change of a run, and with it the time of its last write.
+// saveRun writes the parts of a run that may change, and the time of this write.
 func (t *tx) saveRun(ctx context.Context, run *Run) error {
 	run.UpdatedAt = t.now
 	return t.execNamed(ctx, `UPDATE usage_runs SET status = :status, message = :message,
@@ -255,7 +255,7 @@ func (t *tx) saveRun(ctx context.Context, run *Run) error {
 		started_at = :started_at, updated_at = :updated_at, finished_at = :finished_at WHERE id = :id`, *run)
 }
 
-// Page is a page of usage to be recorded, as the API gave it: rows that it cannot use are kept for
+// Page is a page of usage to be recorded, as the API gave it. Its unusable rows are stored for
 // people to look at.
 type Page struct {
 	Number   int // from 1
@@ -269,11 +269,11 @@ type Reject struct {
 	Reason, Raw string
 }
 
-// busyTime is how long after a Begin others are expected.
+// busyTime is how long after a Begin more are expected.
 const busyTime = time.Second
 
-// PagesTogether is how many pages RecordPages should get at most: few on SQLite while tenants are
-// provisioned, whose writes wait for it.
+// PagesTogether is the maximum number of pages for RecordPages: few on SQLite while tenants are
+// provisioned, because their writes wait for it.
 func (db *DB) PagesTogether() int {
 	if time.Since(time.Unix(0, db.lastBegin.Load())) < busyTime {
 		return db.dialect.pagesWhileBusy
@@ -281,9 +281,8 @@ func (db *DB) PagesTogether() int {
 	return db.dialect.pages
 }
 
-// RecordPages writes the pages that come next in the run, with what the run knows of their number,
-// announces the thresholds of budgets that they reach, and moves the run's checkpoint behind them, in
-// one transaction.
+// RecordPages writes the next pages of the run and the number of pages known so far, announces the
+// thresholds of budgets that they reach, and advances the run's checkpoint, in one transaction.
 func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page, announce AnnounceThreshold) error {
 	return db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		var rows []UsageRow
@@ -311,9 +310,9 @@ func (db *DB) RecordPages(ctx context.Context, run *Run, pages []Page, announce 
 	})
 }
 
-// RestartRun has the pages read once more from the first, because rows have moved from page to page
-// while they were read, so that some may have been missed. What was recorded stays: each row is a
-// total that the API did report.
+// RestartRun makes the run read the pages again from the first, because rows moved between pages
+// while they were read, so that some may have been missed. Recorded rows stay: each is a total that
+// the API reported.
 func (db *DB) RestartRun(ctx context.Context, run *Run) error {
 	return db.changeRun(ctx, run, func(ctx context.Context, t *tx, after *Run) error {
 		after.beginPass()
@@ -322,7 +321,7 @@ func (db *DB) RestartRun(ctx context.Context, run *Run) error {
 }
 
 // RunTenants counts the tenants that have usage in the run's months. It reads all rows of the
-// workspace, and is no part of CompleteRun because on SQLite every other write would wait while a
+// workspace. It is not part of CompleteRun, because on SQLite every other write would wait while a
 // transaction counts a million rows.
 func (db *DB) RunTenants(ctx context.Context, run *Run) (tenants int, err error) {
 	where, args := UsageFilter{run.WorkspaceID, run.TenantID, run.FromPeriod, run.ToPeriod}.where()
@@ -334,13 +333,13 @@ func (db *DB) RunTenants(ctx context.Context, run *Run) (tenants int, err error)
 }
 
 // CompleteRun records that every page of the run was read, and with it the event usage.synced. Like
-// every write to a run it returns ErrRunLost, and writes nothing, when another worker has taken the
-// run over.
+// every write to a run it returns ErrRunLost, and writes nothing, if another worker has taken over
+// the run.
 func (db *DB) CompleteRun(ctx context.Context, run *Run, synced OutboxEvent) error {
 	return db.endRun(ctx, run, RunDone, "", &synced)
 }
 
-// EndRun records that the run ended as RunIncomplete or RunFailed, and why. No event goes out: a
+// EndRun records that the run ended as RunIncomplete or RunFailed, and why. It writes no event: a
 // usage.synced promises that every page was read.
 func (db *DB) EndRun(ctx context.Context, run *Run, status RunStatus, why string) error {
 	return db.endRun(ctx, run, status, why, nil)
@@ -361,8 +360,8 @@ func (db *DB) endRun(ctx context.Context, run *Run, status RunStatus, why string
 	})
 }
 
-// forgetRuns deletes what the end of a whole run makes old: the rejects of earlier runs over its
-// months, and all of runs that ended long ago, but for the newest that is done and the newest slot.
+// forgetRuns deletes what a complete run makes obsolete: the rejects of earlier runs over its
+// months, and all of runs that ended long ago, except the newest that is done and the newest slot.
 func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
 	const others = "(SELECT id FROM usage_runs WHERE workspace_id = ? AND id <> ? AND "
 	const rejects = "DELETE FROM usage_rejects WHERE run_id IN " + others
@@ -390,8 +389,7 @@ func (t *tx) forgetRuns(ctx context.Context, run *Run) error {
 	return nil
 }
 
-// KeepRun prolongs the lease of a run that has nothing to record now, and records what it waits
-// for.
+// KeepRun extends the lease of a run that has nothing to record now, and records what it waits for.
 func (db *DB) KeepRun(ctx context.Context, run *Run, why string) error {
 	return db.changeRun(ctx, run, func(_ context.Context, _ *tx, after *Run) error {
 		after.Error = why
@@ -399,8 +397,8 @@ func (db *DB) KeepRun(ctx context.Context, run *Run, why string) error {
 	})
 }
 
-// changeRun changes a run whose holder has the lease, and prolongs that. run is as
-// committed when it returns nil, else as it was.
+// changeRun changes a run whose holder has the lease, and extends the lease. If it returns nil, run
+// is as committed; otherwise it is unchanged.
 func (db *DB) changeRun(ctx context.Context, run *Run, do func(context.Context, *tx, *Run) error) error {
 	var after Run
 	err := db.update(ctx, func(ctx context.Context, t *tx) error {
@@ -419,9 +417,9 @@ func (db *DB) changeRun(ctx context.Context, run *Run, do func(context.Context, 
 	return err
 }
 
-// keepRunLease prolongs the workspace's lease, or returns ErrRunLost if holder has lost it. No other
-// can take it before the transaction ends. Runs that share it do not wait for each other, unless some
-// time has passed and one of them prolongs it.
+// keepRunLease extends the workspace's lease, or returns ErrRunLost if holder has lost it. No other
+// holder can take it before the transaction ends. Runs that share it do not wait for each other,
+// except when one of them extends it.
 func (t *tx) keepRunLease(ctx context.Context, workspaceID, holder string) error {
 	const ours = "name = ? AND holder = ?"
 	lease := runLease(workspaceID)
@@ -438,7 +436,8 @@ func (t *tx) keepRunLease(ctx context.Context, workspaceID, holder string) error
 	return err
 }
 
-// Runs lists usage runs, the newest first, at most limit; of one event unless that is empty.
+// Runs lists usage runs, newest first, at most limit. If an event is given, it lists only that
+// event's runs.
 func (db *DB) Runs(ctx context.Context, eventID string, limit int) ([]Run, error) {
 	query, args := selectRun, []any{}
 	if eventID != "" {

@@ -1,15 +1,15 @@
-// Package schema holds the database's migrations and applies them, and the contract for machines: a
-// JSON Schema for each event (contract.go).
+// Package schema contains the database's migrations and applies them. It also contains the
+// machine-readable contract: a JSON Schema for each event (contract.go).
 //
 //	names, err := schema.Migrate(ctx, db, schema.Postgres, onWait) // at start, or by `migrate`
 //	err = schema.Check(ctx, db, schema.Postgres)                   // by commands that must not migrate
 //
 // There is one folder of migrations for each kind of database, with the same tables and the same
-// numbers, in the format of https://github.com/pressly/goose and with its table of versions. Each is
-// applied in one transaction, with its record and the lock that keeps others from migrating:
-// a connection pooler may give every transaction another connection. Migrations only add within a
-// major version of the program; on SQLite, which has one worker, one may replace an index. A database
-// that is newer than the program is refused.
+// numbers, in the format of https://github.com/pressly/goose and with its version table. Each
+// migration is applied in one transaction, with its record and the lock that keeps other programs
+// from migrating, because a connection pooler may give every transaction another connection. Within
+// a major version of the program, migrations only add; on SQLite, which has one worker, a migration
+// may replace an index. A database that is newer than the program is refused.
 package schema
 
 import (
@@ -51,7 +51,7 @@ var ErrBehind = errors.New("the database is behind this program: run `papermap-w
 // errLocked means that another program is migrating.
 var errLocked = errors.New("another program is migrating the database")
 
-// lockWait is how long Migrate waits for another program that migrates.
+// lockWait is how long Migrate waits for another migrating program.
 const lockWait = 5 * time.Minute
 
 // Migration is one step of the database's history.
@@ -68,8 +68,8 @@ type queryer interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// Migrate brings the database up to date. It returns the names of what it applied. It calls onWait
-// with true when it waits for another program that migrates, and at last with false.
+// Migrate brings the database up to date. It returns the names of the migrations that it applied.
+// It calls onWait with true when it waits for another migrating program, and finally with false.
 func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (names []string, err error) {
 	waited, lost := false, 0
 	defer func() {
@@ -89,7 +89,7 @@ func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (nam
 			}
 		})
 		if lost < maxLost && lostConnection(err) && ctx.Err() == nil {
-			lost++ // what was committed is seen at the next look
+			lost++ // the next read shows what was committed
 			time.Sleep(200 * time.Millisecond)
 			continue
 		}
@@ -103,10 +103,10 @@ func Migrate(ctx context.Context, db *sql.DB, d Dialect, onWait func(bool)) (nam
 	}
 }
 
-// maxLost is how often Migrate tries again after it has lost its connection.
+// maxLost is how often Migrate retries after it has lost its connection.
 const maxLost = 5
 
-// lostConnection tells errors of a connection from those that PostgreSQL answers with.
+// lostConnection tells a connection's errors from PostgreSQL's answers.
 func lostConnection(err error) bool {
 	answered := (interface{ SQLState() string })(nil)
 	sqlite := sqlite3.Error{}
@@ -135,9 +135,9 @@ func applyWhenFree(ctx context.Context, db *sql.DB, d Dialect, wait func()) (nam
 // lockID is an arbitrary number that nothing else in the database locks.
 const lockID = 0x706d772d6d6967
 
-// beginMigration locks the database against other programs that migrate, until the end of the
-// transaction, and lifts the time-outs that a role may have: a migration may take long. Only its
-// wait for a table is limited, because everything else would wait behind it.
+// beginMigration locks the database against other migrating programs, until the end of the
+// transaction. It removes the timeouts that a role may have, because a migration may take long.
+// Only its wait for a table is limited, because everything else would wait behind it.
 const beginMigration = `SELECT pg_try_advisory_xact_lock($1), set_config('statement_timeout', '0', true),
 	set_config('idle_in_transaction_session_timeout', '0', true), set_config('lock_timeout', '60s', true)`
 
@@ -191,7 +191,7 @@ func applyNext(ctx context.Context, db *sql.DB, d Dialect) (name string, err err
 	return m.Name, nil
 }
 
-// versionTable makes goose's table of versions.
+// versionTable creates goose's version table.
 var versionTable = map[Dialect]string{
 	SQLite: `CREATE TABLE goose_db_version (id INTEGER PRIMARY KEY AUTOINCREMENT, version_id INTEGER NOT NULL,
 		is_applied INTEGER NOT NULL, tstamp TIMESTAMP DEFAULT (datetime('now')));
@@ -201,16 +201,16 @@ var versionTable = map[Dialect]string{
 		INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, true)`,
 }
 
-// hasVersions asks whether there is a table of versions. On PostgreSQL to_regclass may answer from a
-// cache that is older than the lock: it does not see the table that the last holder made.
+// hasVersions reports whether the version table exists. On PostgreSQL to_regclass may answer from a
+// cache that is older than the lock: it does not see the table that the last holder created.
 var hasVersions = map[Dialect]string{
 	SQLite: "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'goose_db_version')",
 	Postgres: `SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class
 		WHERE relname = 'goose_db_version' AND pg_catalog.pg_table_is_visible(oid))`,
 }
 
-// version reads the database's version: 0 before the first migration, -1 where there is no table of
-// versions.
+// version reads the database's version: 0 before the first migration, -1 if there is no version
+// table.
 func version(ctx context.Context, q queryer, d Dialect) (v int64, err error) {
 	var exists bool
 	err = q.QueryRowContext(ctx, hasVersions[d]).Scan(&exists)
@@ -226,7 +226,7 @@ func version(ctx context.Context, q queryer, d Dialect) (v int64, err error) {
 	return v, nil
 }
 
-// Check returns nil when the database is at this program's version, else an error that wraps
+// Check returns nil if the database is at this program's version, or else an error that wraps
 // [ErrNewer] or [ErrBehind]. It changes nothing.
 func Check(ctx context.Context, db *sql.DB, d Dialect) error {
 	list, err := load(d)
@@ -246,8 +246,8 @@ func Check(ctx context.Context, db *sql.DB, d Dialect) error {
 	return nil
 }
 
-// Status lists the migrations that this program knows. Without a database, none is applied. It
-// changes nothing.
+// Status lists the migrations of this program. Without a database, none is applied. It changes
+// nothing.
 func Status(ctx context.Context, db *sql.DB, d Dialect) ([]Migration, error) {
 	list, err := load(d)
 	if err != nil || db == nil {

@@ -35,10 +35,10 @@ func start(o server.Options) (*Server, error) {
 	return &Server{s}, nil
 }
 
-// StartInProcess runs a server that listens nowhere and is reached by [Server.InProcessConn] alone: a
-// testing/synctest bubble cannot wait for sockets. Call ats.Register (nats-server/v2/server/ats)
-// before the bubble and ats.Unregister after it, because one goroutine of the server waits on a
-// channel made outside.
+// StartInProcess runs a server that does not listen and is reached only by [Server.InProcessConn],
+// because a testing/synctest bubble cannot wait for sockets. Call ats.Register
+// (nats-server/v2/server/ats) before the bubble and ats.Unregister after it, because one goroutine
+// of the server waits on a channel that was made outside.
 func StartInProcess(dir string) (*Server, error) {
 	return start(server.Options{DontListen: true, StoreDir: dir})
 }

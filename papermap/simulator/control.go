@@ -13,7 +13,7 @@ import (
 	"papermap-worker/papermap"
 )
 
-// The endpoints under /simulator/, and the methods behind them: to watch and control a simulator.
+// The endpoints under /simulator/, and their methods, to observe and control a simulator.
 
 // Log returns a copy of all API requests so far, in the order of their effects.
 func (s *Simulator) Log() []Request {
@@ -36,7 +36,7 @@ func (s *Simulator) Adopt(list ...Dashboard) {
 	s.dashboards = append(s.dashboards, list...)
 }
 
-// serveState answers with everything, as of one moment:
+// serveState answers with everything, from one moment:
 //
 //	{"dashboards":[…],"requests":[…],"faults":["…"]}
 func (s *Simulator) serveState(w http.ResponseWriter, _ *http.Request) {
@@ -59,7 +59,7 @@ func (s *Simulator) serveDashboards(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, s.Dashboards())
 }
 
-// serveRequests answers with the log, or for ?after=SEQ with what came after that entry.
+// serveRequests answers with the log, or for ?after=SEQ with the entries after that one.
 func (s *Simulator) serveRequests(w http.ResponseWriter, r *http.Request) {
 	after := 0
 	if text := r.URL.Query().Get("after"); text != "" {
@@ -129,7 +129,7 @@ func (s *Simulator) serveUsage(w http.ResponseWriter, r *http.Request) {
 	_ = lines.Flush()
 }
 
-// replaceUsage is SetUsage from outside: the body is a Usage in JSON.
+// replaceUsage is SetUsage over HTTP: the body is a Usage in JSON.
 func (s *Simulator) replaceUsage(w http.ResponseWriter, r *http.Request) {
 	var u Usage
 	body := http.MaxBytesReader(w, r.Body, maxBody)

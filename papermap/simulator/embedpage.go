@@ -22,7 +22,7 @@ const embedStyle = `:root{color-scheme:light dark}` +
 	`dt,footer{color:light-dark(#5b6675,#9aa5b4)}dd{margin:0;overflow-wrap:anywhere}` +
 	`footer{margin-top:1.5rem;font-size:.85rem}`
 
-// embedScript counts down what is left of the token's life.
+// embedScript counts down the token's remaining lifetime.
 const embedScript = `const life=document.getElementById("life"),start=Date.now();` +
 	`function show(){const left=Math.ceil(life.dataset.seconds-(Date.now()-start)/1000);` +
 	`life.textContent=left>0?left+" s":"ended"}` +
@@ -51,8 +51,8 @@ var embedPage = template.Must(template.New("embedded").Parse(`<!doctype html>
 <script>` + embedScript + `</script></body></html>
 `))
 
-// embedPolicy lets nothing run or load on the page but its own script and style, and lets every site
-// frame it, as an embedded dashboard requires.
+// embedPolicy allows the page only its own script and style, and allows every site to frame it, as
+// an embedded dashboard requires.
 var embedPolicy = fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; "+
 	"base-uri 'none'; form-action 'none'; frame-ancestors *", sourceHash(embedStyle), sourceHash(embedScript))
 

@@ -257,15 +257,15 @@ func quoteIfNeeded(v string) string {
 	return v
 }
 
-// rule is a fault that is in force.
+// rule is an active fault.
 type rule struct {
 	Fault
 	text string
 	hits int
 }
 
-// SetFaults replaces the rules; their counts begin at 0. It panics if a rule is invalid, which one
-// from ParseFault never is.
+// SetFaults replaces the rules; their counts begin at 0. It panics if a rule is invalid, which a
+// rule from ParseFault never is.
 func (s *Simulator) SetFaults(faults ...Fault) {
 	rules := make([]*rule, len(faults))
 	for i, f := range faults {

@@ -15,7 +15,7 @@ import (
 // replacesAnswer reports whether the rule's own answer is sent instead of the endpoint's.
 func (f Fault) replacesAnswer() bool { return f.Status != 0 || f.Body != "" }
 
-// reachesEndpoint reports whether the request has its usual effect. The zero rule leaves it that.
+// reachesEndpoint reports whether the request has its usual effect. The zero rule allows it.
 func (f Fault) reachesEndpoint() bool {
 	return f.Drop != "before" && (f.Effect || !f.replacesAnswer())
 }
@@ -37,8 +37,8 @@ func (f Fault) answer(r *http.Request) answer {
 	return a
 }
 
-// write sends an answer as the rule distorts it. Aborting the handler in the middle of a body is
-// what makes net/http close the connection there.
+// write sends an answer with the rule's distortions. Aborting the handler in the middle of a body
+// makes net/http close the connection there.
 func (f Fault) write(w http.ResponseWriter, r *http.Request, a answer) {
 	if f.Interim && a.status != 0 {
 		w.WriteHeader(http.StatusEarlyHints)

@@ -30,7 +30,7 @@ type idleEnd struct {
 
 type idleEndKey struct{} // of a request's context
 
-// set arranges what the rule of a request says of its connection, if it says anything.
+// set applies what the rule of a request says about its connection.
 func (e *idleEnd) set(f Fault) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package simulator imitates Papermap's external API as an [http.Handler], for tests, demos and
+// Package simulator simulates Papermap's external API as an [http.Handler], for tests, demos and
 // development.
 //
 //	ws := papermap.Workspace{ID: "ws-1"}
@@ -94,8 +94,7 @@ type Simulator struct {
 	usages     map[string]*usageState // by workspace
 }
 
-// Request is one API request, as the log keeps it. Entries are complete when they appear and never
-// change.
+// Request is one API request in the log. Entries are complete when they appear and never change.
 type Request struct {
 	Seq         int       `json:"seq"` // 1, 2, 3 … in the order of their effects
 	Time        time.Time `json:"time"`
@@ -114,8 +113,7 @@ type Request struct {
 	Status int `json:"status"`
 }
 
-// Dashboard is one dashboard that was made. The API takes no tenant: TenantID is the request's
-// header.
+// Dashboard is a created dashboard. The API takes no tenant: TenantID is the request's header.
 type Dashboard struct {
 	ID          string    `json:"id"`
 	WorkspaceID string    `json:"workspace_id"`
@@ -163,8 +161,8 @@ func New(o Options) *Simulator {
 	return s
 }
 
-// local serves requests whose Host is a loopback name or address, and refuses others: a page that a
-// person visits could reach this address by a name of its own.
+// local serves requests whose Host is a loopback name or address, and refuses others: a web page
+// that a person visits could reach this address through its own host name.
 func local(handler http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
@@ -234,16 +232,16 @@ func (s *Simulator) api(on string, endpoint func(*call) answer) http.HandlerFunc
 		if fault.Delay > 0 {
 			select {
 			case <-time.After(fault.Delay):
-			case <-r.Context().Done(): // the client has gone, or the server closes
+			case <-r.Context().Done(): // the client has disconnected, or the server closes
 			}
 		}
 		fault.write(w, r, a)
 	}
 }
 
-// decide picks the fault, lets the endpoint have its effect and logs both in one critical section:
-// the order of the log is the order of the effects, and all is recorded before the client is
-// answered.
+// decide picks the fault, applies the endpoint's effect and logs both in one critical section. So
+// the order of the log is the order of the effects, and everything is recorded before the client
+// gets its answer.
 func (s *Simulator) decide(c *call, on string, endpoint func(*call) answer) (a answer, fault Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -263,7 +261,7 @@ func (s *Simulator) decide(c *call, on string, endpoint func(*call) answer) (a a
 	return a, fault
 }
 
-// create makes a dashboard. s.mu is held, as for every endpoint.
+// create creates a dashboard. s.mu is held, as for every endpoint.
 func (s *Simulator) create(c *call) answer {
 	if refusal, ok := s.checkSignature(c); !ok {
 		return refusal
@@ -307,8 +305,8 @@ func (s *Simulator) create(c *call) answer {
 	return success("Dashboard created successfully", data)
 }
 
-// checkSignature reports whether the four headers are right, and if not, what to answer. An unknown
-// key, an unknown workspace and a wrong signature look the same from outside.
+// checkSignature reports whether the four headers are right, and if not, what to answer. The answer
+// does not distinguish an unknown key, an unknown workspace and a wrong signature.
 func (s *Simulator) checkSignature(c *call) (answer, bool) {
 	h := c.http.Header
 	invalid := unauthorized("Invalid signature", "INVALID_SIGNATURE")
@@ -365,7 +363,7 @@ func unauthorized(message, code string) answer {
 	return answer{status: http.StatusUnauthorized, body: fmt.Appendf(nil, form, message, code)}
 }
 
-// marshal encodes what this package made itself. A header may carry any bytes, hence the option.
+// marshal encodes this package's own values. A header may have any bytes, hence the option.
 func marshal(v any) []byte {
 	text, err := json.Marshal(v, jsontext.AllowInvalidUTF8(true))
 	if err != nil {
@@ -374,8 +372,7 @@ func marshal(v any) []byte {
 	return text
 }
 
-// write sends the answer. Aborting the handler is what makes net/http close the connection without
-// one.
+// write sends the answer. Aborting the handler makes net/http close the connection without one.
 func (a answer) write(w http.ResponseWriter) {
 	if a.status == 0 {
 		panic(http.ErrAbortHandler)

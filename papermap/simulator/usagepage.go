@@ -15,7 +15,7 @@ import (
 	"papermap-worker/papermap"
 )
 
-// UsageStyles are the ways in which the API may write usage. Together they use every name that a
+// UsageStyles are the formats in which the API may write usage. Together they use every name that a
 // client must accept.
 var UsageStyles = []string{"pagination", "meta", "flat", "none", "items", "records"}
 

@@ -20,8 +20,8 @@ import (
 	"papermap-worker/papermap"
 )
 
-// Usage is a workspace's usage. Generated tenants have one row in every month, computed when it is
-// asked for, so that a workspace may be of any size. The zero value is a workspace without usage.
+// Usage is a workspace's usage. Generated tenants have one row in every month, computed on demand,
+// so that a workspace can have any size. The zero value is a workspace without usage.
 type Usage struct {
 	Tenants int `json:"tenants"` // how many are generated
 
@@ -153,7 +153,7 @@ func (u *usageState) check() error {
 	return nil
 }
 
-// prepare derives from the exported fields what answers are made from.
+// prepare derives the data for answers from the exported fields.
 func (u *usageState) prepare() {
 	if err := u.check(); err != nil {
 		panic("simulator: " + err.Error())
@@ -239,8 +239,8 @@ const (
 	notBad = -1
 )
 
-// badness returns how the row of generated tenant i in a month is bad. It does not depend on what
-// else was asked for.
+// badness returns how the row of generated tenant i in a month is bad. It does not depend on the
+// rest of the query.
 func (u *usageState) badness(i int, month string) int {
 	if u.BadEvery == 0 {
 		return notBad
@@ -286,8 +286,8 @@ func (u *usageState) totals(months []string, row func(papermap.UsageRow)) {
 
 var creditsPattern = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$`)
 
-// plainCredits returns what a client must make of a named row's credits. It calculates with
-// fractions, so that it does not share the client's mistakes.
+// plainCredits returns the value that a client must read from a named row's credits. It calculates
+// with fractions, so that it does not share the client's mistakes.
 func plainCredits(text string) (string, bool) {
 	if strings.HasPrefix(text, `"`) && strings.HasSuffix(text, `"`) && len(text) > 1 {
 		text = text[1 : len(text)-1]

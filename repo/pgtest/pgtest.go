@@ -11,11 +11,11 @@
 //		…
 //	}
 //
-// The server is the one at TEST_POSTGRES_URL (a user who may create databases), else a private one
-// made by initdb in a temporary folder. Where neither is to be had, tests are skipped, except with
-// CI=true: there that is a failure.
+// The server is the one at TEST_POSTGRES_URL (a user who may create databases), or else a private
+// one made by initdb in a temporary folder. If neither is available, tests are skipped. With
+// CI=true they fail instead.
 //
-// A private server ends with the process, however that comes: also when a test panics or is killed.
+// A private server ends with the process, even if a test panics or is killed.
 package pgtest
 
 import (
@@ -58,7 +58,7 @@ type Server struct {
 var errNone = errors.New("no PostgreSQL server binaries found (Debian: apt-get install postgresql), " +
 	"and TEST_POSTGRES_URL is not set")
 
-// Start returns the server that tests are to use.
+// Start returns the server for the tests.
 func Start() (*Server, error) {
 	if address := os.Getenv("TEST_POSTGRES_URL"); address != "" {
 		return newServer(address), nil
@@ -91,8 +91,8 @@ func newServer(address string) *Server {
 	return s
 }
 
-// guard starts a process that stops the server and removes its files when this one is done with it,
-// or is gone: then its end of the pipe is closed.
+// guard starts a process that stops the server and removes its files when this process is done with
+// it or has ended, which closes this end of the pipe.
 func (s *Server) guard() error {
 	script := `cat; [ ! -e db/postmaster.pid ] || "$1/pg_ctl" -D db -m immediate -w stop; cd /; rm -rf "$2"`
 	cmd, err := s.command("sh", "-c", script, "guard", s.bin, s.data)
@@ -108,7 +108,7 @@ func (s *Server) guard() error {
 	return cmd.Start()
 }
 
-// private finds a place for a server that is still to be made there.
+// private chooses a folder and a port for a new server.
 func private(bin string) (*Server, error) {
 	data, err := os.MkdirTemp(tempDir(), "papermap-pgtest-")
 	if err != nil {
@@ -163,7 +163,7 @@ func (s *Server) Restart() error {
 }
 
 func (s *Server) start() error {
-	// A crash of the machine may lose what tests have written; one of the server may not, as in
+	// A crash of the machine may lose what tests have written. A crash of the server may not, as in
 	// production.
 	options := fmt.Sprintf("-p %d -c listen_addresses=127.0.0.1 -c unix_socket_directories=%s "+
 		"-c max_connections=300 -c fsync=off -c full_page_writes=off", s.port, s.data)
@@ -216,7 +216,7 @@ func (s *Server) drop(address string) error {
 }
 
 // Shared returns the address of a database that tests use one after the other, which is much faster
-// than a new one for each. It holds what the test before left: see [Empty].
+// than a new one for each. It contains the previous test's data: see [Empty].
 func Shared(t testing.TB, s *Server) string {
 	t.Helper()
 	if s == nil {
@@ -237,7 +237,7 @@ const Empty = `DO $$ DECLARE name text; filled boolean; BEGIN
 		IF filled THEN EXECUTE format('TRUNCATE %I', name); END IF;
 	END LOOP; END $$`
 
-// SharedEmpty is [Shared] with empty tables, or without any: it may be new.
+// SharedEmpty is [Shared] with empty tables, or with none if the database is new.
 func SharedEmpty(t testing.TB, s *Server) string {
 	t.Helper()
 	address := Shared(t, s)
@@ -259,8 +259,8 @@ func execute(address, statement string) error {
 	return nil
 }
 
-// Main runs a package's tests with *server set, or nil where tests may be without one: see [Need].
-// Their temporary files, and the private server's, are in memory where that can be.
+// Main runs a package's tests with *server set, or nil if tests may run without one: see [Need].
+// Temporary files of the tests and the private server are in memory if possible.
 func Main(m *testing.M, server **Server) int {
 	_ = os.Setenv("TMPDIR", tempDir())
 	s, err := Start()
@@ -279,9 +279,9 @@ func Main(m *testing.M, server **Server) int {
 	return code
 }
 
-// tempDir is the folder for temporary files: os.TempDir, or one in memory where TMPDIR names none
-// and there is enough room. Tests kill processes and never the machine, so that of an fsync they see
-// only what it costs.
+// tempDir is the folder for temporary files: os.TempDir, or one in memory if TMPDIR is not set and
+// there is enough room. Tests kill processes and never the machine, so an fsync only costs them
+// time.
 func tempDir() string {
 	const memory, enough, noExec = "/dev/shm", 2 << 30, 0x8 // statfs(2): ST_NOEXEC
 	var fs syscall.Statfs_t
@@ -292,7 +292,7 @@ func tempDir() string {
 	return memory
 }
 
-// Need returns a fresh database's address, and skips the test where there is no server.
+// Need returns a fresh database's address, and skips the test if there is no server.
 func Need(t testing.TB, s *Server) string {
 	t.Helper()
 	if s == nil {
@@ -301,7 +301,7 @@ func Need(t testing.TB, s *Server) string {
 	return s.Database(t)
 }
 
-// ForTest starts a server for one test alone and returns the address of a database on it, or skips
+// ForTest starts a server for one test only and returns the address of a database on it, or skips
 // the test as Need does.
 func ForTest(t testing.TB) string {
 	t.Helper()
@@ -334,7 +334,7 @@ func binaries() (string, error) {
 	return filepath.Dir(found[len(found)-1]), nil
 }
 
-// own gives the folder to the user that PostgreSQL runs as: it refuses to run as root.
+// own gives the folder to the user that PostgreSQL runs as: PostgreSQL refuses to run as root.
 func (s *Server) own() error {
 	if os.Getuid() != 0 {
 		return nil

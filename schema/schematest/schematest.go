@@ -17,7 +17,7 @@ import (
 	"papermap-worker/schema"
 )
 
-// Validate fails the test unless data fits the schema of that name: an event type such as
+// Validate fails the test unless data matches the schema of that name: an event type such as
 // dashboard.created, a request or reply such as embed-token.reply, error, or cloudevent.
 func Validate(t testing.TB, name string, data []byte) {
 	t.Helper()
@@ -26,7 +26,7 @@ func Validate(t testing.TB, name string, data []byte) {
 	}
 }
 
-// Check returns why data does not fit the schema of that name.
+// Check returns why data does not match the schema of that name.
 func Check(name string, data []byte) error {
 	s, err := compiled(name)
 	if err != nil {

@@ -68,7 +68,9 @@ func newVictim(t *testing.T) *victim {
 func (v *victim) suffers(t *testing.T, attack func(t *testing.T)) {
 	t.Helper()
 	before := v.memory(t, "VmRSS")
-	must(t, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", v.worker.cmd.Process.Pid), []byte("5"), 0)) // resets VmHWM
+	// This resets VmHWM.
+	must(t, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", v.worker.cmd.Process.Pid), []byte("5"), 0))
+	request := []byte(`{"tenant_id":"org-123"}`)
 	over, address := make(chan struct{}), v.worker.address(t)
 	var asked, failed, notReady int
 	var slowest time.Duration
@@ -78,13 +80,14 @@ func (v *victim) suffers(t *testing.T, attack func(t *testing.T)) {
 		defer pause.Stop()
 		for {
 			start := time.Now()
-			reply, err := v.backend.Request("papermap.rpc.embed-token", []byte(`{"tenant_id":"org-123"}`), patience)
+			reply, err := v.backend.Request("papermap.rpc.embed-token", request, patience)
 			slowest = max(slowest, time.Since(start))
 			if asked++; err != nil || !bytes.Contains(reply.Data, []byte(`"token":"`)) {
 				failed++
 				t.Errorf("a token did not come: %v, %v", reply, err)
 			}
-			if answer, _, err := read(http.Get("http://" + address + "/readyz")); err != nil || answer.StatusCode != 200 {
+			answer, _, err := read(http.Get("http://" + address + "/readyz"))
+			if err != nil || answer.StatusCode != http.StatusOK {
 				notReady++
 				t.Errorf("not ready: %v, %v", answer, err)
 			}
@@ -105,7 +108,8 @@ func (v *victim) suffers(t *testing.T, attack func(t *testing.T)) {
 		t.Errorf("the attack took %d MiB of memory, more than %d", growth, maxGrowth)
 	}
 	for _, connection := range []string{"events", "requests"} {
-		if strings.Contains(v.worker.text(), `"lost the connection to NATS; reconnecting","connection":"`+connection+`"`) {
+		const lost = `"lost the connection to NATS; reconnecting","connection":"`
+		if strings.Contains(v.worker.text(), lost+connection+`"`) {
 			t.Errorf("the worker lost its connection for %s", connection)
 		}
 	}

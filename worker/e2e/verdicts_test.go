@@ -45,7 +45,8 @@ type brokenEnvironment struct {
 func stream(change func(*jetstream.StreamConfig)) func(*testing.T, *system) []string {
 	return func(t *testing.T, s *system) []string {
 		config := jetstream.StreamConfig{Name: "PAPERMAP", Discard: jetstream.DiscardNew}
-		for _, name := range []string{"tenant.created", "tenant.suspended", "tenant.resumed", "tenant.deleted",
+		for _, name := range []string{"tenant.created", "tenant.suspended", "tenant.resumed",
+			"tenant.deleted",
 			"usage.sync", "usage.synced", "usage.threshold", "dashboard.created", "dashboard.failed",
 			"dashboard.held"} {
 			config.Subjects = append(config.Subjects, subjects.Event(name))
@@ -167,8 +168,9 @@ var brokenEnvironments = []brokenEnvironment{
 		before: stream(func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1024 }),
 		words:  "max_msg_size is 1024 bytes"},
 	{name: "another stream has the events",
-		before: withStream(jetstream.StreamConfig{Name: "ALL", Subjects: []string{"papermap.events.tenant.*"}}),
-		words:  "stream ALL takes papermap.events.tenant.created"},
+		before: withStream(jetstream.StreamConfig{
+			Name: "ALL", Subjects: []string{"papermap.events.tenant.*"}}),
+		words: "stream ALL takes papermap.events.tenant.created"},
 	{name: "consumer that is paused", before: func(t *testing.T, s *system) []string {
 		stream(func(*jetstream.StreamConfig) {})(t, s)
 		until := time.Now().Add(time.Hour)
@@ -181,7 +183,7 @@ var brokenEnvironments = []brokenEnvironment{
 		return nil
 	}, words: "it is paused for"},
 	{name: "no right to publish events out", before: withRights(deny("papermap.events.dashboard.created")),
-		words: "this user may not publish papermap.events.dashboard.created: events out wait in the database"},
+		words: "this user may not publish papermap.events.dashboard.created: events out wait"},
 	{name: "no right to publish dead letters", slow: true,
 		before: withRights(deny("papermap.dead.tenant.created")),
 		words:  "this user may not publish papermap.dead.tenant.created"},
@@ -196,7 +198,8 @@ var brokenEnvironments = []brokenEnvironment{
 	{name: "account that requires max_bytes", slow: true, before: func(t *testing.T, _ *system) []string {
 		s := startNATS(t, "")
 		must(t, s.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
-			"": {MaxMemory: -1, MaxStore: 1 << 30, MaxStreams: -1, MaxConsumers: -1, MaxBytesRequired: true}}))
+			"": {MaxMemory: -1, MaxStore: 1 << 30, MaxStreams: -1, MaxConsumers: -1,
+				MaxBytesRequired: true}}))
 		return []string{"NATS_URL=" + s.ClientURL()}
 	}, words: "the account requires max_bytes"},
 	{name: "account that is full", slow: true, before: func(t *testing.T, s *system) []string {
@@ -245,7 +248,8 @@ var brokenEnvironments = []brokenEnvironment{
 		want:   refused, words: "newer than this program"},
 	{name: "database migrated by a newer program later", slow: true,
 		before: with(), after: func(t *testing.T, s *system) {
-			openSQL(t, s.database).MustExec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)")
+			openSQL(t, s.database).MustExec(
+				"INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)")
 		}, words: "newer than this program"},
 	{name: "PostgreSQL unreachable",
 		before: with("DATABASE_URL=postgres://worker:" + passwordCanary + "@127.0.0.1:1/db"),
