@@ -14,5 +14,6 @@ import (
 var version, commit, date string
 
 func main() {
-	os.Exit(cli.Run(cli.Build{Version: version, Commit: commit, Date: date}, os.Args[1:], os.Stdout, os.Stderr))
+	build := cli.Build{Version: version, Commit: commit, Date: date}
+	os.Exit(cli.Run(build, os.Args[1:], os.Stdout, os.Stderr))
 }

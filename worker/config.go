@@ -39,7 +39,7 @@ type Config struct {
 	Clock func() time.Time
 }
 
-// Build is what the program was built from. Date is the commit's. Both may be unknown, and are empty then.
+// Build is what the program was built from. Date is the commit's; an unknown Commit or Date is empty.
 type Build struct{ Version, Commit, Date string }
 
 func (b Build) String() string {

@@ -211,7 +211,8 @@ func wholeWorker(b *testing.B, p pipelineParts) (start func() (stop func())) {
 	w := worker.New(worker.Config{
 		Workspaces: append([]papermap.Workspace{p.workspace}, p.paused...), EmbedURL: "https://papermap.ai/x",
 		Timeout: 10 * time.Second, TokenTTL: time.Hour, TokenMaxTTL: time.Hour,
-		Concurrency: p.concurrency, MaxAttempts: 10, Grace: 20 * time.Second, Build: worker.Build{Version: "0.0.0-test"},
+		Concurrency: p.concurrency, MaxAttempts: 10, Grace: 20 * time.Second,
+		Build: worker.Build{Version: "0.0.0-test"},
 	}, db, p.bus, p.log)
 	return func() (stop func()) {
 		ctx, cancel := context.WithCancel(context.Background())

@@ -66,7 +66,7 @@ func BenchmarkToken(b *testing.B) {
 
 func benchmarkService() *tokenService {
 	limits := tokenLimits{ttl: time.Hour, maxTTL: time.Hour}
-	return newTokenService(workspaces{}, nil, newMetrics(Build{Version: "0.0.0"}), limits, nil, 100)
+	return newTokenService(workspaces{}, nil, newMetrics(Build{}), limits, nil, 100)
 }
 
 func configured(ws papermap.Workspace) *workspace {

@@ -12,7 +12,7 @@ import (
 
 func TestEmbedTokenIsRefusedInTimeWhileTheDatabaseHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newTokenService(workspaces{}, nil, newMetrics(Build{Version: "test"}), tokenLimits{ttl: time.Hour}, nil, 0)
+		s := newTokenService(workspaces{}, nil, newMetrics(Build{}), tokenLimits{ttl: time.Hour}, nil, 0)
 		s.cache.load = func(ctx context.Context, _ string) (*tenant, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()

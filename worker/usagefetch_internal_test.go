@@ -59,7 +59,7 @@ func TestUsageRunFailsWhenReadingAPagePanics(t *testing.T) {
 	ws := &workspace{Workspace: papermap.Workspace{ID: "ws"}} // has no client
 	s := &usageSync{
 		workspaces: workspaces{list: []*workspace{ws}, byID: map[string]*workspace{"ws": ws}}, db: db,
-		log: slog.New(slog.DiscardHandler), metrics: newMetrics(Build{Version: "test"}), slots: make(chan struct{}, 1),
+		log: slog.New(slog.DiscardHandler), metrics: newMetrics(Build{}), slots: make(chan struct{}, 1),
 		turns: map[string]*usageTurn{"ws": newUsageTurn(db, "ws", 2)}, concurrent: 2,
 		draining: func() bool { return false },
 	}

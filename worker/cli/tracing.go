@@ -62,7 +62,8 @@ func startTracing(configured bool, build Build, log *slog.Logger) (
 		return nil, nil, nil, fmt.Errorf("export traces: %w", err)
 	}
 	process, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithAttributes(
-		attribute.String("service.name", "papermap-worker"), attribute.String("service.version", build.Version),
+		attribute.String("service.name", "papermap-worker"),
+		attribute.String("service.version", build.Version),
 		attribute.String("service.instance.id", uuid.NewString()),
 	), resource.WithFromEnv())
 	if err != nil { // without the wrong attributes, it is still good

@@ -22,25 +22,23 @@ import (
 	"papermap-worker/worker/proof"
 )
 
-// lastOf01 is the last commit of version 0.1.
-const lastOf01 = "224488c"
+// go test ./worker/e2e -run TestUpgrade -v -args -upgrade.from 224488c   # the last commit of 0.1
+var upgradeFrom = flag.String("upgrade.from", "", "commit or tag of the version to upgrade from; empty: no upgrade")
 
-// Building version 0.1 takes a minute: go test ./worker/e2e -run TestUpgrade -v -args -upgrade
-var upgrade = flag.Bool("upgrade", false, "upgrade from version 0.1, built from the repository's history")
-
-// version01 builds version 0.1 once, from the repository's history.
-var version01 = sync.OnceValues(func() (program string, err error) {
-	if err := exec.Command("git", "cat-file", "-e", lastOf01+"^{commit}").Run(); err != nil {
-		return "", fmt.Errorf("the repository has no commit %s; is the clone shallow? %w", lastOf01, err)
+// previousVersion builds that version once, from the repository's history.
+var previousVersion = sync.OnceValues(func() (program string, err error) {
+	commit := *upgradeFrom
+	if err := exec.Command("git", "cat-file", "-e", commit+"^{commit}").Run(); err != nil {
+		return "", fmt.Errorf("the repository has no commit %s; is the clone shallow? %w", commit, err)
 	}
-	dir := filepath.Join(sharedDir, "version01")
+	dir := filepath.Join(sharedDir, "previous")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
-	program = filepath.Join(dir, "papermap-worker-0.1")
+	program = filepath.Join(dir, "papermap-worker-previous")
 	script := `git archive "$0" | tar -x -C "$1" && cd "$1" && go build -o "$2" .`
-	if out, err := exec.Command("sh", "-c", script, lastOf01, dir, program).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building version 0.1: %w\n%s", err, out)
+	if out, err := exec.Command("sh", "-c", script, commit, dir, program).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building %s: %w\n%s", commit, err, out)
 	}
 	return program, nil
 })
@@ -49,7 +47,7 @@ var version01 = sync.OnceValues(func() (program string, err error) {
 type upgradeRun struct {
 	*system
 	t   *testing.T
-	old string // the program of version 0.1
+	old string // the program of the previous version
 	js  jetstream.JetStream
 
 	published []proof.Published // by publish, and only read after the load has ended
@@ -57,10 +55,10 @@ type upgradeRun struct {
 }
 
 func newUpgradeRun(t *testing.T) *upgradeRun {
-	if !*upgrade {
-		t.Skip("builds version 0.1; run it with -args -upgrade")
+	if *upgradeFrom == "" {
+		t.Skip("builds the version that -args -upgrade.from names")
 	}
-	old, err := version01()
+	old, err := previousVersion()
 	if err != nil {
 		without(t, "%v", err)
 	}
@@ -70,7 +68,7 @@ func newUpgradeRun(t *testing.T) *upgradeRun {
 	return u
 }
 
-// startOld starts a worker of version 0.1, which makes the streams as it did.
+// startOld starts a worker of the previous version, which makes the streams as it did.
 func (u *upgradeRun) startOld() *process {
 	u.t.Helper()
 	p := startProgram(u.t, u.old, u.env, "serve")
@@ -78,7 +76,7 @@ func (u *upgradeRun) startOld() *process {
 	return p
 }
 
-// prepare has version 0.1 make the tenants that tokens are requested for.
+// prepare has the previous version create the tenants that tokens are requested for.
 func (u *upgradeRun) prepare() {
 	u.t.Helper()
 	u.js = u.rawJetStream(u.t)
@@ -138,6 +136,13 @@ func (u *upgradeRun) event(eventType, tenant, data string) {
 	u.published = append(u.published, p)
 }
 
+// schema is the version of the database's schema.
+func (u *upgradeRun) schema() (version int) {
+	u.t.Helper()
+	must(u.t, openSQL(u.t, u.database).Get(&version, "SELECT max(version_id) FROM goose_db_version"))
+	return version
+}
+
 // more waits until the load has led to more requests.
 func (u *upgradeRun) more() {
 	u.t.Helper()
@@ -184,7 +189,7 @@ func (u *upgradeRun) check() {
 	}
 }
 
-// Two replicas of version 0.1 on PostgreSQL are replaced one after the other under load. No event
+// Two replicas of the previous version on PostgreSQL are replaced one after the other under load. No event
 // is lost or repeated, and every request for a token is answered.
 func TestUpgradeOfTwoReplicasLosesNothing(t *testing.T) {
 	t.Parallel()
@@ -210,6 +215,7 @@ func TestUpgradeOfSQLiteWorkerLosesNothing(t *testing.T) {
 	t.Parallel()
 	u := newUpgradeRun(t)
 	old := u.startOld()
+	before := u.schema()
 	u.prepare()
 	stopTokens := u.inBackground(func(ctx context.Context) { u.callers.run(ctx, u.js.Conn()) })
 	stopEvents := u.inBackground(u.publish)
@@ -223,8 +229,26 @@ func TestUpgradeOfSQLiteWorkerLosesNothing(t *testing.T) {
 	stopTokens()
 	u.check()
 	upgraded.stop(t)
+	if before == u.schema() {
+		return // the previous version may start again
+	}
 	back := startProgram(t, u.old, u.env, "serve")
 	if code := back.wait(t); code != 1 || !matches("newer than this program", back.text()) {
-		t.Errorf("version 0.1 with the new database: exit code %d, %s", code, back.text())
+		t.Errorf("the previous version with the new database: exit code %d, %s", code, back.text())
+	}
+}
+
+// A program that is older than its database might write what the newer one does not expect.
+func TestServeRefusesDatabaseOfNewerProgram(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	run(t, s.env, "migrate")
+	openSQL(t, s.database).MustExec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)")
+	for _, args := range [][]string{{"serve"}, {"migrate"}, {"tenants", "list"}} {
+		p := start(t, s.env, args...)
+		code, text := p.wait(t), p.text()
+		if code != 1 || !matches("database version 999, program version .*: run the newer version", text) {
+			t.Errorf("%v: exit code %d: %s", args, code, text)
+		}
 	}
 }
