@@ -20,8 +20,8 @@ import (
 	"papermap-worker/worker/failpoint"
 )
 
-// memoryInHand is how many bytes the events of a consumer may have that are in hand at a time. An event
-// that is requested counts as the largest that the server takes, until its size is known.
+// memoryInHand limits the bytes of a consumer's events in flight. A requested event counts with the
+// server's maximum message size until its size is known.
 const memoryInHand = 16 << 20
 
 const (
@@ -55,7 +55,7 @@ type Consumer struct {
 	bus      *Bus
 	log      *slog.Logger
 	slots    chan struct{}       // one element for each slot in use
-	memory   *semaphore.Weighted // bytes of the events in hand, and of those requested
+	memory   *semaphore.Weighted // bytes of the events in flight, and of those requested
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
 
@@ -183,7 +183,7 @@ func (c *Consumer) acquireSlots(ctx context.Context, largest int64) (int, error)
 	return limit, nil
 }
 
-// release gives back a slot with its memory.
+// release returns a slot with its memory.
 func (c *Consumer) release(bytes int64) {
 	c.memory.Release(bytes)
 	<-c.slots

@@ -23,14 +23,14 @@ func TestCheckFindsAFileThatIsGone(t *testing.T) {
 		want   string
 		writes bool // still go on
 	}{
-		"removed":          {os.Remove, "", "removed under the running worker", false},
-		"moved away":       {move, "", "removed under the running worker", false},
-		"replaced":         {replace, "", "replaced under the running worker", false},
-		"log removed":      {os.Remove, "-wal", "-wal was removed under", false},
-		"log replaced":     {replace, "-wal", "-wal was replaced under", false},
-		"lock removed":     {os.Remove, ".lock", ".lock was removed under", true},
-		"lock replaced":    {replace, ".lock", ".lock was replaced under", true},
-		"folder moved":     {moveFolder, "", "removed under", false},
+		"removed":          {os.Remove, "", "removed while the worker was running", false},
+		"moved away":       {move, "", "removed while the worker was running", false},
+		"replaced":         {replace, "", "replaced while the worker was running", false},
+		"log removed":      {os.Remove, "-wal", "-wal was removed while", false},
+		"log replaced":     {replace, "-wal", "-wal was replaced while", false},
+		"lock removed":     {os.Remove, ".lock", ".lock was removed while", true},
+		"lock replaced":    {replace, ".lock", ".lock was replaced while", true},
+		"folder moved":     {moveFolder, "", "removed while", false},
 		"nothing happened": {func(string) error { return nil }, "", "", true},
 	} {
 		t.Run(name, func(t *testing.T) {

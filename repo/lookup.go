@@ -87,8 +87,8 @@ func (db *DB) TenantNames(ctx context.Context, after string, limit int) ([]Tenan
 		nameTable.selects+" WHERE tenant_id > ? ORDER BY tenant_id LIMIT ?", after, limit)
 }
 
-// MappingsOf reads the mappings of a list of tenants, in its order, in one statement. It leaves out
-// those that are unknown.
+// MappingsOf reads the mappings of a list of tenants, in the order of the list, in one statement.
+// It leaves out unknown ones.
 func (db *DB) MappingsOf(ctx context.Context, tenantIDs []string) ([]Mapping, error) {
 	rows, err := list[Mapping](ctx, db.read, "read mappings",
 		mappingTable.selects+" WHERE tenant_id"+db.dialect.inSet, db.dialect.list(tenantIDs))

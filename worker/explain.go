@@ -105,7 +105,7 @@ func (x *explanation) explainUnrecorded() {
 		d := x.DeadLetters[len(x.DeadLetters)-1]
 		x.say("It has no dashboard: its %s of %s could not be handled and is dead letter %d (%s).",
 			d.Type, dateTime(d.Time), d.Sequence, d.Error)
-		x.do("`papermap-worker dead show %d` shows it and says what to do next.", d.Sequence)
+		x.do("See it with `papermap-worker dead show %d`, which says what to do next.", d.Sequence)
 	case len(x.Events) > 0:
 		e := x.Events[len(x.Events)-1]
 		x.say("It has no dashboard yet: the stream has its %s of %s, and no worker has recorded it.",

@@ -292,7 +292,7 @@ func TestDashboardIsNeverRecordedForTwoTenants(t *testing.T) {
 			w.Attempts("second")[0].DashboardID != id {
 			t.Errorf("mapping %+v, attempts %+v", m, w.Attempts("second"))
 		}
-		if !strings.Contains(w.Logs.String(), "belongs to another tenant") {
+		if !strings.Contains(w.Logs.String(), "another tenant's dashboard") {
 			t.Error("the log does not tell of it")
 		}
 	})

@@ -29,8 +29,8 @@ type tokenAudit struct {
 	leftOut atomic.Int64 // lines about minted tokens
 }
 
-// auditLine is a minted token, without the token; or one that a tenant asked for which is suspended or
-// deleted.
+// auditLine is a minted token, without the token, or a refused request for a suspended or deleted
+// tenant.
 type auditLine struct {
 	ctx         context.Context // for the line's trace
 	tenant      *tenant
@@ -45,7 +45,7 @@ func newTokenAudit(perSecond int) *tokenAudit {
 	}
 }
 
-// asked logs that a token was asked for by, or for, a tenant that is suspended or deleted.
+// asked logs a token request for a tenant that is suspended or deleted.
 func (a *tokenAudit) asked(ctx context.Context, t *tenant, now time.Time) {
 	notReady := t.refused.Status == http.StatusConflict
 	if notReady || !a.refused.AllowN(now, 1) {

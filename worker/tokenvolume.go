@@ -12,16 +12,17 @@ const (
 	volumeWarmUp = 6  // windows before any is judged
 	volumeMemory = 12 // windows over which a tenant's usual number of tokens is averaged
 
-	// A tenant's tokens of a window are unusual from this number on, if they are so many times what is
-	// usual for it.
+	// A tenant's tokens in a window are unusual if there are at least this many, and this many
+	// times its usual number.
 	unusualTokens = 300
 	unusualTimes  = 10
 
 	volumeLines = 10 // of log about one window
 )
 
-// tokenVolume compares the tokens that each tenant gets from this process with what it usually gets. A
-// stolen right to ask for tokens shows so, whatever is usual for other tenants. One goroutine uses it.
+// tokenVolume compares the tokens that each tenant gets from this process with the tenant's usual
+// number. This reveals a stolen permission to request tokens, whatever is usual for other tenants.
+// One goroutine uses it.
 type tokenVolume struct {
 	unusual prometheus.Counter
 	tenants map[string]volume
@@ -36,7 +37,8 @@ func newTokenVolume(unusual prometheus.Counter) *tokenVolume {
 	return &tokenVolume{unusual: unusual, tenants: map[string]volume{}}
 }
 
-// add counts tokens of a tenant. Beyond as many tenants as may be in memory, others are not followed.
+// add counts tokens of a tenant. Once the maximum number of tenants is in memory, new ones are not
+// counted.
 func (v *tokenVolume) add(tenantID string, n int64) {
 	one, known := v.tenants[tenantID]
 	if !known && len(v.tenants) >= maxTenants {

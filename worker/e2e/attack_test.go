@@ -11,8 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -118,15 +116,11 @@ func (v *victim) suffers(t *testing.T, attack func(t *testing.T)) {
 // memory is a number of the worker's status in MiB: VmRSS, or its peak VmHWM.
 func (v *victim) memory(t *testing.T, name string) int {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", v.worker.cmd.Process.Pid))
-	must(t, err)
-	match := regexp.MustCompile(name + `:\s+(\d+) kB`).FindSubmatch(text)
-	if match == nil {
-		t.Fatal("no " + name)
+	kib, running := memoryOf(v.worker, name)
+	if !running {
+		t.Fatal("the worker is not running")
 	}
-	n, err := strconv.Atoi(string(match[1]))
-	must(t, err)
-	return n >> 10
+	return int(kib >> 10)
 }
 
 // deadLetters waits until there are as many dead letters.

@@ -231,7 +231,7 @@ func TestRunbookQuotesWhatThereIs(t *testing.T) {
 	t.Parallel()
 	runbook := strings.Join(strings.Fields(readFile(t, "docs/operations.md")), " ")
 	code := sources(t, "events/*.go", "worker/*.go")
-	messages := named(`[Tt]he log's "([^"]+)"`, runbook)
+	messages := named(`log line "([^"]+)"`, runbook)
 	for _, message := range messages {
 		if !strings.Contains(code, `"`+message) {
 			t.Errorf("no log message begins with %q", message)

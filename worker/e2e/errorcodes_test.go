@@ -60,7 +60,7 @@ await nc.close();
 
 func TestErrorCodesReachGoAndNodeClients(t *testing.T) {
 	t.Parallel()
-	s, nc := runWorker(t, "EMBED_TOKEN_RATE=0.01", "EMBED_TOKEN_BURST=1")
+	s, nc := runWorker(t, "EMBED_TOKEN_RATE=0.001", "EMBED_TOKEN_BURST=1")
 	// those that are about an unknown tenant make a row without a dashboard
 	for tenant, event := range map[string]string{
 		"active": "tenant.created", "stray": "tenant.created", "suspended": "tenant.suspended",

@@ -157,13 +157,13 @@ func TestServeNoticesThatItsFileIsGone(t *testing.T) {
 	publishCreated(t, s.jetStream(t), "org-1")
 	eventually(t, func() error {
 		code, text := health(t, address)
-		if code != 1 || !strings.Contains(text, "removed under the running worker") {
+		if code != 1 || !strings.Contains(text, "removed while the worker was running") {
 			return fmt.Errorf("health: %d, %s", code, text)
 		}
 		return nil
 	})
 	code, text := doctor(t, s.env)
-	if code != 1 || !matches("ERROR +database .*removed under the running worker", text) ||
+	if code != 1 || !matches("ERROR +database .*removed while the worker was running", text) ||
 		!strings.Contains(text, "replay --since") {
 		t.Errorf("doctor: exit code %d, %s", code, text)
 	}

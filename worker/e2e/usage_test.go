@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,7 +76,8 @@ func testUsageIsExact(t *testing.T, s *system) {
 	// The first run, with its worker killed now and then.
 	from := time.Now()
 	sync("first")
-	peak := 0
+	var peak int64
+	peakOf := func(p *process) int64 { kib, _ := memoryOf(p, "VmHWM"); return kib }
 	for n := range *usageKills {
 		page := pages * (20*n + random.IntN(20)) / (20 * *usageKills) // each somewhere in a part of its own
 		workertest.Eventually(t, 5*time.Minute, func() error {
@@ -86,7 +86,7 @@ func testUsageIsExact(t *testing.T, s *system) {
 			}
 			return nil
 		})
-		peak = max(peak, peakMemory(t, worker))
+		peak = max(peak, peakOf(worker))
 		worker.kill()
 		worker = start(t, s.env, "serve")
 	}
@@ -100,7 +100,7 @@ func testUsageIsExact(t *testing.T, s *system) {
 		}
 	}
 	workertest.Eventually(t, 15*time.Minute, done("first"))
-	took, peak := time.Since(from), max(peak, peakMemory(t, worker))
+	took, peak := time.Since(from), max(peak, peakOf(worker))
 	requests := s.usageRequests()
 	// half asked for, half not committed yet
 	if limit := pages + *usageKills*2*concurrency; requests > limit || requests < pages {
@@ -124,12 +124,12 @@ func testUsageIsExact(t *testing.T, s *system) {
 	if after := newestSync(t, db); after != before {
 		t.Errorf("rows were written anew at %s, the newest had been of %s", after, before)
 	}
-	peak = max(peak, peakMemory(t, worker))
-	if *usageTenants >= 1_000_000 && peak > 100<<20 { // a small run says nothing of a large one
-		t.Errorf("a worker took %d MiB of memory, want at most 100", peak>>20)
+	peak = max(peak, peakOf(worker))
+	if *usageTenants >= 1_000_000 && peak > 100<<10 { // a small run says nothing of a large one
+		t.Errorf("a worker took %d MiB of memory, want at most 100", peak>>10)
 	}
 	t.Logf("%d rows: first run %v with %d kills, second %v, %d requests for %d pages, peak memory %d MiB",
-		len(want), took, *usageKills, time.Since(from), requests, pages, peak>>20)
+		len(want), took, *usageKills, time.Since(from), requests, pages, peak>>10)
 }
 
 func (s *system) usageRequests() int {
@@ -176,19 +176,28 @@ func newestSync(t *testing.T, db *repo.DB) string {
 	return newest.Format(time.RFC3339Nano)
 }
 
-var peakForm = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
-
-// peakMemory is the peak of a process's memory so far, in bytes.
-func peakMemory(t *testing.T, p *process) int {
-	t.Helper()
+// memoryOf is a number of a running process's status in KiB: VmRSS, or its peak VmHWM. The peak that
+// wait4 reports includes the memory of the process that started it.
+func memoryOf(p *process, name string) (kib int64, running bool) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	must(t, err)
-	match := peakForm.FindSubmatch(status)
-	if match == nil {
-		t.Fatal("no VmHWM")
+	_, text, found := strings.Cut(string(status), name+":")
+	if err != nil || !found { // it has ended
+		return 0, false
 	}
-	kilobytes, _ := strconv.Atoi(string(match[1]))
-	return kilobytes << 10
+	kib, err = strconv.ParseInt(strings.Fields(text)[0], 10, 64)
+	return kib, err == nil
+}
+
+// memoryUntilEnd waits until a process has ended, and returns its peak in KiB.
+func memoryUntilEnd(p *process) (peak int64) {
+	for {
+		kib, running := memoryOf(p, "VmHWM")
+		if !running {
+			return peak
+		}
+		peak = kib
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // A publisher that waits for a sync gets the reason when that became a dead letter.
@@ -255,22 +264,6 @@ func TestUsageMonthsAreUTC(t *testing.T) {
 	}
 }
 
-var highWaterMark = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
-
-// memoryUntilEnd waits for the end of a process, and returns its peak in KiB. What wait4 reports begins
-// with the memory of the process that started it.
-func memoryUntilEnd(pid int) (peak int64) {
-	for {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		m := highWaterMark.FindSubmatch(status)
-		if err != nil || m == nil { // it has ended
-			return peak
-		}
-		peak, _ = strconv.ParseInt(string(m[1]), 10, 64)
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 // An export takes as much memory for many rows as for few.
 func TestExportMemoryIsConstant(t *testing.T) {
 	t.Parallel()
@@ -287,7 +280,7 @@ func TestExportMemoryIsConstant(t *testing.T) {
 		var size int64                                         // of all rows as they are written
 		for i, month := range []string{"2026-02", "2026-01"} { // none, and all
 			p := start(t, env, "usage", "export", "--format", format, "--from", month)
-			peak[i] = memoryUntilEnd(p.cmd.Process.Pid)
+			peak[i] = memoryUntilEnd(p)
 			if code := p.wait(t); code != 0 {
 				t.Fatal(p.text())
 			}

@@ -163,7 +163,7 @@ var brokenEnvironments = []brokenEnvironment{
 		stream(func(c *jetstream.StreamConfig) { c.MaxMsgs = 1 })(t, s)
 		publishCreated(t, s.rawJetStream(t), "org-1")
 		return nil
-	}, words: "it is full, and takes nothing more"},
+	}, words: "it is full, and accepts nothing more"},
 	{name: "stream of small messages", slow: true,
 		before: stream(func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1024 }),
 		words:  "max_msg_size is 1024 bytes"},
@@ -227,13 +227,13 @@ var brokenEnvironments = []brokenEnvironment{
 	}, want: refused, words: "damaged"},
 	{name: "SQLite file that was removed", before: with(),
 		after: func(t *testing.T, s *system) { must(t, os.Remove(s.db)) },
-		words: "was removed under the running worker"},
+		words: "was removed while the worker was running"},
 	{name: "SQLite file that was replaced", slow: true, before: with(), after: func(t *testing.T, s *system) {
 		data, err := os.ReadFile(s.db)
 		must(t, err)
 		must(t, os.Rename(s.db, s.db+".old"))
 		must(t, os.WriteFile(s.db, data, 0o600))
-	}, words: "was replaced under the running worker"},
+	}, words: "was replaced while the worker was running"},
 	{name: "SQLite database that takes no writes", slow: true,
 		before: with(), after: func(t *testing.T, s *system) {
 			openSQL(t, s.database).MustExec("DROP TABLE leases")

@@ -133,7 +133,7 @@ func TestKeySetThatIsDownAtTheStartIsReadLater(t *testing.T) {
 	key := newSigner(t, "2025")
 	p := newProvider(t)
 	w := start(t, Config{Addr: "127.0.0.1:0", JWT: JWT{JWKS: p.URL}})
-	if !strings.Contains(w.Logs.String(), "cannot read the keys of HTTP_JWT_JWKS") {
+	if !strings.Contains(w.Logs.String(), "cannot refresh HTTP_JWT_JWKS") {
 		t.Error("the log does not say that the keys cannot be read")
 	}
 	p.serve(setOf(t, key))
@@ -191,7 +191,7 @@ func TestKeyFileIsReadAgainWhenItChanges(t *testing.T) {
 		write([]byte("{"))
 		w.Eventually(func() error {
 			answers(next, 200)
-			if n := strings.Count(w.Logs.String(), "cannot read the keys"); n != 1 {
+			if n := strings.Count(w.Logs.String(), "cannot refresh HTTP_JWT_JWKS"); n != 1 {
 				return fmt.Errorf("logged %d times", n)
 			}
 			return nil
@@ -199,7 +199,7 @@ func TestKeyFileIsReadAgainWhenItChanges(t *testing.T) {
 		w.Must(os.Remove(path))
 		w.Eventually(func() error {
 			answers(next, 200)
-			if n := strings.Count(w.Logs.String(), "cannot read the keys"); n != 2 {
+			if n := strings.Count(w.Logs.String(), "cannot refresh HTTP_JWT_JWKS"); n != 2 {
 				return fmt.Errorf("logged %d times", n)
 			}
 			return nil
