@@ -161,7 +161,8 @@ func (b *Bus) checkConsumer(ctx context.Context, name string) Finding {
 	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
 		return b.checkCreate(ctx, check, "CONSUMER.CREATE."+b.o.Stream+"."+name)
 	case errors.Is(err, jetstream.ErrNotPullConsumer):
-		return Finding{check, "it is a push consumer", "restart the worker: it makes it again when it starts", false}
+		return Finding{check, "it is a push consumer",
+			"restart the worker: it makes it again when it starts", false}
 	case err != nil:
 		return Finding{check, err.Error(), "give the user the permissions of docs/nats", true}
 	}

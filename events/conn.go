@@ -44,8 +44,8 @@ func (b *Bus) dial(purpose string, failed chan<- error) (*connection, error) {
 		name = strings.TrimSpace(name + " " + purpose)
 	}
 	options := append(b.handlers(purpose, c.closed, failed),
-		nats.Name(name), nats.Timeout(connectTimeout), nats.MaxReconnects(-1), nats.ReconnectWait(time.Second),
-		nats.IgnoreAuthErrorAbort(),
+		nats.Name(name), nats.Timeout(connectTimeout), nats.MaxReconnects(-1),
+		nats.ReconnectWait(time.Second), nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectBufSize(-1)) // what was reported as failed must not be published later
 	if purpose == forReading {
 		options = append(options, nats.NoReconnect())
@@ -248,8 +248,8 @@ func (s *Service) listen(version string, endpoints []Endpoint, counts map[string
 	s.conns = append(s.conns, tenants)
 	s.micro, err = micro.AddService(requests.Conn, micro.Config{
 		Name: serviceName, Version: version,
-		Description: "Papermap dashboards and embed tokens of tenants. In STATS, errors and times of answers " +
-			"are under data; num_errors and processing_time are those of handing requests over",
+		Description: "Papermap dashboards and embed tokens of tenants. In STATS, errors and times of " +
+			"answers are under data; num_errors and processing_time are those of handing requests over",
 		StatsHandler: func(e *micro.Endpoint) any { return counts[e.Name].stats() },
 		Metadata:     map[string]string{canAdopt: "yes"},
 	})
@@ -259,7 +259,8 @@ func (s *Service) listen(version string, endpoints []Endpoint, counts map[string
 	for _, e := range endpoints {
 		name, subject := e.micro(), s.bus.o.Subjects.RPC(e.Name)
 		accept := func(c *connection, r request) {
-			r.nc, r.endpoint, r.arrived, r.ctx, r.answers = c, &e, time.Now(), context.Background(), counts[name]
+			r.nc, r.endpoint, r.answers = c, &e, counts[name]
+			r.arrived, r.ctx = time.Now(), context.Background()
 			s.accept(r)
 		}
 		if e.PerToken {

@@ -221,7 +221,9 @@ func (f DeadFilter) selects(d DeadLetter) bool {
 func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) (list []DeadLetter, err error) {
 	err = b.EachDeadLetter(ctx, f, limit, func(d DeadLetter) error {
 		d.Header, d.Data = nil, nil
-		for _, text := range []*string{&d.EventID, &d.EventTime, &d.Code, &d.Error, &d.SideEffect, &d.Truncated} {
+		for _, text := range []*string{
+			&d.EventID, &d.EventTime, &d.Code, &d.Error, &d.SideEffect, &d.Truncated,
+		} {
 			*text = shorten(*text)
 		}
 		list = append(list, d)

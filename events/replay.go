@@ -49,7 +49,8 @@ func (b *Bus) republish(ctx context.Context, messageID string, r Raw, eventID, e
 	// White space at the ends of an id does not survive in a header. Such an id can only come from the
 	// event itself, which still has it.
 	own, _ := Decode(Raw{Type: r.Type, Header: e.Header, Data: r.Data})
-	if own.ID == textproto.TrimString(own.ID) || textproto.TrimString(own.ID) != textproto.TrimString(eventID) {
+	if own.ID == textproto.TrimString(own.ID) ||
+		textproto.TrimString(own.ID) != textproto.TrimString(eventID) {
 		e.Header[headerEventID] = []string{eventID}
 	}
 	e.Header[headerEventTime] = []string{eventTime}

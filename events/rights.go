@@ -42,7 +42,8 @@ func (b *Bus) checkRights(ctx context.Context) []Finding {
 		t.account = !b.refuses(ctx, b.api("INFO"), func(s string) error { return b.nc.Publish(s, nil) })
 		if ctx.Err() != nil {
 			t.denied = append(t.denied, Finding{"rights",
-				fmt.Sprintf("NATS did not answer within %s whether this user has all it needs", rightsTimeout),
+				fmt.Sprintf("NATS did not answer within %s whether this user has all it needs",
+					rightsTimeout),
 				"look whether the server is overloaded, and check again", false})
 		}
 	}
@@ -51,8 +52,9 @@ func (b *Bus) checkRights(ctx context.Context) []Finding {
 
 func (b *Bus) deniedRights(ctx context.Context) (denied []Finding) {
 	add := func(does, subject, without string, fatal bool) {
-		denied = append(denied, Finding{"rights", fmt.Sprintf("this user may not %s %s: %s", does, subject, without),
-			"give it the permissions of docs/nats", fatal})
+		denied = append(denied,
+			Finding{"rights", fmt.Sprintf("this user may not %s %s: %s", does, subject, without),
+				"give it the permissions of docs/nats", fatal})
 	}
 	subjects := b.o.Subjects
 	for _, subject := range []string{subjects.RPC("embed-token"), subjects.RPC("embed-token") + ".*",
@@ -75,7 +77,8 @@ func (b *Bus) deniedRights(ctx context.Context) (denied []Finding) {
 		case t.Consumer == "":
 			add("publish", subject, "events out wait in the database", true)
 		default:
-			add("publish", subject, "ticks of the usage schedule, and what an operator creates again, wait", false)
+			add("publish", subject,
+				"ticks of the usage schedule, and what an operator creates again, wait", false)
 		}
 		if dead := subjects.Dead(t.Name); t.Consumer != "" && b.refuses(ctx, dead, b.tryPublish) {
 			add("publish", dead, "bad events stay in the stream and are tried again", true)
@@ -84,7 +87,8 @@ func (b *Bus) deniedRights(ctx context.Context) (denied []Finding) {
 	if b.o.Operate {
 		for _, call := range b.operatorCalls() {
 			if subject := b.api(call); b.refuses(ctx, subject, b.tryPublish) {
-				add("publish", subject, "the console cannot show events or dead letters, or act on them", false)
+				add("publish", subject,
+					"the console cannot show events or dead letters, or act on them", false)
 			}
 		}
 	}

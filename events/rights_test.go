@@ -19,16 +19,24 @@ func TestCheckFindsEachRightThatIsMissing(t *testing.T) {
 		want        string // empty: nothing is wrong
 		fatal       bool
 	}{
-		"all":              {`{}`, nil, "", false},
-		"events out":       {`{publish: {deny: "papermap.events.dashboard.held"}}`, nil, "may not publish papermap.events.dashboard.held: events out wait", true},
-		"dead letters":     {`{publish: {deny: "papermap.dead.tenant.deleted"}}`, nil, "may not publish papermap.dead.tenant.deleted: bad events stay", true},
-		"ticks":            {`{publish: {deny: "papermap.events.usage.sync"}}`, nil, "may not publish papermap.events.usage.sync: ticks", false},
-		"requests":         {`{subscribe: {deny: "papermap.rpc.embed-token"}}`, nil, "may not subscribe to papermap.rpc.embed-token: callers", true},
-		"usage requests":   {`{subscribe: {deny: "papermap.rpc.usage"}}`, nil, "may not subscribe to papermap.rpc.usage: callers", true},
-		"answers":          {`{publish: {deny: ["_INBOX.>", "_R_.>"]}}`, nil, "may not answer to _INBOX.>: callers", true},
-		"one of two":       {`{publish: {deny: "_INBOX.>"}}`, nil, "", false},
-		"other answers":    {`{publish: {deny: "_INBOX_team.>"}}`, []string{"_INBOX_team"}, "may not answer to _INBOX_team.>: callers", true},
-		"allowed to reply": {`{publish: {allow: ["$JS.>", "papermap.>"]}, allow_responses: true}`, nil, "", false},
+		"all": {`{}`, nil, "", false},
+		"events out": {`{publish: {deny: "papermap.events.dashboard.held"}}`, nil,
+			"may not publish papermap.events.dashboard.held: events out wait", true},
+		"dead letters": {`{publish: {deny: "papermap.dead.tenant.deleted"}}`, nil,
+			"may not publish papermap.dead.tenant.deleted: bad events stay", true},
+		"ticks": {`{publish: {deny: "papermap.events.usage.sync"}}`, nil,
+			"may not publish papermap.events.usage.sync: ticks", false},
+		"requests": {`{subscribe: {deny: "papermap.rpc.embed-token"}}`, nil,
+			"may not subscribe to papermap.rpc.embed-token: callers", true},
+		"usage requests": {`{subscribe: {deny: "papermap.rpc.usage"}}`, nil,
+			"may not subscribe to papermap.rpc.usage: callers", true},
+		"answers": {`{publish: {deny: ["_INBOX.>", "_R_.>"]}}`, nil,
+			"may not answer to _INBOX.>: callers", true},
+		"one of two": {`{publish: {deny: "_INBOX.>"}}`, nil, "", false},
+		"other answers": {`{publish: {deny: "_INBOX_team.>"}}`, []string{"_INBOX_team"},
+			"may not answer to _INBOX_team.>: callers", true},
+		"allowed to reply": {`{publish: {allow: ["$JS.>", "papermap.>"]}, allow_responses: true}`,
+			nil, "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -43,7 +51,8 @@ func TestCheckFindsEachRightThatIsMissing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, err := Connect(workerOptions(s, Options{User: "w", Password: "w"}), slog.New(slog.DiscardHandler))
+			b, err := Connect(workerOptions(s, Options{User: "w", Password: "w"}),
+				slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,7 +69,8 @@ func TestCheckFindsEachRightThatIsMissing(t *testing.T) {
 				}
 				ok := len(found) == 0
 				if c.want != "" {
-					ok = len(found) > 0 && strings.Contains(found[0].Found, c.want) && found[0].Fatal == c.fatal
+					ok = len(found) > 0 && strings.Contains(found[0].Found, c.want) &&
+						found[0].Fatal == c.fatal
 				}
 				if !ok {
 					t.Errorf("found %+v", found)
@@ -78,7 +88,8 @@ func TestCheckFindsEachRightThatIsMissing(t *testing.T) {
 
 func TestCheckFindsThatTheAccountRequiresMaxBytes(t *testing.T) {
 	t.Parallel()
-	s := runServer(t, `accounts {A {jetstream: {max_file: 1GB, max_bytes: true}, users: [{user: w, password: w}]}}`)
+	s := runServer(t,
+		`accounts {A {jetstream: {max_file: 1GB, max_bytes: true}, users: [{user: w, password: w}]}}`)
 	o := workerOptions(s, Options{User: "w", Password: "w"})
 	for _, size := range []int64{0, 1 << 20} {
 		o.MaxBytes = size
@@ -92,7 +103,8 @@ func TestCheckFindsThatTheAccountRequiresMaxBytes(t *testing.T) {
 			t.Errorf("max_bytes %d: %+v", size, list)
 		}
 		err = b.EnsureStreams(t.Context())
-		if size == 0 && (err == nil || !strings.Contains(err.Error(), "set NATS_STREAM_MAX_BYTES")) || size > 0 && err != nil {
+		if size == 0 && (err == nil || !strings.Contains(err.Error(), "set NATS_STREAM_MAX_BYTES")) ||
+			size > 0 && err != nil {
 			t.Errorf("max_bytes %d: %v", size, err)
 		}
 		b.Close(context.Background())

@@ -55,8 +55,10 @@ func TestSchemasAndDecoderAgreeOnData(t *testing.T) {
 		eventType, data string
 		accepted        bool
 	}{
-		{created, `{"tenant_id":"a","name":"b","title":"c","description":"d","workspace_id":"e","created_by":"f"}`, true},
-		{created, `{"tenant_id":"a","name":"b","title":"","description":"","workspace_id":"","created_by":""}`, true},
+		{created, `{"tenant_id":"a","name":"b","title":"c","description":"d",` +
+			`"workspace_id":"e","created_by":"f"}`, true},
+		{created, `{"tenant_id":"a","name":"b","title":"","description":"",` +
+			`"workspace_id":"","created_by":""}`, true},
 		{created, `{"tenant_id":"a","name":" b\n","title":"\t"}`, true},
 		{created, `{"tenant_id":"a","name":"b","tenantId":null,"x":{"y":[1]}}`, true},
 		{created, `{"tenant_id":"a","dashboard_id":"d"}`, true},
@@ -82,7 +84,8 @@ func TestSchemasAndDecoderAgreeOnData(t *testing.T) {
 		{created, `{"tenant_id":"a","name":"b","title":"\u0000"}`, false},
 		{created, `{"tenant_id":"a","name":"b","description":"\u0000"}`, false},
 		{created, `{"tenant_id":"a","name":"b","created_by":"\u0000"}`, false},
-		{created, `{"tenant_id":"a","name":"` + long(1000) + `","title":"` + long(1000) + `","description":"` + long(10_000) + `","created_by":"` + long(255) + `"}`, true},
+		{created, `{"tenant_id":"a","name":"` + long(1000) + `","title":"` + long(1000) +
+			`","description":"` + long(10_000) + `","created_by":"` + long(255) + `"}`, true},
 		{created, `{"tenant_id":"a","name":"` + long(1001) + `"}`, false},
 		{created, `{"tenant_id":"a","name":"b","title":"` + long(1001) + `"}`, false},
 		{created, `{"tenant_id":"a","name":"b","description":"` + long(10_001) + `"}`, false},
@@ -137,7 +140,8 @@ func TestSchemasAndDecoderRefuseTheSameOfEveryField(t *testing.T) {
 			for _, value := range []string{`null`, `1`, `true`, `[]`, `{}`, `"a\u0000"`} {
 				fields := map[string]string{"tenant_id": `"a"`, "name": `"b"`}
 				fields[name] = value
-				optional := !slices.Contains(doc.Required, name) && name != "name" // unless there is a dashboard
+				// name is required unless there is a dashboard
+				optional := !slices.Contains(doc.Required, name) && name != "name"
 				agree(t, eventType, eventType, object(fields), value == `null` && optional)
 			}
 			for _, other := range []string{strings.ToUpper(name), strings.ToUpper(name[:1]) + name[1:]} {
@@ -162,7 +166,8 @@ func TestSchemasAndDecoderAgreeOnEnvelopes(t *testing.T) {
 		members  string
 		accepted bool
 	}{
-		{`"specversion":"1.0","id":"e","source":"/s","type":"tenant.created","time":"2025-05-01T10:00:00.5+02:00",` + data, true},
+		{`"specversion":"1.0","id":"e","source":"/s","type":"tenant.created",` +
+			`"time":"2025-05-01T10:00:00.5+02:00",` + data, true},
 		{`"specversion":"1.0","id":"e",` + data, true},
 		{`"specversion":"1.0","id":"e","source":null,"type":null,"time":null,` + data, true},
 		{`"specversion":"1.0","id":"e","subject":1,"datacontenttype":"x","dataschema":"y",` + data, true},

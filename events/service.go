@@ -301,7 +301,8 @@ func (s *Service) accept(r request) {
 // refuseOnPanic, deferred, answers a request whose handling panicked.
 func (s *Service) refuseOnPanic(r request) {
 	if p := recover(); p != nil {
-		s.log.Error("a request failed", "endpoint", r.endpoint.Name, "panic", p, "stack", string(debug.Stack()))
+		s.log.Error("a request failed", "endpoint", r.endpoint.Name, "panic", p,
+			"stack", string(debug.Stack()))
 		s.refuse(r, unavailable("the worker cannot answer now; try again"))
 	}
 }

@@ -31,7 +31,9 @@ func TestStreamRefusesAMistypedSubject(t *testing.T) {
 
 func TestConsumerRestoresChangedSettingsAndLosesNoEvent(t *testing.T) {
 	for name, change := range map[string]func(*jetstream.ConsumerConfig){
-		"filter":     func(config *jetstream.ConsumerConfig) { config.FilterSubjects = []string{"papermap.events.usage.sync"} },
+		"filter": func(config *jetstream.ConsumerConfig) {
+			config.FilterSubjects = []string{"papermap.events.usage.sync"}
+		},
 		"deliveries": func(config *jetstream.ConsumerConfig) { config.MaxDeliver = 1 },
 		"ack wait":   func(config *jetstream.ConsumerConfig) { config.AckWait = time.Hour },
 	} {
@@ -152,7 +154,8 @@ func pretendVersion(t *testing.T, s *server.Server, version string) (address str
 		}()
 		for answers := bufio.NewReader(upstream); err == nil; {
 			var line string
-			if line, err = answers.ReadString('\n'); strings.HasPrefix(line, "INFO ") { // the server repeats it
+			// The server repeats its INFO.
+			if line, err = answers.ReadString('\n'); strings.HasPrefix(line, "INFO ") {
 				line = strings.Replace(line, server.VERSION, version, 1)
 			}
 			_, _ = io.WriteString(client, line)
@@ -259,65 +262,96 @@ func TestConsumerStoresADeadLetterOfAForeignSubject(t *testing.T) {
 func TestCheckJudgesEverySettingOfAStream(t *testing.T) {
 	t.Parallel()
 	b := &Bus{o: Options{Subjects: Subjects{"papermap"}, Stream: "PAPERMAP", Replicas: 1, MaxAge: time.Hour}}
+	type settings = jetstream.StreamConfig
 	type verdict struct {
 		found string // empty: harmless
 		fatal bool
 	}
 	const fatal = true
 	unjudged := map[string]bool{}
-	for _, f := range reflect.VisibleFields(reflect.TypeFor[jetstream.StreamConfig]()) {
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[settings]()) {
 		unjudged[f.Name] = true
 	}
 	stateOf := jetstream.StreamState{Msgs: 1000, Bytes: 1 << 20}
 	for field, c := range map[string]struct {
-		set  func(*jetstream.StreamConfig)
+		set  func(*settings)
 		want verdict
 		dead bool // of the stream of dead letters
 	}{
-		"Name":                 {func(s *jetstream.StreamConfig) {}, verdict{}, false},
-		"Description":          {func(s *jetstream.StreamConfig) { s.Description = "x" }, verdict{}, false},
-		"Subjects":             {func(s *jetstream.StreamConfig) { s.Subjects = s.Subjects[1:] }, verdict{"it does not take subject", fatal}, false},
-		"Retention":            {func(s *jetstream.StreamConfig) { s.Retention = jetstream.WorkQueuePolicy }, verdict{"its retention is WorkQueue", fatal}, false},
-		"MaxConsumers":         {func(s *jetstream.StreamConfig) { s.MaxConsumers = 1 }, verdict{"max_consumers is 1", fatal}, false},
-		"MaxMsgs":              {func(s *jetstream.StreamConfig) { s.MaxMsgs = 1000 }, verdict{"it is full", fatal}, false},
-		"MaxMsgs, nearly":      {func(s *jetstream.StreamConfig) { s.MaxMsgs = 1050 }, verdict{"it is nearly full", false}, true},
-		"MaxBytes":             {func(s *jetstream.StreamConfig) { s.MaxBytes = 1<<20 + 100 }, verdict{"it is full", fatal}, true},
-		"MaxBytes, room":       {func(s *jetstream.StreamConfig) { s.MaxBytes = 1 << 30 }, verdict{}, true},
-		"Discard":              {func(s *jetstream.StreamConfig) { s.Discard = jetstream.DiscardOld }, verdict{"discard is old", fatal}, true},
-		"DiscardNewPerSubject": {func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject, s.DiscardNewPerSubject = 9, true }, verdict{"max_msgs_per_subject is 9", fatal}, false},
-		"MaxAge":               {func(s *jetstream.StreamConfig) { s.MaxAge = time.Minute }, verdict{"it keeps events for 1m0s", false}, false},
-		"MaxAge, dead letters": {func(s *jetstream.StreamConfig) { s.MaxAge = time.Minute }, verdict{"it keeps messages for 1m0s only", false}, true},
-		"MaxMsgsPerSubject":    {func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject = 1 }, verdict{"max_msgs_per_subject is 1", fatal}, true},
-		"MaxMsgSize":           {func(s *jetstream.StreamConfig) { s.MaxMsgSize = 16<<10 - 1 }, verdict{"max_msg_size is 16383 bytes", fatal}, true},
-		"MaxMsgSize, enough":   {func(s *jetstream.StreamConfig) { s.MaxMsgSize = 16 << 10 }, verdict{}, true},
-		"Storage":              {func(s *jetstream.StreamConfig) { s.Storage = jetstream.MemoryStorage }, verdict{"it is kept in memory", false}, false},
-		"Replicas":             {func(s *jetstream.StreamConfig) { s.Replicas = 3 }, verdict{"it has 3 replicas", false}, false},
-		"NoAck":                {func(s *jetstream.StreamConfig) { s.NoAck = true }, verdict{"no_ack is set", fatal}, false},
-		"Duplicates":           {func(s *jetstream.StreamConfig) { s.Duplicates = time.Second }, verdict{"duplicate_window is 1s", false}, false},
-		"Placement":            {func(s *jetstream.StreamConfig) { s.Placement = &jetstream.Placement{Cluster: "x"} }, verdict{}, false},
-		"Mirror":               {func(s *jetstream.StreamConfig) { s.Mirror = &jetstream.StreamSource{Name: "x"} }, verdict{"it is a mirror", fatal}, false},
-		"Sources":              {func(s *jetstream.StreamConfig) { s.Sources = []*jetstream.StreamSource{{Name: "x"}} }, verdict{"it takes the messages of other streams", false}, false},
-		"Sealed":               {func(s *jetstream.StreamConfig) { s.Sealed = true }, verdict{"it is sealed", fatal}, true},
-		"DenyDelete":           {func(s *jetstream.StreamConfig) { s.DenyDelete = true }, verdict{"deny_delete is set", false}, true},
-		"DenyPurge":            {func(s *jetstream.StreamConfig) { s.DenyPurge = true }, verdict{}, true},
-		"AllowRollup":          {func(s *jetstream.StreamConfig) { s.AllowRollup = true }, verdict{"allow_rollup_hdrs is set", fatal}, true},
-		"Compression":          {func(s *jetstream.StreamConfig) { s.Compression = jetstream.S2Compression }, verdict{}, false},
-		"FirstSeq":             {func(s *jetstream.StreamConfig) { s.FirstSeq = 7 }, verdict{}, false},
-		"SubjectTransform":     {func(s *jetstream.StreamConfig) { s.SubjectTransform = &jetstream.SubjectTransformConfig{} }, verdict{"subject_transform is set", fatal}, true},
-		"RePublish":            {func(s *jetstream.StreamConfig) { s.RePublish = &jetstream.RePublish{} }, verdict{"republish is set", fatal}, true},
-		"AllowDirect":          {func(s *jetstream.StreamConfig) { s.AllowDirect = true }, verdict{}, true},
-		"MirrorDirect":         {func(s *jetstream.StreamConfig) { s.MirrorDirect = true }, verdict{}, true},
-		"ConsumerLimits":       {func(s *jetstream.StreamConfig) { s.ConsumerLimits.MaxAckPending = 5 }, verdict{"max_ack_pending of its consumers is 5", fatal}, false},
-		"Metadata":             {func(s *jetstream.StreamConfig) { s.Metadata = map[string]string{"a": "b"} }, verdict{}, false},
-		"Template":             {func(s *jetstream.StreamConfig) { s.Template = "x" }, verdict{}, false},
-		"AllowMsgTTL":          {func(s *jetstream.StreamConfig) { s.AllowMsgTTL = true }, verdict{"allow_msg_ttl is set", fatal}, true},
-		"SubjectDeleteMarkerTTL": {func(s *jetstream.StreamConfig) { s.SubjectDeleteMarkerTTL = time.Hour },
+		"Name":        {func(s *settings) {}, verdict{}, false},
+		"Description": {func(s *settings) { s.Description = "x" }, verdict{}, false},
+		"Subjects": {func(s *settings) { s.Subjects = s.Subjects[1:] },
+			verdict{"it does not take subject", fatal}, false},
+		"Retention": {func(s *settings) { s.Retention = jetstream.WorkQueuePolicy },
+			verdict{"its retention is WorkQueue", fatal}, false},
+		"MaxConsumers": {func(s *settings) { s.MaxConsumers = 1 },
+			verdict{"max_consumers is 1", fatal}, false},
+		"MaxMsgs": {func(s *settings) { s.MaxMsgs = 1000 }, verdict{"it is full", fatal}, false},
+		"MaxMsgs, nearly": {func(s *settings) { s.MaxMsgs = 1050 },
+			verdict{"it is nearly full", false}, true},
+		"MaxBytes": {func(s *settings) { s.MaxBytes = 1<<20 + 100 },
+			verdict{"it is full", fatal}, true},
+		"MaxBytes, room": {func(s *settings) { s.MaxBytes = 1 << 30 }, verdict{}, true},
+		"Discard": {func(s *settings) { s.Discard = jetstream.DiscardOld },
+			verdict{"discard is old", fatal}, true},
+		"DiscardNewPerSubject": {func(s *settings) { s.MaxMsgsPerSubject, s.DiscardNewPerSubject = 9, true },
+			verdict{"max_msgs_per_subject is 9", fatal}, false},
+		"MaxAge": {func(s *settings) { s.MaxAge = time.Minute },
+			verdict{"it keeps events for 1m0s", false}, false},
+		"MaxAge, dead letters": {func(s *settings) { s.MaxAge = time.Minute },
+			verdict{"it keeps messages for 1m0s only", false}, true},
+		"MaxMsgsPerSubject": {func(s *settings) { s.MaxMsgsPerSubject = 1 },
+			verdict{"max_msgs_per_subject is 1", fatal}, true},
+		"MaxMsgSize": {func(s *settings) { s.MaxMsgSize = 16<<10 - 1 },
+			verdict{"max_msg_size is 16383 bytes", fatal}, true},
+		"MaxMsgSize, enough": {func(s *settings) { s.MaxMsgSize = 16 << 10 }, verdict{}, true},
+		"Storage": {func(s *settings) { s.Storage = jetstream.MemoryStorage },
+			verdict{"it is kept in memory", false}, false},
+		"Replicas": {func(s *settings) { s.Replicas = 3 },
+			verdict{"it has 3 replicas", false}, false},
+		"NoAck": {func(s *settings) { s.NoAck = true },
+			verdict{"no_ack is set", fatal}, false},
+		"Duplicates": {func(s *settings) { s.Duplicates = time.Second },
+			verdict{"duplicate_window is 1s", false}, false},
+		"Placement": {func(s *settings) { s.Placement = &jetstream.Placement{Cluster: "x"} },
+			verdict{}, false},
+		"Mirror": {func(s *settings) { s.Mirror = &jetstream.StreamSource{Name: "x"} },
+			verdict{"it is a mirror", fatal}, false},
+		"Sources": {func(s *settings) { s.Sources = []*jetstream.StreamSource{{Name: "x"}} },
+			verdict{"it takes the messages of other streams", false}, false},
+		"Sealed": {func(s *settings) { s.Sealed = true }, verdict{"it is sealed", fatal}, true},
+		"DenyDelete": {func(s *settings) { s.DenyDelete = true },
+			verdict{"deny_delete is set", false}, true},
+		"DenyPurge": {func(s *settings) { s.DenyPurge = true }, verdict{}, true},
+		"AllowRollup": {func(s *settings) { s.AllowRollup = true },
+			verdict{"allow_rollup_hdrs is set", fatal}, true},
+		"Compression": {func(s *settings) { s.Compression = jetstream.S2Compression },
+			verdict{}, false},
+		"FirstSeq": {func(s *settings) { s.FirstSeq = 7 }, verdict{}, false},
+		"SubjectTransform": {func(s *settings) {
+			s.SubjectTransform = &jetstream.SubjectTransformConfig{}
+		}, verdict{"subject_transform is set", fatal}, true},
+		"RePublish": {func(s *settings) { s.RePublish = &jetstream.RePublish{} },
+			verdict{"republish is set", fatal}, true},
+		"AllowDirect":  {func(s *settings) { s.AllowDirect = true }, verdict{}, true},
+		"MirrorDirect": {func(s *settings) { s.MirrorDirect = true }, verdict{}, true},
+		"ConsumerLimits": {func(s *settings) { s.ConsumerLimits.MaxAckPending = 5 },
+			verdict{"max_ack_pending of its consumers is 5", fatal}, false},
+		"Metadata": {func(s *settings) { s.Metadata = map[string]string{"a": "b"} },
+			verdict{}, false},
+		"Template": {func(s *settings) { s.Template = "x" }, verdict{}, false},
+		"AllowMsgTTL": {func(s *settings) { s.AllowMsgTTL = true },
+			verdict{"allow_msg_ttl is set", fatal}, true},
+		"SubjectDeleteMarkerTTL": {func(s *settings) { s.SubjectDeleteMarkerTTL = time.Hour },
 			verdict{"subject_delete_marker_ttl is set", fatal}, false},
-		"AllowMsgCounter":    {func(s *jetstream.StreamConfig) { s.AllowMsgCounter = true }, verdict{"allow_msg_counter is set", fatal}, false},
-		"AllowAtomicPublish": {func(s *jetstream.StreamConfig) { s.AllowAtomicPublish = true }, verdict{}, false},
-		"AllowBatchPublish":  {func(s *jetstream.StreamConfig) { s.AllowBatchPublish = true }, verdict{}, false},
-		"AllowMsgSchedules":  {func(s *jetstream.StreamConfig) { s.AllowMsgSchedules = true }, verdict{"allow_msg_schedules is set", fatal}, false},
-		"PersistMode":        {func(s *jetstream.StreamConfig) { s.PersistMode = jetstream.AsyncPersistMode }, verdict{"persist_mode is async", fatal}, false},
+		"AllowMsgCounter": {func(s *settings) { s.AllowMsgCounter = true },
+			verdict{"allow_msg_counter is set", fatal}, false},
+		"AllowAtomicPublish": {func(s *settings) { s.AllowAtomicPublish = true }, verdict{}, false},
+		"AllowBatchPublish":  {func(s *settings) { s.AllowBatchPublish = true }, verdict{}, false},
+		"AllowMsgSchedules": {func(s *settings) { s.AllowMsgSchedules = true },
+			verdict{"allow_msg_schedules is set", fatal}, false},
+		"PersistMode": {func(s *settings) { s.PersistMode = jetstream.AsyncPersistMode },
+			verdict{"persist_mode is async", fatal}, false},
 	} {
 		s := b.streams()[0]
 		if c.dead {

@@ -25,7 +25,8 @@ func TestOutcomeOfACreateIsNeverMoreCertainThanItIs(t *testing.T) {
 		s := &scriptedServer{
 			scripts: rapid.SliceOfN(steps, 1, 4).Draw(rt, "scripts"), processed: map[string]int{},
 		}
-		pauses := rapid.SliceOfN(rapid.SampledFrom([]time.Duration{0, maxIdle / 2, maxIdle, time.Minute}), 2, 5).
+		pause := rapid.SampledFrom([]time.Duration{0, maxIdle / 2, maxIdle, time.Minute})
+		pauses := rapid.SliceOfN(pause, 2, 5).
 			Draw(rt, "pauses")
 		for _, problem := range createAtScriptedServer(t, s, pauses) {
 			rt.Error(problem)
@@ -70,8 +71,9 @@ func createAtScriptedServer(t *testing.T, s *scriptedServer, pauses []time.Durat
 		default:
 			continue
 		}
-		problems = append(problems, fmt.Sprintf("create %d was processed %d times, and its outcome is: %s (%v)",
-			i, processed, problem, o.err))
+		problems = append(problems,
+			fmt.Sprintf("create %d was processed %d times, and its outcome is: %s (%v)",
+				i, processed, problem, o.err))
 	}
 	return problems
 }

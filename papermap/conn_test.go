@@ -74,8 +74,8 @@ func TestConnectionIsUsedAgainOnlyShortlyAfterItsLastAnswer(t *testing.T) {
 	} {
 		conns, err := reuse(t, row.keepAlive, row.idle, quietly)
 		if err != nil || conns != row.conns {
-			t.Errorf("%q, idle for %v: %d connections, want %d; %v", row.keepAlive, row.idle, conns, row.conns,
-				err)
+			t.Errorf("%q, idle for %v: %d connections, want %d; %v", row.keepAlive, row.idle,
+				conns, row.conns, err)
 		}
 	}
 }
@@ -141,7 +141,8 @@ func (nopConn) SetReadDeadline(time.Time) error { return nil }
 func TestInterimAnswersAreSkipped(t *testing.T) {
 	address, _ := serveRaw(t, func(conn net.Conn, next func() bool) {
 		for next() {
-			_, _ = io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n")
+			_, _ = io.WriteString(conn,
+				"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n")
 			answerRaw(conn, created)
 		}
 	})
@@ -162,7 +163,8 @@ func TestEndlessInterimAnswersAreBounded(t *testing.T) {
 		}
 	})
 	_, err := newTestClient(t, address, ClientOptions{}).CreateDashboard(t.Context(), anyDashboard)
-	if e := failed(t, err); e == nil || e.Class != Unknown || !strings.Contains(e.Message, "headers are longer") {
+	if e := failed(t, err); e == nil || e.Class != Unknown ||
+		!strings.Contains(e.Message, "headers are longer") {
 		t.Error(err)
 	}
 }

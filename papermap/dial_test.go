@@ -92,7 +92,8 @@ func TestProxyThatRefusesMeansThatNothingWasSent(t *testing.T) {
 	srv := httptest.NewTLSServer(http.NotFoundHandler())
 	defer srv.Close()
 	for refuse, want := range map[string]string{
-		"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n":    "CONNECT: status 407 Proxy Authentication Required",
+		"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n": "CONNECT: status 407 " +
+			"Proxy Authentication Required",
 		"HTTP/1.1 403 sk_canary\r\nContent-Length: 0\r\n\r\n":   "CONNECT: status 403 Forbidden",
 		"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n": "CONNECT: status 502 Bad Gateway",
 		"HTTP/1.1 302 Found\r\nLocation: http://x/\r\n\r\n":     "CONNECT: status 302 Found",
@@ -113,7 +114,8 @@ func TestProxyThatRefusesMeansThatNothingWasSent(t *testing.T) {
 		}
 	}
 	for proxy, want := range map[string]string{
-		"socks5://127.0.0.1:1": `"socks5" in HTTPS_PROXY is not supported`, "http://[::1": "HTTPS_PROXY is not valid",
+		"socks5://127.0.0.1:1": `"socks5" in HTTPS_PROXY is not supported`,
+		"http://[::1":          "HTTPS_PROXY is not valid",
 	} {
 		_, err := viaProxy(t, srv, proxy).CreateDashboard(t.Context(), anyDashboard)
 		if e := failed(t, err); e == nil || e.Class != Retryable || !strings.Contains(e.Message, want) {
@@ -139,7 +141,9 @@ func TestProxyThatDoesNotAnswerIsGivenUp(t *testing.T) {
 }
 
 func TestPlainHTTPUsesNoProxy(t *testing.T) {
-	address, seen := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, created) })
+	address, seen := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, created)
+	})
 	c := newTestClient(t, address, ClientOptions{Proxy: func(*http.Request) (*url.URL, error) {
 		return url.Parse("http://127.0.0.1:1")
 	}})

@@ -159,7 +159,8 @@ func TestAdoptionRefusesAnothersDashboard(t *testing.T) {
 				tenant := "rival of " + id + " " + state
 				play(t, db, tenant, state)
 				before := snapshot(t, db, tenant)
-				if _, err := db.Adopt(ctx, adopting(tenant, 20, id), announceState); !errors.Is(err, ErrTaken) {
+				_, err := db.Adopt(ctx, adopting(tenant, 20, id), announceState)
+				if !errors.Is(err, ErrTaken) {
 					t.Errorf("%s: %v, want ErrTaken", tenant, err)
 				}
 				same(t, tenant, snapshot(t, db, tenant), before)
@@ -233,7 +234,9 @@ func TestAdoptionsNeverShareADashboard(t *testing.T) {
 		owners := map[string]string{}
 		for i := range rapid.IntRange(1, 20).Draw(t, "operations") {
 			o := operation{
-				kind:   rapid.SampledFrom([]string{"adopt", "adopt", "delete", "suspend", "replace", "restore"}).Draw(t, "kind"),
+				kind: rapid.SampledFrom([]string{
+					"adopt", "adopt", "delete", "suspend", "replace", "restore",
+				}).Draw(t, "kind"),
 				tenant: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "tenant"),
 				minute: rapid.IntRange(1, 5).Draw(t, "minute"),
 				id:     rapid.SampledFrom([]string{"d1", "d2", "d3"}).Draw(t, "id"),
@@ -243,7 +246,8 @@ func TestAdoptionsNeverShareADashboard(t *testing.T) {
 			j := o.job(i, nil, &out)
 			m.run(t, j)
 			if errors.Is(j.err, ErrTaken) {
-				same(t, "the dashboard's tenant is another", owners[o.id] != "" && owners[o.id] != o.tenant, true)
+				same(t, "the dashboard's tenant is another",
+					owners[o.id] != "" && owners[o.id] != o.tenant, true)
 			}
 			for key, owner := range m.owners {
 				if owner.TenantID == "" {

@@ -56,7 +56,8 @@ var possibleOrphans = attemptTable.selects + ` WHERE outcome NOT IN ('created', 
 		AND m.workspace_id = provision_attempts.workspace_id
 		AND m.dashboard_id = provision_attempts.dashboard_id)
 	UNION ALL SELECT o.dashboard_id, o.workspace_id, o.tenant_id, m.generation, '', 'orphaned',
-	o.dashboard_id, 0, '` + replacedError + `', o.replaced_at, o.replaced_at, o.settled_at FROM ` + replacedOpen
+	o.dashboard_id, 0, '` + replacedError + `', o.replaced_at, o.replaced_at, o.settled_at FROM ` +
+	replacedOpen
 
 // replacedError is the error of a possible orphan that is a replaced dashboard.
 const replacedError = "an operator has given the tenant another dashboard"
@@ -137,7 +138,8 @@ func (r ReplacedDashboard) AsOrphan(m Mapping) Attempt {
 
 // Replaced lists the tenant's replaced dashboards, oldest first.
 func (db *DB) Replaced(ctx context.Context, tenantID string) ([]ReplacedDashboard, error) {
-	return list[ReplacedDashboard](ctx, db.read, fmt.Sprintf("list replaced dashboards of tenant %q", tenantID),
+	return list[ReplacedDashboard](ctx, db.read,
+		fmt.Sprintf("list replaced dashboards of tenant %q", tenantID),
 		`SELECT r.dashboard_id, r.replaced_at, EXISTS (SELECT 1 FROM `+replacedOpen+`
 			AND o.workspace_id = r.workspace_id AND o.dashboard_id = r.dashboard_id) AS open
 		FROM dashboard_owners r WHERE r.replaced_at IS NOT NULL AND r.tenant_id = ?

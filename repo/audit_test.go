@@ -146,8 +146,8 @@ func TestAuditEntryTakesAnyText(t *testing.T) {
 
 func TestAuditLogReadsAnIndexInItsOrder(t *testing.T) {
 	db := openTest(t)
-	for _, f := range []AuditFilter{{}, {TenantID: "a"}, {Since: minute(1)}, {TenantID: "a", Since: minute(1)},
-		{Before: 7}, {TenantID: "a", Before: 7}} {
+	for _, f := range []AuditFilter{{}, {TenantID: "a"}, {Since: minute(1)},
+		{TenantID: "a", Since: minute(1)}, {Before: 7}, {TenantID: "a", Before: 7}} {
 		query, args := f.query(50)
 		text := strings.Join(plan(t, db, query, args), "; ")
 		index := "audit_log_at"

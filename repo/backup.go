@@ -209,7 +209,8 @@ func CheckBackup(ctx context.Context, path string) (b Backup, err error) {
 			err = b.readDump(ctx, path)
 		}
 	default:
-		return b, fmt.Errorf("%s is not a backup: it is neither an SQLite file nor an archive of pg_dump", path)
+		return b, fmt.Errorf("%s is not a backup: it is neither an SQLite file nor an archive of pg_dump",
+			path)
 	}
 	if err != nil {
 		return b, err
@@ -381,7 +382,8 @@ func dumpAddress(address string) (clean, password string, err error) {
 	}
 	query := u.Query()
 	if query.Has("sslpassword") {
-		return "", "", errors.New("pg_dump would show sslpassword to other users: use a key without a password")
+		return "", "",
+			errors.New("pg_dump would show sslpassword to other users: use a key without a password")
 	}
 	password, _ = u.User.Password()
 	password = cmp.Or(query.Get("password"), password)

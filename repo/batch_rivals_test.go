@@ -240,7 +240,8 @@ func TestBatchIsWrittenWhileTheLastOneIsCommitted(t *testing.T) {
 			FOR EACH ROW WHEN (NEW.tenant_id = 'first') EXECUTE FUNCTION wait()`)
 	release := rival(t, db, "SELECT pg_advisory_xact_lock(1)")
 	suspend := func(ctx context.Context, tenant string) error {
-		_, err := db.Change(ctx, Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: minute(1)})
+		_, err := db.Change(ctx,
+			Change{TenantID: tenant, WorkspaceID: "w", To: Suspended, EventTime: minute(1)})
 		return err
 	}
 	first := make(chan error)

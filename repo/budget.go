@@ -84,7 +84,8 @@ func NewBudget(tenantID, credits string, thresholds Percents) (Budget, error) {
 	thresholds = slices.Clone(thresholds)
 	slices.Sort(thresholds)
 	thresholds = slices.Compact(thresholds)
-	if n := len(thresholds); n == 0 || n > maxThresholds || thresholds[0] < 1 || thresholds[n-1] > maxPercent {
+	if n := len(thresholds); n == 0 || n > maxThresholds || thresholds[0] < 1 ||
+		thresholds[n-1] > maxPercent {
 		return Budget{}, fmt.Errorf("invalid thresholds: use 1 to %d percentages from 1 to %d",
 			maxThresholds, maxPercent)
 	}
@@ -113,7 +114,8 @@ func (db *DB) Budgets(ctx context.Context) ([]Budget, error) {
 func (db *DB) SetBudget(ctx context.Context, b Budget, announce AnnounceThreshold) error {
 	return db.changeBudget(ctx, b.TenantID, announce, func(ctx context.Context, t *tx) error {
 		return t.exec(ctx, `INSERT INTO usage_budgets (tenant_id, credits, thresholds) VALUES (?, ?, ?)
-			ON CONFLICT (tenant_id) DO UPDATE SET credits = excluded.credits, thresholds = excluded.thresholds`,
+			ON CONFLICT (tenant_id) DO UPDATE
+			SET credits = excluded.credits, thresholds = excluded.thresholds`,
 			b.TenantID, b.Credits, b.Thresholds)
 	})
 }

@@ -58,7 +58,8 @@ func benchmarkBudgets(b *testing.B) {
 				_, err := t.insertSet(ctx, "usage_budgets", budgetColumns, own, "")
 				return err
 			}, "set budgets"))
-			db.write.MustExec("INSERT INTO usage_budgets (tenant_id, credits, thresholds) VALUES ('*', '1049', '100')")
+			db.write.MustExec("INSERT INTO usage_budgets (tenant_id, credits, thresholds) " +
+				"VALUES ('*', '1049', '100')")
 			db.write.MustExec("DELETE FROM usage_marks") // or each threshold would be reached but once
 			rise()
 			with += record()

@@ -81,7 +81,8 @@ func TestBudgetJudgesRowsThatDidNotChange(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		syncRows(t, db, row("a", "90", 1))
 		// as an older version leaves it, which does not judge
-		db.write.MustExec("INSERT INTO usage_budgets (tenant_id, credits, thresholds) VALUES ('a', '100', '80')")
+		db.write.MustExec("INSERT INTO usage_budgets (tenant_id, credits, thresholds) " +
+			"VALUES ('a', '100', '80')")
 		syncRows(t, db, row("a", "90", 1))
 		same(t, "announced", announced(t, db), []string{"w a 2026-03 80: 90 of 100"})
 	})

@@ -456,7 +456,8 @@ func outcomeWord(text string) string {
 	if failure == "no" {
 		return "no"
 	}
-	if step, ok := map[string]string{"0": "done", "1": "create", "2": "wait", "Done": "done", "Wait": "wait"}[result]; ok {
+	steps := map[string]string{"0": "done", "1": "create", "2": "wait", "Done": "done", "Wait": "wait"}
+	if step, ok := steps[result]; ok {
 		return step
 	}
 	if result == "" {

@@ -26,7 +26,8 @@ func TestLookupReadsTenantsAndDashboardsInSets(t *testing.T) {
 		states, err := db.TenantStates(ctx, []string{`tenant of d"3\`, "new", "unknown"})
 		must(t, err)
 		third, fresh := states[`tenant of d"3\`], states["new"]
-		if len(states) != 2 || third.DashboardID != `d"3\` || third.WorkspaceID != "w 3" || third.Stage != Active ||
+		if len(states) != 2 || third.DashboardID != `d"3\` || third.WorkspaceID != "w 3" ||
+			third.Stage != Active ||
 			!third.Wanted() || third.Deleted() || third.CreatedEvent != minute(1).UnixNano() {
 			t.Errorf("states: %+v", states)
 		}
@@ -41,7 +42,8 @@ func TestLookupReadsTenantsAndDashboardsInSets(t *testing.T) {
 		}
 		owners, err := db.DashboardOwners(ctx, workspaces, []string{"d-1", `d"3\`, "d-4"})
 		must(t, err)
-		slices.SortFunc(owners, func(a, b DashboardOwner) int { return cmp.Compare(a.DashboardID, b.DashboardID) })
+		slices.SortFunc(owners,
+			func(a, b DashboardOwner) int { return cmp.Compare(a.DashboardID, b.DashboardID) })
 		want := []DashboardOwner{
 			{WorkspaceID: "w 3", DashboardID: `d"3\`, TenantID: `tenant of d"3\`},
 			{WorkspaceID: "w", DashboardID: "d-1", TenantID: "tenant of d-1"},
@@ -49,7 +51,8 @@ func TestLookupReadsTenantsAndDashboardsInSets(t *testing.T) {
 		if diff := gocmp.Diff(want, owners); diff != "" {
 			t.Errorf("owners (-want +got):\n%s", diff)
 		}
-		if owners, err := db.DashboardOwners(ctx, []string{"w2"}, []string{"d-1"}); err != nil || len(owners) > 0 {
+		if owners, err := db.DashboardOwners(ctx, []string{"w2"}, []string{"d-1"}); err != nil ||
+			len(owners) > 0 {
 			t.Errorf("owners in another workspace: %+v, %v", owners, err)
 		}
 	})

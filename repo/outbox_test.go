@@ -90,7 +90,8 @@ func TestNextUnsentIsTheOldestOfEachTenant(t *testing.T) {
 				if i >= 597 {
 					tenant, kind = fmt.Sprint("t-", i), fmt.Sprint("kind-", i)
 				}
-				if err := x.enqueue(ctx, tenant, OutboxEvent{EventID: fmt.Sprint("e-", i), Type: kind}); err != nil {
+				if err := x.enqueue(ctx, tenant,
+					OutboxEvent{EventID: fmt.Sprint("e-", i), Type: kind}); err != nil {
 					return err
 				}
 			}

@@ -145,11 +145,12 @@ func TestSessionSettingsDoNotMatter(t *testing.T) {
 			}
 			run, err := tryRun(db, want("w"+mode, "e"))
 			must(t, err)
-			record(t, db, &run, UsageRow{TenantID: tenant, Period: "2026-01", Credits: "12345.678901", Requests: 7})
+			record(t, db, &run,
+				UsageRow{TenantID: tenant, Period: "2026-01", Credits: "12345.678901", Requests: 7})
 			months, err := db.UsageByMonth(ctx)
 			must(t, err)
-			if got := fmt.Sprint(months); !strings.Contains(got, "2026-01") || !strings.Contains(got, "5.678901") &&
-				!strings.Contains(got, ".") {
+			if got := fmt.Sprint(months); !strings.Contains(got, "2026-01") ||
+				!strings.Contains(got, "5.678901") && !strings.Contains(got, ".") {
 				t.Errorf("%s: %s", mode, got)
 			}
 			_, err = db.Stats(ctx)

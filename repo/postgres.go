@@ -185,7 +185,8 @@ func Unreachable(err error) bool {
 	return errors.As(err, &network) || errors.As(err, &lookup) ||
 		errors.Is(err, context.DeadlineExceeded) ||
 		hasCode(err, cannotConnectNow, tooManyConnections) || hasCode(err, protocolViolation) &&
-		slices.ContainsFunc(poolerWaits, func(text string) bool { return strings.Contains(err.Error(), text) })
+		slices.ContainsFunc(poolerWaits,
+			func(text string) bool { return strings.Contains(err.Error(), text) })
 }
 
 // poolerWaits are parts of PgBouncer's errors while it cannot reach PostgreSQL.

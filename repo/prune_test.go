@@ -12,12 +12,15 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		insert := func(query string, args ...any) {
 			t.Helper()
-			must(t, db.transact(ctx, func(ctx context.Context, x *tx) error { return x.exec(ctx, query, args...) }))
+			must(t, db.transact(ctx, func(ctx context.Context, x *tx) error {
+				return x.exec(ctx, query, args...)
+			}))
 		}
 		many := 2*pruneBatch + 500 // more than one transaction deletes
 		insert(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
 			INSERT INTO outbox (event_id, tenant_id, type, data, created_at, sent_at)
-			SELECT 'old-' || i, 't', 'x', '{}', '2026-01-01T00:00:00.000Z', '2026-01-29T11:59:59.999Z' FROM n`, many)
+			SELECT 'old-' || i, 't', 'x', '{}', '2026-01-01T00:00:00.000Z', '2026-01-29T11:59:59.999Z'
+			FROM n`, many)
 		insert(`INSERT INTO outbox (event_id, tenant_id, type, data, created_at, sent_at)
 			VALUES ('recent', 't', 'x', '{}', '2026-01-01T00:00:00.000Z', '2026-01-30T12:00:00.000Z'),
 			('unsent', 't', 'x', '{}', '2020-01-01T00:00:00.000Z', NULL)`)
@@ -29,12 +32,13 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 			must(t, err)
 			for i, outcome := range outcomes {
 				id := firstID(started)[:24] + fmt.Sprintf("%012d", i)
-				insert(`INSERT INTO provision_attempts (id, workspace_id, tenant_id, generation, mark, outcome,
-					started_at, finished_at, settled_at) VALUES (?, 'w', 't', 1, ?, ?, ?, ?, ?)`,
+				insert(`INSERT INTO provision_attempts (id, workspace_id, tenant_id, generation, mark,
+					outcome, started_at, finished_at, settled_at) VALUES (?, 'w', 't', 1, ?, ?, ?, ?, ?)`,
 					id, age+" "+string(outcome), string(outcome), at, at, at)
 			}
-			insert(`INSERT INTO usage_changes (run_id, workspace_id, tenant_id, period, old_credits, new_credits,
-				old_requests, new_requests, changed_at) VALUES (?, 'w', 't', '2025-01', '2', '1', 1, 1, ?)`, age, at)
+			insert(`INSERT INTO usage_changes (run_id, workspace_id, tenant_id, period, old_credits,
+				new_credits, old_requests, new_requests, changed_at)
+				VALUES (?, 'w', 't', '2025-01', '2', '1', 1, 1, ?)`, age, at)
 		}
 		for detail, at := range map[string]string{
 			"old": "2026-02-19T11:59:59.999Z", "recent": "2026-02-19T12:00:00.000Z",

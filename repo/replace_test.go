@@ -157,7 +157,8 @@ func TestReplaceCanBeTakenBack(t *testing.T) {
 		replace := func(t fataler, db *DB, tenant, id string) {
 			t.Helper()
 			n++
-			_, err := db.Replace(ctx, tenant, mapping(t, db, tenant).DashboardID, id, announce(fmt.Sprint("event ", n)))
+			_, err := db.Replace(ctx, tenant, mapping(t, db, tenant).DashboardID, id,
+				announce(fmt.Sprint("event ", n)))
 			must(t, err)
 		}
 		for range 2 {

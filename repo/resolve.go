@@ -188,7 +188,8 @@ func (db *DB) ResolveAttempt(ctx context.Context, id string) error {
 // resolveReplaced removes a replaced dashboard from the list of PossibleOrphans, in all workspaces.
 func (t *tx) resolveReplaced(ctx context.Context, dashboardID string) error {
 	var tenants []string
-	err := t.list(ctx, &tenants, "SELECT o.tenant_id FROM "+replacedOpen+" AND o.dashboard_id = ?", dashboardID)
+	err := t.list(ctx, &tenants, "SELECT o.tenant_id FROM "+replacedOpen+" AND o.dashboard_id = ?",
+		dashboardID)
 	if err == nil && len(tenants) == 0 {
 		err = ErrNotFound
 	}
@@ -198,5 +199,6 @@ func (t *tx) resolveReplaced(ctx context.Context, dashboardID string) error {
 	if t.audit != nil {
 		t.audit.TenantID = tenants[0]
 	}
-	return t.exec(ctx, "UPDATE dashboard_owners SET settled_at = ? WHERE dashboard_id = ?", t.now, dashboardID)
+	return t.exec(ctx, "UPDATE dashboard_owners SET settled_at = ? WHERE dashboard_id = ?",
+		t.now, dashboardID)
 }

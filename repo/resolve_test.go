@@ -304,12 +304,14 @@ func TestRestoreTakesTheNewestDashboard(t *testing.T) {
 		pass(db, time.Hour)
 		same(t, "a replaced dashboard", restore("adopted", "new", 0), "new")
 		same(t, "possible orphans", uncertain(t, db), []string{"adopted"})
-		same(t, "its tenant.created again", adopt(t, db, adopting("adopted", 10, "of adopted1")).Step, StepDone)
+		same(t, "its tenant.created again",
+			adopt(t, db, adopting("adopted", 10, "of adopted1")).Step, StepDone)
 		same(t, "a later one", adopt(t, db, adopting("adopted", 1_000_000, "third")).Step, StepConflict)
 
 		play(t, db, "back", "a10=1 replace")
 		pass(db, time.Hour)
-		same(t, "one that was replaced, and taken back after the backup", restore("back", "of back1", 0), "of back1")
+		same(t, "one that was replaced, and taken back after the backup",
+			restore("back", "of back1", 0), "of back1")
 
 		play(t, db, "live", "a10=1")
 		pass(db, time.Hour)

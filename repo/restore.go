@@ -40,7 +40,8 @@ func (db *DB) KnowsDashboard(ctx context.Context, d Dashboard) (known bool, err 
 		return false, err
 	}
 	owners, err := list[owner](ctx, db.read, fmt.Sprintf("read whose dashboard %q is", d.ID),
-		ownerTable.selects+" WHERE workspace_id = ? AND dashboard_id = ? OR workspace_id = ? AND dashboard_id = ?",
+		ownerTable.selects+
+			" WHERE workspace_id = ? AND dashboard_id = ? OR workspace_id = ? AND dashboard_id = ?",
 		d.WorkspaceID, d.ID, m.WorkspaceID, m.DashboardID)
 	if err != nil {
 		return false, err

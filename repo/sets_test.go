@@ -208,7 +208,8 @@ func TestSetsAreReadAndWrittenByIndex(t *testing.T) {
 		must(t, db.Restore(ctx, Dashboard{TenantID: "adopted", WorkspaceID: "w", ID: "of adopted"}))
 		must(t, db.MarkSent(ctx, []int64{1, 2, 3}))
 
-		scan := regexp.MustCompile(`Seq Scan on (tenant|provision|dashboard|outbox)|SCAN [a-z]*_?[a-z]+(\n|$)`)
+		scan := regexp.MustCompile(`Seq Scan on (tenant|provision|dashboard|outbox)|` +
+			`SCAN [a-z]*_?[a-z]+(\n|$)`)
 		explain := map[bool]string{true: "EXPLAIN QUERY PLAN ", false: "EXPLAIN "}[db.path != ""]
 		seen := map[string]bool{}
 		for _, st := range recorded() {

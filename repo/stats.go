@@ -50,7 +50,8 @@ func (db *DB) Stats(ctx context.Context) (s Stats, err error) {
 		}
 		return row.N, max(0, now.Sub(row.Oldest.Time)), nil
 	}
-	s.PossibleOrphans, s.PossibleOrphanAge, err = waiting("started_at", "("+possibleOrphans+") a", at(now.Add(-Lease)))
+	s.PossibleOrphans, s.PossibleOrphanAge, err = waiting("started_at", "("+possibleOrphans+") a",
+		at(now.Add(-Lease)))
 	if err != nil {
 		return s, err
 	}

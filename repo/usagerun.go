@@ -37,7 +37,7 @@ type Run struct {
 	ID          string    `db:"id" json:"id"`
 	WorkspaceID string    `db:"workspace_id" json:"workspace_id"`
 	EventID     string    `db:"event_id" json:"event_id"`             // that asked for it
-	EventSource string    `db:"event_source" json:"-"`                // hash of its source; empty: it has none
+	EventSource string    `db:"event_source" json:"-"`                // hash of its source, or empty
 	Message     string    `db:"message" json:"-"`                     // of the event, the last one handled
 	Slot        Time      `db:"slot" json:"slot,omitzero"`            // of a scheduled run
 	TenantID    string    `db:"tenant_id" json:"tenant_id,omitempty"` // of a run for one tenant

@@ -69,7 +69,8 @@ func TestRecordPagesIsAtomic(t *testing.T) {
 		}
 		db.write.MustExec(spoil)
 		page := []Page{{Number: 2, Rows: rows, Rejected: []Reject{good}}}
-		if err := db.RecordPages(ctx, run, page, nil); err == nil || !strings.Contains(err.Error(), "spoiled") {
+		if err := db.RecordPages(ctx, run, page, nil); err == nil ||
+			!strings.Contains(err.Error(), "spoiled") {
 			t.Fatalf("a checkpoint that cannot be written gave %v", err)
 		}
 		unchanged("a checkpoint that cannot be written")

@@ -21,17 +21,39 @@ var adds = []*regexp.Regexp{
 
 // exceptions are statements that do not only add, each with the reason why it is harmless.
 var exceptions = map[string]string{
-	"sqlite/00002_settle_and_usage.sql: DROP TABLE tenant_usage":                 "no program before this migration ever wrote to the table, and the next statement makes it anew",
-	"sqlite/00005_dashboard_owners.sql: DROP INDEX provision_attempts_dashboard": "no program runs beside the new one on an SQLite file, and one that is put back only takes longer to look for rivals",
-	"sqlite/00006_usage_identity.sql: INSERT INTO usage_runs_new (id, workspace_id, event_id, tenant_id, from_period, to_period, status, pass, shifted, next_page, pages, total, rows_read, rows_written, rows_rejected, rows_changed, error, started_at, updated_at, finished_at) SELECT id, workspace_id, event_id, tenant_id, from_period, to_period, status, pass, pass > 4, next_page, pages, total, rows_read, rows_written, rows_rejected, rows_changed, error, started_at, updated_at, finished_at FROM usage_runs": "no program runs beside the new one on an SQLite file, and the table is made anew with all its rows",
-	"sqlite/00006_usage_identity.sql: DROP TABLE usage_runs":                                                                       "no program runs beside the new one on an SQLite file, and the table is made anew with all its rows",
-	"sqlite/00006_usage_identity.sql: ALTER TABLE usage_runs_new RENAME TO usage_runs":                                             "no program runs beside the new one on an SQLite file, and the table is made anew with all its rows",
-	"postgres/00006_usage_identity.sql: UPDATE USAGE_RUNS SET shifted = TRUE WHERE pass > 4":                                       "the previous program does not know the column",
-	"postgres/00006_usage_identity.sql: ALTER TABLE usage_runs DROP CONSTRAINT usage_runs_workspace_id_event_id_key":               "the previous program inserts ON CONFLICT DO NOTHING, and the index that follows refuses what the constraint did, for all that it writes",
-	"postgres/00006_usage_identity.sql: CREATE UNIQUE INDEX usage_runs_event ON usage_runs (workspace_id, event_id, event_source)": "the constraint before it was stricter",
-	"postgres/00006_usage_identity.sql: CREATE UNIQUE INDEX usage_runs_slot ON usage_runs (workspace_id, slot)":                    "the previous program leaves the slot NULL",
-	"sqlite/00004_unsettled.sql: DROP INDEX provision_attempts_uncertain":                                                          "no program runs beside the new one on an SQLite file, and one that is put back only takes longer to count",
+	"sqlite/00002_settle_and_usage.sql: DROP TABLE tenant_usage": "no program before this migration " +
+		"ever wrote to the table, and the next statement creates it again",
+	"sqlite/00004_unsettled.sql: DROP INDEX provision_attempts_uncertain": aloneOnSQLite +
+		"one that is put back only takes longer to count",
+	"sqlite/00005_dashboard_owners.sql: DROP INDEX provision_attempts_dashboard": aloneOnSQLite +
+		"one that is put back only takes longer to look for rivals",
+	"sqlite/00006_usage_identity.sql: INSERT INTO usage_runs_new (id, workspace_id, event_id, tenant_id, " +
+		"from_period, to_period, status, pass, shifted, " + runColumns + ") SELECT id, workspace_id, " +
+		"event_id, tenant_id, from_period, to_period, status, pass, pass > 4, " + runColumns +
+		" FROM usage_runs": aloneOnSQLite + keepsRows,
+	"sqlite/00006_usage_identity.sql: DROP TABLE usage_runs": aloneOnSQLite +
+		keepsRows,
+	"sqlite/00006_usage_identity.sql: ALTER TABLE usage_runs_new RENAME TO usage_runs": aloneOnSQLite +
+		keepsRows,
+	"postgres/00006_usage_identity.sql: UPDATE USAGE_RUNS SET shifted = TRUE WHERE pass > 4": "the " +
+		"previous program does not know the column",
+	"postgres/00006_usage_identity.sql: ALTER TABLE usage_runs " +
+		"DROP CONSTRAINT usage_runs_workspace_id_event_id_key": "the previous program inserts " +
+		"ON CONFLICT DO NOTHING, and the index that follows refuses what the constraint did, " +
+		"for all that it writes",
+	"postgres/00006_usage_identity.sql: CREATE UNIQUE INDEX usage_runs_event " +
+		"ON usage_runs (workspace_id, event_id, event_source)": "the constraint before it was stricter",
+	"postgres/00006_usage_identity.sql: CREATE UNIQUE INDEX usage_runs_slot " +
+		"ON usage_runs (workspace_id, slot)": "the previous program leaves the slot NULL",
 }
+
+const (
+	aloneOnSQLite = "no program runs beside the new one on an SQLite file, and "
+	keepsRows     = "the table is created again with all its rows"
+
+	runColumns = "next_page, pages, total, rows_read, rows_written, rows_rejected, rows_changed, error, " +
+		"started_at, updated_at, finished_at"
+)
 
 func TestMigrationsOnlyEverAdd(t *testing.T) {
 	files, err := fs.Glob(migrations, "*/*.sql")

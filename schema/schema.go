@@ -158,7 +158,8 @@ func applyNext(ctx context.Context, db *sql.DB, d Dialect) (name string, err err
 	if d == Postgres {
 		var locked bool
 		var setting string
-		err := tx.QueryRowContext(ctx, beginMigration, int64(lockID)).Scan(&locked, &setting, &setting, &setting)
+		err := tx.QueryRowContext(ctx, beginMigration, int64(lockID)).
+			Scan(&locked, &setting, &setting, &setting)
 		if err != nil {
 			return "", fmt.Errorf("lock the database: %w", err)
 		}

@@ -59,7 +59,8 @@ func TestTenantCreatedAdoptsTheDashboardThatItNames(t *testing.T) {
 		if diff := cmp.Diff(want, w.deadCodes()); diff != "" {
 			t.Errorf("dead letters (-want +got):\n%s", diff)
 		}
-		if n := len(w.Requests("create")); n != 0 || w.Status("acme") != repo.Active || w.Status("rival") != "" {
+		if n := len(w.Requests("create")); n != 0 || w.Status("acme") != repo.Active ||
+			w.Status("rival") != "" {
 			t.Errorf("%d creates, acme is %s, rival is %q", n, w.Status("acme"), w.Status("rival"))
 		}
 	})
@@ -172,7 +173,8 @@ func TestTokenRequestCreatesAMissingTenant(t *testing.T) {
 		} {
 			w.Refused("embed-token", bad, 400, "INVALID_REQUEST")
 		}
-		w.Refused("embed-token", `{"tenant_id":"x","name":"X","create_missing":false}`, 404, "TENANT_NOT_FOUND")
+		w.Refused("embed-token", `{"tenant_id":"x","name":"X","create_missing":false}`,
+			404, "TENANT_NOT_FOUND")
 		w.Refused("embed-token.x", `{"name":"X","create_missing":true}`, 404, "TENANT_NOT_FOUND")
 
 		w.PublishAt(time.Now(), events.TypeTenantDeleted, "new one")
@@ -187,7 +189,8 @@ func TestTokenRequestCreatesAMissingTenant(t *testing.T) {
 
 func TestTokenRequestCreatesNothingUnlessPermitted(t *testing.T) {
 	virtual(t, createMissing(false), func(t *testing.T, w *world) {
-		w.Refused("embed-token", `{"tenant_id":"x","name":"X","create_missing":true}`, 404, "TENANT_NOT_FOUND")
+		w.Refused("embed-token", `{"tenant_id":"x","name":"X","create_missing":true}`,
+			404, "TENANT_NOT_FOUND")
 		if n := len(w.Stored("PAPERMAP", "papermap.events.tenant.created")); n != 0 {
 			t.Errorf("%d events tenant.created", n)
 		}

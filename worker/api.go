@@ -50,7 +50,8 @@ func (a *API) endpoints() []events.Endpoint {
 	token := typedHandler(a.decodeTokenRequest, a.EmbedToken)
 	return []events.Endpoint{
 		{Name: "embed-token", Handle: token, Fast: a.tokens.tokenFromCache, Timeout: tokenWait},
-		{Name: "embed-token", PerToken: true, Handle: token, Fast: a.tokens.tokenFromCache, Timeout: tokenWait},
+		{Name: "embed-token", PerToken: true, Handle: token, Fast: a.tokens.tokenFromCache,
+			Timeout: tokenWait},
 		{Name: "dashboard", Handle: typedHandler(decodeDashboardRequest, a.Dashboard)},
 		{Name: "usage", Handle: typedHandler(decodeUsageRequest, a.Usage)},
 	}

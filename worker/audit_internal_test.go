@@ -71,7 +71,8 @@ func TestAuditRecordsAFailureAfterItsCallerHasGone(t *testing.T) {
 		cancel()
 		return ctx.Err()
 	})
-	if diff := cmp.Diff([]string{"sync", "sync.failed"}, list); diff != "" || err.Error() != "context canceled" {
+	if diff := cmp.Diff([]string{"sync", "sync.failed"}, list); diff != "" ||
+		err.Error() != "context canceled" {
 		t.Error(diff, err)
 	}
 }
@@ -80,7 +81,8 @@ func TestEventEntrySaysWhatTheEventDoes(t *testing.T) {
 	for eventType, want := range map[string]repo.AuditEntry{
 		events.TypeTenantCreated: {Action: "create", TenantID: "t", EventID: "e",
 			Detail: "name: Acme, title: A, b"},
-		events.TypeUsageSync: {Action: "sync", TenantID: "t", EventID: "e", Detail: "name: Acme, title: A, b"},
+		events.TypeUsageSync: {Action: "sync", TenantID: "t", EventID: "e",
+			Detail: "name: Acme, title: A, b"},
 	} {
 		got := EventEntry(events.Outgoing{
 			ID: "e", Type: eventType, Data: []byte(`{"title":"A, b","tenant_id":"t","name":"Acme"}`),

@@ -77,7 +77,8 @@ func TestWorkerPrunesTheAuditLog(t *testing.T) {
 					list, err := w.DB.AuditLog(t.Context(), repo.AuditFilter{}, 10)
 					w.Must(err)
 					if len(list) != test.want {
-						t.Errorf("after %d days there are %d entries, want %d", test.days, len(list), test.want)
+						t.Errorf("after %d days there are %d entries, want %d",
+							test.days, len(list), test.want)
 					}
 				}
 			})

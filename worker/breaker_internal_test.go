@@ -221,7 +221,8 @@ func TestBreakerPausesAgainWhenTheTrialFailsAndLogsOnce(t *testing.T) {
 		b.after(7 * time.Second)
 		b.calls(nil)
 		b.permitted(64)
-		paused, again := strings.Count(b.log.String(), "paused"), strings.Count(b.log.String(), "available again")
+		paused := strings.Count(b.log.String(), "paused")
+		again := strings.Count(b.log.String(), "available again")
 		if paused != 1 || again != 1 {
 			t.Errorf("logged %d pauses and %d ends:\n%s", paused, again, b.log.String())
 		}

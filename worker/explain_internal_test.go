@@ -13,7 +13,8 @@ func TestExplainAdvisesToFixCredentialsWhilePausedByThem(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	pending := repo.Mapping{
-		TenantID: "acme", Stage: repo.Pending, Status: repo.Pending, CreatedEvent: now.UnixNano(), Generation: 1,
+		TenantID: "acme", Stage: repo.Pending, Status: repo.Pending, CreatedEvent: now.UnixNano(),
+		Generation: 1,
 	}
 	address := &Pause{Kind: PauseConfiguration}
 	failed := pending
@@ -30,7 +31,8 @@ func TestExplainAdvisesToFixCredentialsWhilePausedByThem(t *testing.T) {
 		{"paused, tried", Facts{Mapping: failed, Attempts: refused, Pause: paused}, "Fix the credentials"},
 		{"breaker unknown, tried", Facts{Mapping: failed, Attempts: refused}, "Fix the credentials"},
 		{"breaker unknown, quota", Facts{Mapping: failed, Attempts: quota}, "Raise the workspace's quota"},
-		{"not paused any more", Facts{Mapping: failed, Attempts: refused, Pause: &Pause{}}, "Nothing for now"},
+		{"not paused any more", Facts{Mapping: failed, Attempts: refused, Pause: &Pause{}},
+			"Nothing for now"},
 		{"wrong address", Facts{Mapping: pending, Pause: address}, "Fix PAPERMAP_API_URL"},
 		{"breaker unknown, failing", Facts{Mapping: failed}, "Is the worker paused"},
 	} {

@@ -107,11 +107,13 @@ func troubleOf(err error) trouble {
 	kind, fix := PauseFailing, "can this host reach the address? The worker waits, and tokens still work"
 	switch {
 	case api != nil && api.Class == papermap.Credentials:
-		kind, fix = PauseCredentials, "check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID"
+		kind, fix = PauseCredentials,
+			"check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID"
 	case api != nil && api.Class == papermap.Configuration:
 		kind, fix = PauseConfiguration, "correct the address; or check the workspace id"
 	case api != nil && api.Class == papermap.Quota:
-		kind, fix = PauseQuota, "raise the quota at Papermap; the worker tries one dashboard every 15 minutes at least"
+		kind, fix = PauseQuota,
+			"raise the quota at Papermap; the worker tries one dashboard every 15 minutes at least"
 	case api != nil && api.Unreadable:
 		return trouble{PauseFailing, "Papermap's answers name no dashboard",
 			"each create may have made one: see `papermap-worker attempts list`; is PAPERMAP_API_URL right?"}

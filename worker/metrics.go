@@ -235,8 +235,8 @@ var sampleHelp = map[string]string{
 	"pauses_total":          "Pauses by reason.",
 	"tenants":               "Tenants by status.",
 	"token_cached_tenants":  "Tenants in memory.",
-	"unanswerable_requests_total": "Requests over NATS whose reply subject is not answered: neither an inbox " +
-		"nor under NATS_REPLY_PREFIXES.",
+	"unanswerable_requests_total": "Requests over NATS whose reply subject is not answered: neither an " +
+		"inbox nor under NATS_REPLY_PREFIXES.",
 	"uncertain_attempt_oldest_seconds": "Age of the oldest create request that may have left a " +
 		"dashboard behind; 0 when there is none.",
 	"uncertain_attempts":   "Create requests that may have left a dashboard behind, and are not resolved.",

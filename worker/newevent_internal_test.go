@@ -17,7 +17,8 @@ import (
 func texts(limit int) *rapid.Generator[string] {
 	short := rapid.StringN(0, 30, -1)
 	return rapid.Custom(func(t *rapid.T) string {
-		text := rapid.SampledFrom([]string{"", " ", titlePrefix, titlePrefix + " ", "\u00a0"}).Draw(t, "begins")
+		text := rapid.SampledFrom([]string{"", " ", titlePrefix, titlePrefix + " ", "\u00a0"}).
+			Draw(t, "begins")
 		text += short.Draw(t, "text")
 		if rapid.Bool().Draw(t, "long") {
 			text += strings.Repeat("é", limit)

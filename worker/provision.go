@@ -164,8 +164,9 @@ func (p *provisioner) provision(ctx context.Context, ws *workspace, e events.Eve
 	case repo.StepElsewhere: // its workspace differs from the event's
 		other, ok := p.workspaces.find(claim.Mapping.WorkspaceID)
 		if !ok {
-			return permanent(codeUnknownWorkspace, "tenant %q belongs to workspace %q, which is not configured: "+
-				"add it to PAPERMAP_WORKSPACES_FILE, then replay this", c.TenantID, claim.Mapping.WorkspaceID)
+			return permanent(codeUnknownWorkspace, "tenant %q belongs to workspace %q, which is not "+
+				"configured: add it to PAPERMAP_WORKSPACES_FILE, then replay this",
+				c.TenantID, claim.Mapping.WorkspaceID)
 		}
 		return p.provision(ctx, other, e, c)
 	case repo.StepRefused:

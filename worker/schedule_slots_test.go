@@ -43,7 +43,8 @@ func TestSlotIsOneRunWhateverTheClocksSay(t *testing.T) {
 					w.Config.Clock = func() time.Time { return time.Now().Add(ahead) }
 					w.StartWorker()
 				}
-				time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add((slots-1)*time.Minute + 30*time.Second)))
+				end := time.Now().Truncate(time.Minute).Add((slots-1)*time.Minute + 30*time.Second)
+				time.Sleep(time.Until(end))
 				w.Eventually(w.Relayed)
 				w.Eventually(w.Handled)
 				runs := w.scheduled("ws-a")
@@ -63,7 +64,8 @@ func TestSlotIsOneRunWhateverTheClocksSay(t *testing.T) {
 					last := now.Add(ahead).Truncate(time.Minute)
 					for n := range slots {
 						if slot := last.Add(-time.Duration(n) * time.Minute); perSlot[slot.Unix()] != 1 {
-							t.Errorf("slot %s of a worker %v ahead is %d runs", slot, ahead, perSlot[slot.Unix()])
+							t.Errorf("slot %s of a worker %v ahead is %d runs", slot, ahead,
+								perSlot[slot.Unix()])
 						}
 					}
 				}
@@ -101,8 +103,8 @@ func TestPublisherCannotTakeASlot(t *testing.T) {
 			}
 			for _, id := range ids {
 				w.Sync(id, "workspace_id", "ws-b", "from_period", "2020-01", "to_period", "2020-01")
-				w.Publish("usage.sync", object("workspace_id", "ws-b", "tenant_id", "x"), "ce-specversion", "1.0",
-					"ce-id", id, "ce-source", "papermap-worker")
+				w.Publish("usage.sync", object("workspace_id", "ws-b", "tenant_id", "x"),
+					"ce-specversion", "1.0", "ce-id", id, "ce-source", "papermap-worker")
 			}
 			w.Eventually(w.Handled)
 			now.set(slot)

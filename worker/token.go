@@ -118,7 +118,9 @@ func (s *tokenService) embedToken(ctx context.Context, r TokenRequest) (token Em
 }
 
 // token mints a token as a reply.
-func (s *tokenService) token(ctx context.Context, t *tenant, now time.Time, life tokenLife) (EmbedToken, error) {
+func (s *tokenService) token(
+	ctx context.Context, t *tenant, now time.Time, life tokenLife,
+) (EmbedToken, error) {
 	signed, err := s.mint(ctx, nil, t, now, life.expires)
 	if err != nil {
 		return EmbedToken{}, err

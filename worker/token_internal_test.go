@@ -107,7 +107,8 @@ func straightforward(
 		"dashboard_id": m.DashboardID, "expires_at": expires,
 		"refresh_after": now.Add(48 * time.Minute).Unix(),
 		"embed_url": fmt.Sprintf("https://papermap.ai/embedded/dashboard?embedded-token=%s&workspace-id=%s"+
-			"&dashboard-id=%s", url.QueryEscape(token), url.QueryEscape(m.WorkspaceID), url.QueryEscape(m.DashboardID)),
+			"&dashboard-id=%s", url.QueryEscape(token), url.QueryEscape(m.WorkspaceID),
+			url.QueryEscape(m.DashboardID)),
 	})
 }
 

@@ -213,7 +213,8 @@ func TestTokensCarryTheAddressOfTheirWorkspace(t *testing.T) {
 			w.Publish(events.TypeTenantCreated, `{"tenant_id":"b","name":"B","workspace_id":"ws-b"}`)
 			w.Eventually(w.Are(repo.Active, "a", "b"))
 			for tenant, address := range map[string]string{"a": w.Config.EmbedURL, "b": own} {
-				for _, token := range []worker.EmbedToken{w.Token(tenant), w.Token(tenant)} { // then from memory
+				// the second one is from memory
+				for _, token := range []worker.EmbedToken{w.Token(tenant), w.Token(tenant)} {
 					if !strings.HasPrefix(token.EmbedURL, address+"?embedded-token=") {
 						t.Errorf("tenant %s: %s, want %s", tenant, token.EmbedURL, address)
 					}

@@ -44,7 +44,8 @@ func decodeTokenRequest(r events.Request) (q TokenRequest, err error) {
 		return q, invalid(err)
 	}
 	if q.TenantID != "" && q.TenantID != tenantID {
-		return q, serviceError(403, "TENANT_MISMATCH", 0, `"tenant_id" doesn't match the tenant in the subject`)
+		return q, serviceError(403, "TENANT_MISMATCH", 0,
+			`"tenant_id" doesn't match the tenant in the subject`)
 	}
 	q.TenantID, q.CreateMissing = tenantID, false // a tenant's own caller may not create it
 	return q, nil

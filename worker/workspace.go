@@ -38,7 +38,8 @@ func newWorkspaces(
 	all := workspaces{byID: map[string]*workspace{}}
 	for _, w := range list {
 		w.EmbedURL = cmp.Or(w.EmbedURL, embedURL)
-		quoted, _ := jsontext.AppendQuote(nil, w.EmbedURL+"?embedded-token=") // an error only for invalid UTF-8
+		// Only invalid UTF-8 is an error.
+		quoted, _ := jsontext.AppendQuote(nil, w.EmbedURL+"?embedded-token=")
 		api := papermap.NewClient(w, options)
 		ws := &workspace{
 			w, api, newBreaker(api.Probe, resumed, log.With("workspace_id", w.ID)),

@@ -41,7 +41,8 @@ func (s *Simulator) openDashboard(token, workspaceID, dashboardID string) (embed
 	claims, err := papermap.ParseToken(token)
 	secret, known := s.keys[claims.WorkspaceID][claims.APIKeyID]
 	key := papermap.KeyPair{ID: claims.APIKeyID, Secret: secret}
-	workspaceID, dashboardID = cmp.Or(workspaceID, claims.WorkspaceID), cmp.Or(dashboardID, claims.DashboardID)
+	workspaceID = cmp.Or(workspaceID, claims.WorkspaceID)
+	dashboardID = cmp.Or(dashboardID, claims.DashboardID)
 	asked := func(d Dashboard) bool { return d.ID == dashboardID && d.WorkspaceID == workspaceID }
 	found := slices.IndexFunc(s.dashboards, asked)
 

@@ -86,7 +86,8 @@ func TestEmbeddedPageNeedsNothingButItsToken(t *testing.T) {
 	}
 	page := address + "/embedded/dashboard?embedded-token=" + url.QueryEscape(token)
 	r := send("GET", page, nil, "")
-	if r.status != 200 || strings.Count(r.body, "<rect ") != 12 || !strings.Contains(r.body, `data-seconds="90"`) {
+	if r.status != 200 || strings.Count(r.body, "<rect ") != 12 ||
+		!strings.Contains(r.body, `data-seconds="90"`) {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 	if again := send("GET", page, nil, ""); again.body != r.body {

@@ -15,7 +15,8 @@ const embedStyle = `:root{color-scheme:light dark}` +
 	`color:light-dark(#1c2430,#e6e9ee);background:light-dark(#fff,#151a21)}` +
 	`h1{font-size:1.3rem;margin:0 0 1rem}` +
 	`svg{display:block;width:100%;max-width:48rem;height:auto}` +
-	`.bar{fill:light-dark(#2f6fde,#6ea0ff)}.line{fill:none;stroke:light-dark(#d9822b,#ffb366);stroke-width:2}` +
+	`.bar{fill:light-dark(#2f6fde,#6ea0ff)}` +
+	`.line{fill:none;stroke:light-dark(#d9822b,#ffb366);stroke-width:2}` +
 	`.axis{stroke:light-dark(#c9d0da,#3a4451)}` +
 	`text{font-size:11px;fill:light-dark(#5b6675,#9aa5b4);text-anchor:middle}` +
 	`dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:1rem 0 0}` +

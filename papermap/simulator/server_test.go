@@ -70,7 +70,8 @@ func TestIdleConnectionEndsAsItsFaultSays(t *testing.T) {
 			}
 			answers := bufio.NewReader(conn)
 			for range 2 { // the second before the first one's time is over
-				_, _ = io.WriteString(conn, "POST "+createPath+" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+				_, _ = io.WriteString(conn,
+					"POST "+createPath+" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
 				r, err := http.ReadResponse(answers, nil)
 				if err != nil {
 					t.Fatal(err)

@@ -56,7 +56,7 @@ func (c *auditCmd) Run(a *app, db *repo.DB) error {
 	for _, e := range list {
 		rows.add(shortTime(e.At), e.Actor, e.Via, e.Action, e.TenantID, e.EventID, e.Detail)
 	}
-	return c.printList(a.stdout, list, rows, "nobody did anything")
+	return c.printList(a.stdout, list, rows, "no audit entries")
 }
 
 // exportAudit prints at most limit entries, one a line; 0: all.

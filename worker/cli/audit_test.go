@@ -24,8 +24,9 @@ var notAudited = map[string]string{
 	"serve": "what the worker does by itself is nobody's action", "demo": "as serve", "dev": "as serve",
 	"simulate":   "it is no part of the worker",
 	"migrate up": "the database has its own list of migrations", "token": "a token has its line in the log",
-	"migrate status": "it reads", "health": "it reads", "tenants list": "it reads", "tenants show": "it reads",
-	"attempts list": "it reads", "dead list": "it reads", "dead show": "it reads", "audit": "it reads",
+	"migrate status": "it reads", "health": "it reads", "tenants list": "it reads",
+	"tenants show": "it reads", "attempts list": "it reads", "dead list": "it reads",
+	"dead show": "it reads", "audit": "it reads",
 	"usage show": "it reads", "usage export": "it reads", "usage runs": "it reads", "usage run": "it reads",
 	"restore-check": "it reads", "backup": "it reads the database", "help": "it prints",
 	"usage budget list": "it reads", "completion": "it prints", "man": "it prints", "doctor": "it reads",
@@ -73,7 +74,8 @@ func commands(t *testing.T) (names []string) {
 func auditWorld(t *testing.T) *workertest.World {
 	t.Helper()
 	w := workertest.Start(t, workertest.Options{
-		Faults: []string{"on=create tenant=held drop=after count=1", "on=create tenant=again drop=after count=1"},
+		Faults: []string{"on=create tenant=held drop=after count=1",
+			"on=create tenant=again drop=after count=1"},
 		Config: func(c *worker.Config) { c.Hold, c.Workspaces = true, c.Workspaces[:1] },
 	})
 	w.Create("held")
@@ -206,7 +208,8 @@ func TestAuditPrintsAndExportsTheLog(t *testing.T) {
 		must(t, c.Run(&app{ctx: t.Context(), stdout: &out}, db))
 		return strings.Split(strings.TrimSpace(out.String()), "\n")
 	}
-	for limit, want := range map[int]int{0: entries, 1: 1, auditPage: auditPage, auditPage + 1: auditPage + 1} {
+	for limit, want := range map[int]int{0: entries, 1: 1, auditPage: auditPage,
+		auditPage + 1: auditPage + 1} {
 		all := lines(auditCmd{JSONLines: true, Limit: limit})
 		if len(all) != want {
 			t.Errorf("limit %d: %d lines", limit, len(all))

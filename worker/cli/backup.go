@@ -8,7 +8,7 @@ import (
 
 // backupCmd copies the database while workers run.
 type backupCmd struct {
-	File string `arg:"" help:"File to write. One that exists is replaced when the copy is complete and checked."`
+	File string `arg:"" help:"File to write. An existing file is replaced once the copy is checked."`
 	jsonFlag
 }
 
@@ -49,6 +49,7 @@ func printBackup(a *app, f jsonFlag, done, file string, b repo.Backup) error {
 		return printJSON(a.stdout, b)
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s %s: %s, version %d, %s, %s, %s\n", done, printable(file), b.Engine,
-		b.Version, count(b.Tenants, "tenant"), count(b.Attempts, "create request"), count(b.Usage, "usage row"))
+		b.Version, count(b.Tenants, "tenant"), count(b.Attempts, "create request"),
+		count(b.Usage, "usage row"))
 	return err
 }

@@ -179,7 +179,7 @@ func Run(release Build, args []string, stdout, stderr io.Writer) int {
 	k := newKong(&g,
 		kong.Name("papermap-worker"),
 		kong.Description("Gives each tenant its Papermap dashboard.\n\n"+
-			"Settings are environment variables; those that are no secret are flags as well."),
+			"Settings are environment variables. Those that are not secret are also flags."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(int) { helped = true }), // after it has printed help; then it parses the rest
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}), kong.Help(printHelp),
@@ -198,7 +198,7 @@ func Run(release Build, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if slices.Contains(longRunning, command.Command()) {
-		signal.Ignore(syscall.SIGPIPE) // or a log that nobody reads any more would end the process
+		signal.Ignore(syscall.SIGPIPE) // or writing to a closed pipe would end the process
 		log := newBackgroundLog(stderr)
 		defer log.close()
 		stderr, a.stderr = log, log

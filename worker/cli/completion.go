@@ -109,7 +109,8 @@ _papermap_worker() {
 `, paths(list))
 	for _, c := range list {
 		for _, flag := range slices.Sorted(maps.Keys(c.values)) {
-			fmt.Fprintf(&b, "\t%s) words=%s ;;\n", quoted(c.path+"/"+flag), quoted(strings.Join(c.values[flag], " ")))
+			fmt.Fprintf(&b, "\t%s) words=%s ;;\n", quoted(c.path+"/"+flag),
+				quoted(strings.Join(c.values[flag], " ")))
 		}
 	}
 	for _, c := range list {
@@ -195,7 +196,8 @@ end
 			name, isFlag := strings.CutPrefix(word[0], "--")
 			switch values := c.values[word[0]]; {
 			case isFlag && len(values) > 0:
-				fmt.Fprintf(&b, "%s -x -l %s -a %s -d %s\n", at, name, quoted(strings.Join(values, " ")), help)
+				fmt.Fprintf(&b, "%s -x -l %s -a %s -d %s\n", at, name,
+					quoted(strings.Join(values, " ")), help)
 			case isFlag:
 				fmt.Fprintf(&b, "%s -l %s -d %s\n", at, name, help)
 			default:

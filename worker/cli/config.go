@@ -78,7 +78,7 @@ type webSettings struct {
 	JWKS        string `name:"http-jwt-jwks" help:"REST keys: path or https address. Or HTTP_JWT_SECRET."`
 	CORSOrigins string `name:"http-cors-origins" help:"Origins that can call REST, comma-separated."`
 	UsersFile   string `name:"console-users-file" help:"Console users: lines name:role:bcrypt."`
-	Proxies     string `name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is believed."`
+	Proxies     string `name:"trusted-proxies" help:"CIDRs whose X-Forwarded-For is trusted."`
 	jwtSettings
 	httpSettings
 }
@@ -110,7 +110,7 @@ type natsSettings struct {
 	ManageStreams string `name:"nats-manage-streams" default:"true" help:"Create missing streams."`
 	Replicas      string `name:"nats-stream-replicas" default:"1" help:"Replicas of created streams."`
 	MaxAge        string `name:"nats-stream-max-age" default:"720h" help:"Maximum age in created streams."`
-	MaxBytes      string `name:"nats-stream-max-bytes" default:"0" help:"Size of each created stream; 0: no limit."`
+	MaxBytes      string `name:"nats-stream-max-bytes" default:"0" help:"Size of new streams; 0: no limit."`
 	Domain        string `name:"nats-js-domain" help:"JetStream domain. Default: the server's own."`
 	Prefix        string `name:"subject-prefix" default:"papermap" help:"First part of every subject."`
 }

@@ -390,8 +390,8 @@ func TestRESTHasOneKey(t *testing.T) {
 		"HTTP_JWT_JWKS": "keys.json"}); len(p) != 1 || !strings.Contains(p[0], "unset one") {
 		t.Errorf("both keys: %q", p)
 	}
-	for source, fine := range map[string]bool{"keys.json": true, "https://h/keys": true, "http://h/keys": false,
-		"ftp://h": false} {
+	for source, fine := range map[string]bool{"keys.json": true, "https://h/keys": true,
+		"http://h/keys": false, "ftp://h": false} {
 		_, p := configure(t, map[string]string{"HTTP_JWT_JWKS": source, "HTTP_JWT_AUDIENCE": "papermap"})
 		if (len(p) == 0) != fine {
 			t.Errorf("key set %s: %q", source, p)

@@ -16,7 +16,7 @@ import (
 // showing it; elsewhere it is the first line of standard input.
 type consoleUserCmd struct {
 	Name string `arg:"" help:"User name."`
-	Role string `required:"" enum:"viewer,operator" help:"viewer: looks; operator: acts as well."`
+	Role string `required:"" enum:"viewer,operator" help:"viewer: can look; operator: can also act."`
 }
 
 func (c *consoleUserCmd) Run(a *app) error {

@@ -22,7 +22,7 @@ import (
 type deadCmd struct {
 	List    deadListCmd    `cmd:"" help:"List dead letters, oldest first."`
 	Show    deadShowCmd    `cmd:"" help:"Show one with its headers and data."`
-	Replay  deadReplayCmd  `cmd:"" help:"Publish their events again, with the same identity and time."`
+	Replay  deadReplayCmd  `cmd:"" help:"Publish their events again, with the same id and time."`
 	Discard deadDiscardCmd `cmd:"" help:"Delete them."`
 }
 

@@ -30,7 +30,7 @@ type devCmd struct {
 	NATSPort      int    `name:"nats-port" default:"4222" help:"Port of the embedded NATS server."`
 	SimulatorPort int    `default:"8090" help:"Port of the Papermap simulator."`
 	HTTPAddr      string `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the console and health."`
-	Tenants       int    `help:"Add this many sample tenants, some of them in trouble, and their usage."`
+	Tenants       int    `help:"Add this many sample tenants, some of them with problems, and their usage."`
 }
 
 // Run runs the worker and its stack until it is interrupted.
@@ -322,7 +322,7 @@ func restoreSimulator(ctx context.Context, db *repo.DB, sim *simulator.Simulator
 	return known, err
 }
 
-// waitProvisioned waits until so many tenants exist and none is on its way to a dashboard.
+// waitProvisioned waits until so many tenants exist and none is waiting for a dashboard.
 func waitProvisioned(ctx context.Context, db *repo.DB, tenants int) error {
 	err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
 		s, err := db.Stats(ctx)

@@ -130,7 +130,7 @@ func (f *findings) database(ctx context.Context, address string, migrate bool) {
 			f.fail(check, "there is none yet", "run `papermap-worker migrate`, or set DATABASE_MIGRATE=true")
 			return
 		}
-		f.ok(check, "there is none yet: serve makes it")
+		f.ok(check, "there is none yet: serve creates it")
 		return
 	}
 	opening, cancel := context.WithTimeout(ctx, connectTimeout)

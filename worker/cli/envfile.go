@@ -70,7 +70,8 @@ func readEnvFile(path string) error {
 		name = strings.TrimSpace(name)
 		value, closed := unquote(strings.TrimSpace(value))
 		if !ok || !closed || !envName.MatchString(name) || strings.Contains(value, "\x00") {
-			return fmt.Errorf("--env-file: line %d of %s is not NAME=value", i+1, path) // it may hold a secret
+			// The line may hold a secret.
+			return fmt.Errorf("--env-file: line %d of %s is not NAME=value", i+1, path)
 		}
 		if os.Getenv(name) == "" && value != "" {
 			os.Setenv(name, value)
@@ -130,7 +131,8 @@ func unknownSettings(known, environment []string) (warnings []string) {
 			return strings.HasPrefix(name, prefix)
 		})
 		first, _, _ := strings.Cut(name, "_")
-		sameFirst := slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, first+"_") })
+		sameFirst := slices.ContainsFunc(known,
+			func(k string) bool { return strings.HasPrefix(k, first+"_") })
 		near := sameFirst && distance <= 4 && 5*distance <= 2*len(name) || distance <= 2 && len(name) >= 9
 		switch {
 		case near:

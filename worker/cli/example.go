@@ -84,7 +84,8 @@ func (e *example) page(rw http.ResponseWriter, req *http.Request) {
 	rw.Header().Set("Content-Security-Policy", e.policy)
 	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
 	rw.Header().Set("Cache-Control", "no-store")
-	err := examplePage.Execute(rw, map[string]any{"Tenants": exampleTenants, "Tenant": s.tenant, "Life": s.life})
+	err := examplePage.Execute(rw,
+		map[string]any{"Tenants": exampleTenants, "Tenant": s.tenant, "Life": s.life})
 	if err != nil {
 		e.log.Debug("cannot write the example's page", "error", err)
 	}
@@ -106,7 +107,8 @@ func (e *example) login(rw http.ResponseWriter, req *http.Request) {
 			e.sessions[id] = exampleSession{t.ID, time.Hour}
 			e.mu.Unlock()
 			http.SetCookie(rw, &http.Cookie{
-				Name: exampleCookie, Value: id, Path: "/example", HttpOnly: true, SameSite: http.SameSiteStrictMode,
+				Name: exampleCookie, Value: id, Path: "/example", HttpOnly: true,
+				SameSite: http.SameSiteStrictMode,
 			})
 			http.Redirect(rw, req, "/example", http.StatusSeeOther)
 		}
@@ -160,7 +162,8 @@ func (e *example) published(
 // token answers the element: with the token of the session's tenant, or with the worker's error.
 func (e *example) token(rw http.ResponseWriter, req *http.Request) {
 	_, s := e.session(req)
-	status, body := http.StatusUnauthorized, any(&events.ServiceError{Code: "LOG_IN", Message: "log in first"})
+	status := http.StatusUnauthorized
+	body := any(&events.ServiceError{Code: "LOG_IN", Message: "log in first"})
 	if s.tenant != "" {
 		token, err := requestToken(req.Context(), e.bus, s.tenant, s.life)
 		var refused *events.ServiceError

@@ -181,7 +181,8 @@ func (t table) printBlocks(w io.Writer, width int, colour bool) error {
 		}
 		var block table
 		for j, cell := range row {
-			if text := strings.TrimSpace(cell); text != "" && text != "-" && strings.TrimSpace(t[0][j]) != "" {
+			if text := strings.TrimSpace(cell); text != "" && text != "-" &&
+				strings.TrimSpace(t[0][j]) != "" {
 				block = append(block, []string{strings.ToLower(t[0][j]), cell})
 			}
 		}

@@ -28,11 +28,12 @@ func fitted(t *testing.T, rows table, width int, colour bool) string {
 func TestTableFitsTheTerminal(t *testing.T) {
 	t.Parallel()
 	wide := listOfTenants()
-	wide.add(strings.Repeat("long", 20), "pending", "-", "ws-other", "Dashboard - X", "2026-11-27 10:00:01Z", "-")
-	runs := table{{"STARTED", "WORKSPACE", "TENANT", "MONTHS", "STATUS", "PAGES", "ROWS", "WRITTEN", "REJECTED",
-		"WENT DOWN", "ID", "ERROR"}}
-	runs.add("2026-11-27 10:00:00Z", "ws-a", "all", "2026-10 to 2026-11", "done", "3 of 3", "300", "300", "2", "0",
-		exampleID, "-")
+	wide.add(strings.Repeat("long", 20), "pending", "-", "ws-other", "Dashboard - X",
+		"2026-11-27 10:00:01Z", "-")
+	runs := table{{"STARTED", "WORKSPACE", "TENANT", "MONTHS", "STATUS", "PAGES", "ROWS",
+		"WRITTEN", "REJECTED", "WENT DOWN", "ID", "ERROR"}}
+	runs.add("2026-11-27 10:00:00Z", "ws-a", "all", "2026-10 to 2026-11", "done", "3 of 3", "300",
+		"300", "2", "0", exampleID, "-")
 	for _, rows := range []table{listOfTenants(), wide, runs} {
 		for _, width := range []int{40, 80, 120, 200} {
 			text := fitted(t, rows, width, false)
@@ -89,9 +90,9 @@ func TestMisspelledSettingsAreWarnedOf(t *testing.T) {
 		"DATABSE_URL": "did you mean DATABASE_URL?", "MAX_ATTEMPT": "did you mean MAX_ATTEMPTS?",
 		"PAPERMAP_COLOUR": "nearest is", "EMBED_TOKEN_TLL": "did you mean EMBED_TOKEN_TTL?",
 		"PAPERMAP_SECRET_KEY_PATH": "did you mean PAPERMAP_SECRET_KEY",
-		"NATS_URL":                 "", "NATS_URL_FILE": "", "HTTP_PROXY": "", "PAPERMAP_WORKER_SERVICE_HOST": "",
-		"NATS_PORT_4222_TCP_ADDR": "", "NATS_CONTEXT": "", "OTEL_SERVICE_NAME": "", "HOME": "", "PATH": "",
-		"SIMULATOR_SECRET_KEY": "", "LOGNAME": "",
+		"NATS_URL":                 "", "NATS_URL_FILE": "", "NATS_PORT_4222_TCP_ADDR": "",
+		"NATS_CONTEXT": "", "HTTP_PROXY": "", "PAPERMAP_WORKER_SERVICE_HOST": "",
+		"OTEL_SERVICE_NAME": "", "HOME": "", "PATH": "", "SIMULATOR_SECRET_KEY": "", "LOGNAME": "",
 	} {
 		text := strings.Join(unknownSettings(known, []string{name + "=CANARY"}), "\n")
 		if (text == "") != (want == "") || !strings.Contains(text, want) || strings.Contains(text, "CANARY") {

@@ -47,7 +47,8 @@ func TestOverviewFitsTheTerminal(t *testing.T) {
 		var out bytes.Buffer
 		must(t, printOverview(&out, model(t).Model, width))
 		for line := range strings.Lines(out.String()) {
-			if n := len([]rune(strings.TrimRight(line, "\n"))); n > 100 || n > width && strings.HasPrefix(line, "  ") {
+			if n := len([]rune(strings.TrimRight(line, "\n"))); n > 100 ||
+				n > width && strings.HasPrefix(line, "  ") {
 				t.Errorf("%d columns: %q has %d", width, line, n)
 			}
 		}
@@ -70,7 +71,8 @@ func TestWrongLogLevelIsRefusedByEachCommand(t *testing.T) {
 	}
 	list := completions(model(t).Model.Node)[1:]
 	for _, c := range list {
-		group := slices.ContainsFunc(list, func(o completed) bool { return strings.HasPrefix(o.path, c.path+" ") })
+		group := slices.ContainsFunc(list,
+			func(o completed) bool { return strings.HasPrefix(o.path, c.path+" ") })
 		if group || c.path == " help" || c.path == " dev" || c.path == " demo" {
 			continue
 		}
@@ -142,8 +144,9 @@ func TestCompletionWorksInEachShell(t *testing.T) {
 		for _, w := range words {
 			list = append(list, quoted(w))
 		}
-		return run("bash", fmt.Sprintf("%s\nCOMP_WORDS=(papermap-worker %s)\nCOMP_CWORD=%d\n_papermap_worker\n"+
-			`echo "${COMPREPLY[*]}"`, bash, strings.Join(list, " "), len(words)))
+		return run("bash",
+			fmt.Sprintf("%s\nCOMP_WORDS=(papermap-worker %s)\nCOMP_CWORD=%d\n_papermap_worker\n"+
+				`echo "${COMPREPLY[*]}"`, bash, strings.Join(list, " "), len(words)))
 	}
 	for _, c := range []struct {
 		words []string
@@ -163,7 +166,8 @@ func TestCompletionWorksInEachShell(t *testing.T) {
 		}
 	}
 	_, zsh, _ := runCLI("completion", "zsh")
-	if got := run("zsh", "compdef() { echo defined $2 }\n"+zsh); got != "" && got != "defined papermap-worker\n" {
+	if got := run("zsh", "compdef() { echo defined $2 }\n"+zsh); got != "" &&
+		got != "defined papermap-worker\n" {
 		t.Errorf("zsh: %q", got)
 	}
 	_, fish, _ := runCLI("completion", "fish")

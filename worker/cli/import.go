@@ -216,6 +216,6 @@ func checkReplicas(ctx context.Context, bus *events.Bus) error {
 	if len(old) == 0 {
 		return nil
 	}
-	return fmt.Errorf("these workers do not know dashboard_id and would create a dashboard for each row: %s; "+
-		"upgrade them first", strings.Join(old, ", "))
+	return fmt.Errorf("these workers do not know dashboard_id and would create a dashboard for each row: "+
+		"%s; upgrade them first", strings.Join(old, ", "))
 }

@@ -58,7 +58,8 @@ func TestImportReadsBothFormats(t *testing.T) {
 		{"a report fed back", "tenant_id,name,error\na,A,\"it was, wrong\"\n",
 			[]string{`2: tenant_id="a" name="A"`}},
 		{"JSON Lines with a byte order mark and blank lines",
-			"\uFEFF\n{\"name\":\"A\",\"tenant_id\":\"a\",\"title\":null}\r\n\n {\"tenant_id\":\"b\",\"dashboard_id\":\"d\"}",
+			"\uFEFF\n{\"name\":\"A\",\"tenant_id\":\"a\",\"title\":null}\r\n\n " +
+				"{\"tenant_id\":\"b\",\"dashboard_id\":\"d\"}",
 			[]string{`2: tenant_id="a" name="A"`, `4: tenant_id="b" dashboard_id="d"`}},
 		{"all problems of a row at once", "tenant_id,name,title,workspace_id\n\"a\tb\", ," + long + ",w \n",
 			[]string{`2: line 2, column 1: "tenant_id" has control characters; ` +
@@ -78,15 +79,16 @@ func TestImportReadsBothFormats(t *testing.T) {
 				`3: line 3, column 1: it has 3 columns, and the header line has 2`,
 				`4: line 4, column 3: extraneous or missing " in quoted-field`, `5: tenant_id="c" name="C"`}},
 		{"JSON rows with problems",
-			`{"tenant_id":7,"Name":"A","name":"A","name":"B"}` + "\n" + `[1]` + "\n" + `{"tenant_id":"a"` + "\n" +
-				`{"tenant_id":"a" "name"}` + "\n" + `{} {}` + "\n" + `{}`,
-			[]string{`1: line 1, column 14: "tenant_id" must be a string; line 1, column 16: unknown field "Name"; ` +
-				`line 1, column 38: "name" is there twice`,
+			`{"tenant_id":7,"Name":"A","name":"A","name":"B"}` + "\n" + `[1]` + "\n" +
+				`{"tenant_id":"a"` + "\n" + `{"tenant_id":"a" "name"}` + "\n" + `{} {}` + "\n" + `{}`,
+			[]string{`1: line 1, column 14: "tenant_id" must be a string; ` +
+				`line 1, column 16: unknown field "Name"; line 1, column 38: "name" appears twice`,
 				`2: line 2, column 1: it is not a JSON object`,
 				`3: line 3, column 17: the JSON ends too early`,
 				`4: line 4, column 18: invalid JSON`,
-				`5: line 5, column 3: there is more after the JSON object`,
-				`6: line 6, column 1: "tenant_id" is missing or empty; line 6, column 1: "name" is missing or blank`}},
+				`5: line 5, column 3: unexpected data after the JSON object`,
+				`6: line 6, column 1: "tenant_id" is missing or empty; ` +
+					`line 6, column 1: "name" is missing or blank`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := readImport(t, tt.text)
@@ -103,11 +105,12 @@ func TestImportReadsBothFormats(t *testing.T) {
 func TestImportRefusesAFileItCannotRead(t *testing.T) {
 	for _, tt := range []struct{ name, text, want string }{
 		{"columns that are unknown, twice or missing", "tenant,name,dashbord_id,name\n",
-			`unknown column "tenant"; unknown column "dashbord_id"; column "name" is there twice; ` +
+			`unknown column "tenant"; unknown column "dashbord_id"; column "name" appears twice; ` +
 				`column "tenant_id" is missing`},
 		{"an empty file", "\uFEFF\n\n", "the file is empty"},
 		{"UTF-16", "\xff\xfet\x00", "UTF-16"},
-		{"a quote that never ends", "tenant_id,name\na,\"" + strings.Repeat("x\n", maxImportRow), "is a quote missing?"},
+		{"a quote that never ends", "tenant_id,name\na,\"" + strings.Repeat("x\n", maxImportRow),
+			"is a quote missing?"},
 		{"a long line of JSON", `{"a":"` + strings.Repeat("x", maxImportRow), "line 1 has more than"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -134,7 +137,8 @@ func TestImportKeepsStandardInput(t *testing.T) {
 	defer file.close()
 	for range 2 {
 		rows := 0
-		if _, err := file.rows(func(list []importRow) error { rows += len(list); return nil }); err != nil || rows != 1 {
+		_, err := file.rows(func(list []importRow) error { rows += len(list); return nil })
+		if err != nil || rows != 1 {
 			t.Errorf("%d rows, %v", rows, err)
 		}
 	}
@@ -201,7 +205,8 @@ func TestImportJudgesARowByItsTenant(t *testing.T) {
 		{"unknown", "", "", false, "publish created"}, {"unknown", "new", "", false, "publish adopted"},
 		{"unknown", "taken", "", false, "conflict"}, {"unknown", "far", "", false, "conflict"},
 		{"unknown", "far", "w", false, "publish adopted"}, {"unknown", "d", "", false, "publish adopted"},
-		{"only suspended", "", "", false, "publish created"}, {"only suspended", "new", "", false, "publish adopted"},
+		{"only suspended", "", "", false, "publish created"},
+		{"only suspended", "new", "", false, "publish adopted"},
 		{"pending", "", "", false, "follow unchanged"}, {"pending", "new", "", false, "publish adopted"},
 		{"pending", "far", "", false, "publish adopted"}, {"pending", "taken", "", false, "conflict"},
 		{"creating", "", "", false, "follow unchanged"}, {"creating", "new", "", false, "publish adopted"},
@@ -279,7 +284,8 @@ func TestImportReportReplacesTheFileOnlyAtTheEnd(t *testing.T) {
 }
 
 func TestImportAsksOnTheTerminal(t *testing.T) {
-	for answer, ok := range map[string]bool{"y\n": true, " YES \n": true, "n\n": false, "\n": false, "": false} {
+	for answer, ok := range map[string]bool{"y\n": true, " YES \n": true, "n\n": false, "\n": false,
+		"": false} {
 		var shown strings.Builder
 		tty := struct {
 			io.Reader

@@ -143,7 +143,7 @@ func (r *importRow) readJSON(text []byte) {
 		case column < 0:
 			r.problem(nameAt, "unknown field %q", name)
 		case r.at[column].line > 0:
-			r.problem(nameAt, "%q is there twice", name)
+			r.problem(nameAt, "%q appears twice", name)
 		default:
 			r.readField(column, value, at)
 		}
@@ -154,7 +154,7 @@ func (r *importRow) readJSON(text []byte) {
 	}
 	end := position{r.line, int(d.InputOffset()) + 1}
 	if _, err := d.ReadToken(); err != io.EOF {
-		r.breaks(end, "there is more after the JSON object")
+		r.breaks(end, "unexpected data after the JSON object")
 	}
 }
 

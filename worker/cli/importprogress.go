@@ -54,7 +54,7 @@ func (p *importProgress) clear() {
 	}
 }
 
-// importWaiting says why nothing is finished any more.
+// importWaiting says why no row is finishing.
 type importWaiting struct {
 	log    *slog.Logger
 	ready  func(context.Context) (body []byte, err error) // the worker's own report

@@ -202,7 +202,7 @@ func checkNames(names []string) error {
 		case name != errorColumn && columnOf(name) < 0:
 			problems = append(problems, fmt.Sprintf("unknown column %q", name))
 		case slices.Contains(names[:i], name):
-			problems = append(problems, fmt.Sprintf("column %q is there twice", name))
+			problems = append(problems, fmt.Sprintf("column %q appears twice", name))
 		}
 	}
 	if !slices.Contains(names, "tenant_id") {

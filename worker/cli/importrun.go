@@ -157,7 +157,7 @@ func (r *importRun) read(rows []importRow) (f importFacts, err error) {
 	return f, err
 }
 
-// free is how many more rows may be unfinished.
+// free is how many more rows can be started.
 func (r *importRun) free() int {
 	placed := 0
 	for _, f := range r.flights {
@@ -379,7 +379,7 @@ func (f *flight) waitsForRetry(s repo.TenantState, now time.Time) bool {
 }
 
 // outcome returns the row's result, unless the tenant is unfinished. It goes by the tenant's state
-// alone, whoever brought that about.
+// alone, whoever caused it.
 func (f *flight) outcome(s repo.TenantState, dead *events.DeadLetter) (importResult, bool) {
 	row, handled := &f.row, s.CreatedEvent >= f.when
 	creates := row.DashboardID == ""
@@ -397,7 +397,7 @@ func (f *flight) outcome(s repo.TenantState, dead *events.DeadLetter) (importRes
 	case dead != nil:
 		return row.result(resultFailed, fmt.Sprintf("%s: %s", dead.Code, dead.Error)), true
 	case creates && handled && s.Stage == repo.Held:
-		return row.result(resultFailed, "held: whether a dashboard was made is unknown: "+
+		return row.result(resultFailed, "held: it is unknown whether a dashboard was created: "+
 			"`papermap-worker tenants show` says what to do"), true
 	case creates && handled && s.Stage == repo.Failed:
 		return row.result(resultFailed, fmt.Sprintf("%s: %s", s.FailedCode, s.FailedError)), true

@@ -59,7 +59,9 @@ func (i *importer) rows(ctx context.Context, rows ...string) (results []string, 
 	i.run = newImportRun(a, c, p, o, plan)
 	defer i.run.close()
 	i.run.connect = func() (*events.Bus, error) { return i.w.Workers[0].Bus, nil }
-	i.run.waiting.ready = func(context.Context) ([]byte, error) { return json.Marshal(i.w.Workers[0].State()) }
+	i.run.waiting.ready = func(context.Context) ([]byte, error) {
+		return json.Marshal(i.w.Workers[0].State())
+	}
 	err = i.run.run(file)
 	for line := range strings.Lines(out.String()) {
 		var r importResult
@@ -98,8 +100,8 @@ func TestImportFollowsEachRowToItsEnd(t *testing.T) {
 		w.Eventually(w.Are(repo.Suspended, "suspended"))
 		there := w.Mapping("there").DashboardID
 		rows := []string{
-			"new,New,", "adopter,,d-1", "there,There,", "there2,," + there, "gone,Gone,", "refused,R,", "lost,L,",
-			"suspended,S,", ",,",
+			"new,New,", "adopter,,d-1", "there,There,", "there2,," + there, "gone,Gone,",
+			"refused,R,", "lost,L,", "suspended,S,", ",,",
 		}
 		i := &importer{w: w}
 		got, err := i.rows(t.Context(), rows...)
@@ -112,14 +114,15 @@ func TestImportFollowsEachRowToItsEnd(t *testing.T) {
 			got[n] = strings.TrimSpace(head + " " + word)
 		}
 		want := []string{
-			"4 unchanged", "5 conflict dashboard", "6 conflict the", "10 invalid line", "2 created", "3 adopted",
-			"7 failed API_REFUSED:", "8 failed held:", "9 created",
+			"4 unchanged", "5 conflict dashboard", "6 conflict the", "10 invalid line", "2 created",
+			"3 adopted", "7 failed API_REFUSED:", "8 failed held:", "9 created",
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("results (-want +got):\n%s", diff)
 		}
 		if n := w.Creates("adopter"); n != 0 || w.Mapping("adopter").DashboardID != "d-1" {
-			t.Errorf("%d create calls for a tenant that adopts, dashboard %s", n, w.Mapping("adopter").DashboardID)
+			t.Errorf("%d create calls for a tenant that adopts, dashboard %s", n,
+				w.Mapping("adopter").DashboardID)
 		}
 		stored := len(w.Stored("PAPERMAP", "papermap.events.tenant.created"))
 		i.recreate = true
@@ -127,7 +130,8 @@ func TestImportFollowsEachRowToItsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want = []string{"2 unchanged", "3 unchanged", "4 invalid: line 4, column 7: \"name\" is missing or blank", "5 created"}
+		want = []string{"2 unchanged", "3 unchanged",
+			"4 invalid: line 4, column 7: \"name\" is missing or blank", "5 created"}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("results of the second import (-want +got):\n%s", diff)
 		}
@@ -176,7 +180,8 @@ func TestImportWaitsWhilePapermapIsPaused(t *testing.T) {
 		if err := <-ended; err != nil || len(got) != 5 {
 			t.Errorf("results %q, %v", got, err)
 		}
-		for _, want := range []string{"Papermap is paused; the import waits", "quota", "the import continues"} {
+		for _, want := range []string{"Papermap is paused; the import waits", "quota",
+			"the import continues"} {
 			if !strings.Contains(i.log.String(), want) {
 				t.Errorf("%q is not in the log: %s", want, i.log.String())
 			}
@@ -224,7 +229,8 @@ func TestImportRepeatsNothing(t *testing.T) {
 		for n := range 60 {
 			tenant := fmt.Sprintf("t%02d", n)
 			if creates := w.Creates(tenant); creates != 1-n%2 || w.Mapping(tenant).Generation != 1 {
-				t.Errorf("tenant %s has %d create calls in generation %d", tenant, creates, w.Mapping(tenant).Generation)
+				t.Errorf("tenant %s has %d create calls in generation %d", tenant, creates,
+					w.Mapping(tenant).Generation)
 			}
 		}
 	})
@@ -261,7 +267,8 @@ func TestImportOutlivesAnOutageOfNATS(t *testing.T) {
 		var got []string
 		go func() {
 			var err error
-			got, err = (&importer{w: w, inFlight: 2}).rows(t.Context(), "a,A,", "b,B,", "c,C,", "d,D,", "e,,d-e")
+			got, err = (&importer{w: w, inFlight: 2}).rows(t.Context(),
+				"a,A,", "b,B,", "c,C,", "d,D,", "e,,d-e")
 			ended <- err
 		}()
 		time.Sleep(1500 * time.Millisecond)

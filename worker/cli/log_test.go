@@ -98,7 +98,8 @@ func TestLogThatFailsSaysLaterHowManyLinesWereLost(t *testing.T) {
 				t.Errorf("%v: %s", failure, text)
 			}
 			for line := range strings.Lines(text) {
-				if strings.Count(line, `{"time"`) > 1 || strings.Contains(line, `"last"`) && !strings.HasPrefix(line, `{"time"`) {
+				if strings.Count(line, `{"time"`) > 1 ||
+					strings.Contains(line, `"last"`) && !strings.HasPrefix(line, `{"time"`) {
 					t.Errorf("a torn line runs into the next: %s", line)
 				}
 			}

@@ -31,7 +31,7 @@ type publishCmd struct {
 type publishFlags struct {
 	WorkspaceID  string `help:"Workspace. Default: the worker's default one; for usage-sync all."`
 	EventID      string `help:"Event id. Default: a new one."`
-	Wait         bool   `help:"Wait for the outcome, as the database has it; 1 if it failed."`
+	Wait         bool   `help:"Wait for the outcome, and exit with 1 if it failed."`
 	httpSettings `group:"REST and console"`
 	natsSettings `group:"NATS"`
 }
@@ -209,7 +209,8 @@ func progress(r repo.Run) string {
 	}
 	share := min(1, float64(r.NextPage-1)/float64(r.Pages))
 	done := fmt.Sprintf("%s %3.0f %%", bar(share), 100*share)
-	return strings.TrimSpace(fmt.Sprintf("%s  %s  %s  %s", r.WorkspaceID, done, count(r.Read, "row"), r.Error))
+	return strings.TrimSpace(fmt.Sprintf("%s  %s  %s  %s",
+		r.WorkspaceID, done, count(r.Read, "row"), r.Error))
 }
 
 // clearLine moves to the start of a terminal's line and clears it.

@@ -37,7 +37,8 @@ func (c *replayCmd) Run(a *app, db *repo.DB, bus *events.Bus) error {
 			count(unknown, "dashboard"), count(state.events, "event"))
 		return nil
 	}
-	question := fmt.Sprintf("Record %s and publish %s again?", count(unknown, "dashboard"), count(state.events, "event"))
+	question := fmt.Sprintf("Record %s and publish %s again?", count(unknown, "dashboard"),
+		count(state.events, "event"))
 	if err := c.confirm(a, question); err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ type simulateCmd struct {
 	WorkspaceID string   `default:"ws-local" help:"Workspace to accept."`
 	KeyID       string   `name:"api-key-id" default:"ak_local" help:"API key id to accept."`
 	SecretKey   string   `env:"SIMULATOR_SECRET_KEY" default:"sk_local_0123456789" help:"Its secret."`
-	Nested      bool     `help:"Answer with the dashboard id at data.data.dashboard_id, as the guide has it."`
+	Nested      bool     `help:"Answer with the dashboard id at data.data.dashboard_id, as in the guide."`
 }
 
 func (c *simulateCmd) Run(a *app) error {

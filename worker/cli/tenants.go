@@ -191,7 +191,8 @@ func (c *tenantsResolveCmd) resolve(a *app, db *repo.DB) (m repo.Mapping, result
 		return m, "", err
 	}
 	if c.Recreate {
-		if err = c.confirm(a, fmt.Sprintf("Create another dashboard for tenant %s?", c.TenantID)); err == nil {
+		question := fmt.Sprintf("Create another dashboard for tenant %s?", c.TenantID)
+		if err = c.confirm(a, question); err == nil {
 			m, err = worker.Recreate(a.ctx, db, c.TenantID)
 		}
 		return m, "; the running worker creates another dashboard", err

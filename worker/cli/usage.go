@@ -70,7 +70,8 @@ func (c *usageShowCmd) Run(a *app, db *repo.DB) error {
 	sumOf, rest := "in all", ""
 	if total > len(list) {
 		sumOf = fmt.Sprintf("in these %d", len(list))
-		rest = fmt.Sprintf("\n%d of %s: use --limit, or usage export for all\n", len(list), count(total, "row"))
+		rest = fmt.Sprintf("\n%d of %s: use --limit, or usage export for all\n", len(list),
+			count(total, "row"))
 	}
 	err = writeUsage(a.stdout, c.Format, sumOf, func(do func(repo.Usage) error) (err error) {
 		for i := 0; i < len(list) && err == nil; i++ {
@@ -261,6 +262,7 @@ func runLine(r repo.Run) string {
 		of = "tenant " + r.TenantID + " of " + of
 	}
 	text := fmt.Sprintf("%s, %s to %s: %s, %s, %d written, %d rejected, %d went down %s",
-		of, r.FromPeriod, r.ToPeriod, r.Status, count(r.Read, "row"), r.Written, r.Rejected, r.Changed, r.Error)
+		of, r.FromPeriod, r.ToPeriod, r.Status, count(r.Read, "row"), r.Written, r.Rejected,
+		r.Changed, r.Error)
 	return printable(strings.TrimSpace(text))
 }

@@ -82,7 +82,8 @@ func (c *budgetUnsetCmd) Run(a *app, db *repo.DB) error {
 			printable(string(c.TenantID)))
 	}
 	if err == nil {
-		_, err = fmt.Fprintf(a.stdout, "%s has no budget of its own any more\n", printable(string(c.TenantID)))
+		_, err = fmt.Fprintf(a.stdout, "%s no longer has a budget of its own\n",
+			printable(string(c.TenantID)))
 	}
 	return err
 }

@@ -166,7 +166,7 @@ func (w *waiting) waitsFor(m repo.Mapping) string {
 		return "waiting: " + printable(reason)
 	}
 	if m.FailedError != "" && m.CreatedEvent >= w.since {
-		return "waiting: the last try failed, and the worker tries again: " + printable(m.FailedError)
+		return "waiting: the last try failed; the worker will retry: " + printable(m.FailedError)
 	}
 	return waitsForWorker
 }

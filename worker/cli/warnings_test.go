@@ -12,7 +12,8 @@ func TestUnsafeSettingsAreWarnedOf(t *testing.T) {
 	must(t, os.WriteFile(open, nil, 0o600))
 	must(t, os.Chmod(open, 0o644))
 	must(t, os.WriteFile(own, nil, 0o600))
-	const man, clear, reach, mode = "man in the middle", "in the clear", "reachable from other hosts", "chmod 600"
+	const man, clear, reach, mode = "man in the middle", "in the clear",
+		"reachable from other hosts", "chmod 600"
 	for setting, warnings := range map[string]map[string]string{
 		"DATABASE_URL": {
 			"postgres://u:CANARY@db/x": man, "postgres://u:CANARY@db/x?sslmode=require": man,
@@ -25,8 +26,8 @@ func TestUnsafeSettingsAreWarnedOf(t *testing.T) {
 		},
 		"NATS_URL": {
 			"nats://u:CANARY@h:4222": clear, "nats://CANARY@h": clear, "nats://h": "", "tls://u:CANARY@h": "",
-			"nats://u:CANARY@localhost": "", "tls://u:CANARY@h,nats://u:CANARY@g": clear, "ws://u:CANARY@h": clear,
-			"wss://u:CANARY@h": "",
+			"nats://u:CANARY@localhost": "", "tls://u:CANARY@h,nats://u:CANARY@g": clear,
+			"ws://u:CANARY@h": clear, "wss://u:CANARY@h": "",
 		},
 		"HTTP_ADDR": {":8080": reach, "0.0.0.0:8080": reach, "10.0.0.1:80": reach, "[::]:80": reach,
 			"127.0.0.1:80": "", "localhost:80": "", "[::1]:80": "", "off": ""},
@@ -38,7 +39,8 @@ func TestUnsafeSettingsAreWarnedOf(t *testing.T) {
 				t.Fatal(p)
 			}
 			text := strings.Join(unsafe(cfg), "\n")
-			if (text != "") != (want != "") || !strings.Contains(text, want) || strings.Contains(text, "CANARY") {
+			if (text != "") != (want != "") || !strings.Contains(text, want) ||
+				strings.Contains(text, "CANARY") {
 				t.Errorf("%s=%s: %q, want %q", setting, value, text, want)
 			}
 		}

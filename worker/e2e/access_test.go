@@ -25,8 +25,9 @@ import (
 // redirect and trusts any certificate.
 func httpStatus(address, token string) (int, error) {
 	client := http.Client{
-		Timeout:       patience,
-		Transport:     &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true},
+		Timeout: patience,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+			DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	request, err := http.NewRequest(http.MethodGet, address, nil)
@@ -132,7 +133,8 @@ func TestLogThatCannotBeWrittenEndsNothing(t *testing.T) {
 				s.status(t, fmt.Sprint("org-", i), "active")
 			}
 			for range 20 {
-				if status, err := httpStatus("http://"+address+"/api/v1/none", ""); err != nil || status != 404 {
+				if status, err := httpStatus("http://"+address+"/api/v1/none", ""); err != nil ||
+					status != 404 {
 					t.Errorf("%d, %v", status, err)
 				}
 			}

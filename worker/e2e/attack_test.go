@@ -100,8 +100,9 @@ func (v *victim) suffers(t *testing.T, attack func(t *testing.T)) {
 	close(over)
 	asking.Wait()
 	growth := v.memory(t, "VmHWM") - before
-	t.Logf("memory %d MiB, at most %+d MiB; of %d tokens asked for %d failed, of as many looks at /readyz %d; "+
-		"the slowest token took %v", before, growth, asked, failed, notReady, slowest.Round(time.Millisecond))
+	t.Logf("memory %d MiB, at most %+d MiB; of %d tokens asked for %d failed, of as many looks at /readyz "+
+		"%d; the slowest token took %v", before, growth, asked, failed, notReady,
+		slowest.Round(time.Millisecond))
 	if growth > maxGrowth {
 		t.Errorf("the attack took %d MiB of memory, more than %d", growth, maxGrowth)
 	}

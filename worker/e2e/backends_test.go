@@ -150,8 +150,8 @@ func (v *visitor) wants(cookie string, status int, body string) {
 	var answer *http.Response
 	var text string
 	eventually(v.t, func() error {
-		req, err := http.NewRequestWithContext(v.t.Context(), "POST", v.base+"/dashboard-token?tenant_id=org-1",
-			strings.NewReader(`{"tenant_id":"org-1"}`))
+		req, err := http.NewRequestWithContext(v.t.Context(), "POST",
+			v.base+"/dashboard-token?tenant_id=org-1", strings.NewReader(`{"tenant_id":"org-1"}`))
 		must(v.t, err)
 		if cookie != "" {
 			req.Header.Set("Cookie", cookie)

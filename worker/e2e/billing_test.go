@@ -70,7 +70,8 @@ func (s *system) use(t *testing.T, credits map[string]string) (month string) {
 	month = time.Now().UTC().Format("2006-01")
 	var u simulator.Usage
 	for tenant, amount := range credits {
-		u.Rows = append(u.Rows, simulator.UsageRow{TenantID: tenant, Period: month, Credits: amount, Requests: 1})
+		u.Rows = append(u.Rows,
+			simulator.UsageRow{TenantID: tenant, Period: month, Credits: amount, Requests: 1})
 	}
 	s.sim.SetUsage(testWorkspace.ID, u)
 	run(t, s.env, "publish", "usage-sync", "--from-period", month, "--to-period", month, "--wait")
@@ -163,11 +164,13 @@ func TestAccountantsGetAMonthAsCSV(t *testing.T) {
 	}
 	body := accounting.bodies["usage-"+month]
 	if !strings.HasPrefix(body, "tenant_id,workspace_id,period,credits,requests,synced_at,") ||
-		!strings.Contains(body, "\norg-1,"+testWorkspace.ID+","+month+",12.5,1,") || len(accounting.wrong) > 0 {
+		!strings.Contains(body, "\norg-1,"+testWorkspace.ID+","+month+",12.5,1,") ||
+		len(accounting.wrong) > 0 {
 		t.Errorf("%q %v", body, accounting.wrong)
 	}
 	c = exec.Command("docs/examples/shell/monthly-csv.sh", month) // without a database nothing is sent
-	c.Env = append(os.Environ(), "DATABASE_URL=sqlite:"+t.TempDir()+"/none.db", "ACCOUNTING_URL="+accounting.URL)
+	c.Env = append(os.Environ(), "DATABASE_URL=sqlite:"+t.TempDir()+"/none.db",
+		"ACCOUNTING_URL="+accounting.URL)
 	if out, err := c.CombinedOutput(); err == nil || accounting.requests != 2 {
 		t.Errorf("%v, %d requests: %s", err, accounting.requests, out)
 	}

@@ -20,8 +20,8 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 	tab := browser.Open(t)
 	axe, err := os.ReadFile("worker/ops/console/testdata/axe.min.js")
 	must(t, err)
-	p := start(t, nil, "dev", "--dir", t.TempDir(), "--nats-port", "0", "--simulator-port", "0", "--http-addr",
-		"127.0.0.1:0")
+	p := start(t, nil, "dev", "--dir", t.TempDir(), "--nats-port", "0", "--simulator-port", "0",
+		"--http-addr", "127.0.0.1:0")
 	t.Cleanup(func() { p.stop(t) })
 	address := p.address(t)
 	ready(t, address)
@@ -36,9 +36,9 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 		t.Helper()
 		eventually(t, func() error {
 			var page string
-			tab.Do(chromedp.Evaluate(`"" + document.body?.innerText + document.querySelector("papermap-dashboard")
-				?.shadowRoot?.querySelector("[part=error]").innerText`,
-				&page))
+			tab.Do(chromedp.Evaluate(`"" + document.body?.innerText +
+				document.querySelector("papermap-dashboard")
+					?.shadowRoot?.querySelector("[part=error]").innerText`, &page))
 			if !strings.Contains(page, text) {
 				return fmt.Errorf("the page does not say %q:\n%s", text, page)
 			}
@@ -49,7 +49,9 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 	tab.Screen(1000, 800, "light")
 	tab.Do(chromedp.Navigate(base + "/example"))
 	says("Nobody is logged in")
-	for _, customer := range []struct{ id, name string }{{"example-acme", "Acme"}, {"example-globex", "Globex"}} {
+	for _, customer := range []struct{ id, name string }{
+		{"example-acme", "Acme"}, {"example-globex", "Globex"},
+	} {
 		tab.Do(chromedp.Click(`button[value="`+customer.id+`"]`, chromedp.ByQuery))
 		says("Tenant " + customer.id)
 		eventually(t, func() error {
@@ -75,7 +77,8 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 		if frame() == "" {
 			return nil
 		}
-		tab.Do(chromedp.Evaluate(`document.querySelector("#refresh")?.click()`, nil)) // it may be replaced meanwhile
+		// The button may be replaced meanwhile.
+		tab.Do(chromedp.Evaluate(`document.querySelector("#refresh")?.click()`, nil))
 		return errors.New("the suspended tenant sees its dashboard")
 	})
 	says("You do not have access to this dashboard.")
@@ -91,7 +94,8 @@ func TestDevExampleShowsEachTenantItsDashboard(t *testing.T) {
 			address, err := url.Parse(frame())
 			must(t, err)
 			token, err := papermap.ParseToken(address.Query().Get("embedded-token"))
-			if left := time.Until(time.Unix(token.ValidUntil, 0)); err == nil && (left > most || left < least) {
+			if left := time.Until(time.Unix(token.ValidUntil, 0)); err == nil &&
+				(left > most || left < least) {
 				err = fmt.Errorf("the token lives for %v", left)
 			}
 			return err

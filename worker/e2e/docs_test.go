@@ -49,7 +49,8 @@ func TestDocumentsAreInTheIndex(t *testing.T) {
 	index := readFile(t, "docs/README.md")
 	for path := range pages(t) {
 		name, ok := strings.CutPrefix(path, "docs/")
-		if ok && !strings.Contains(name, "/") && name != "README.md" && !strings.Contains(index, "]("+name+")") {
+		if ok && !strings.Contains(name, "/") && name != "README.md" &&
+			!strings.Contains(index, "]("+name+")") {
 			t.Errorf("docs/README.md does not list %s", name)
 		}
 	}
@@ -132,7 +133,8 @@ func TestLinesOfDocumentsAreShort(t *testing.T) {
 // commands are the commands in a document's blocks "sh run", in order.
 func commands(document string) string {
 	var list []string
-	for _, m := range regexp.MustCompile("(?ms)^ *```sh run\n(.*?)^ *```$").FindAllStringSubmatch(document, -1) {
+	block := regexp.MustCompile("(?ms)^ *```sh run\n(.*?)^ *```$")
+	for _, m := range block.FindAllStringSubmatch(document, -1) {
 		list = append(list, m[1])
 	}
 	return strings.Join(list, "")
@@ -347,7 +349,8 @@ func TestSecurityPromisesHaveTests(t *testing.T) {
 		}
 		return nil
 	}))
-	promises := regexp.MustCompile(`(?ms)^## What it promises$(.*?)^## `).FindString(readFile(t, "SECURITY.md"))
+	promises := regexp.MustCompile(`(?ms)^## What it promises$(.*?)^## `).
+		FindString(readFile(t, "SECURITY.md"))
 	rows := regexp.MustCompile(`(?m)^\| (\S.*) \| (.*) \|$`).FindAllStringSubmatch(promises, -1)
 	if len(rows) < 10 {
 		t.Fatalf("only %d promises were read", len(rows))

@@ -65,12 +65,14 @@ var brokenSystems = []struct {
 	says   []string
 }{
 	{"wrong secret", with("PAPERMAP_SECRET_KEY=sk_wrong"), 1, []string{
-		"ERROR +Papermap, workspace ws-test, key ak_test +Papermap refuses the credentials: papermap \\(credentials\\)",
+		"ERROR +Papermap, workspace ws-test, key ak_test +Papermap refuses the credentials: " +
+			"papermap \\(credentials\\)",
 		"→ check PAPERMAP_API_KEY_ID, PAPERMAP_SECRET_KEY and PAPERMAP_WORKSPACE_ID"}},
 	{"embed pair that was revoked",
 		with("PAPERMAP_EMBED_API_KEY_ID=ak_embed", "PAPERMAP_EMBED_SECRET_KEY=sk_wrong"), 1, []string{
 			"ok +Papermap, workspace ws-test, key ak_test ",
-			"ERROR +Papermap, workspace ws-test, key ak_embed +Papermap refuses the credentials: papermap \\(credentials\\)"}},
+			"ERROR +Papermap, workspace ws-test, key ak_embed +Papermap refuses the credentials: " +
+				"papermap \\(credentials\\)"}},
 	{"API elsewhere", func(_ *testing.T, s *system) []string {
 		return []string{"PAPERMAP_API_URL=" + s.api.URL + "/nowhere"}
 	}, 1, []string{
@@ -103,7 +105,8 @@ var brokenSystems = []struct {
 	{"NATS refuses the password", func(t *testing.T, _ *system) []string {
 		s := startNATS(t, "server.conf")
 		return []string{"NATS_URL=" + s.ClientURL(), "NATS_USER=worker", "NATS_PASSWORD=" + passwordCanary}
-	}, 1, []string{"ERROR +NATS +no connection to NATS .*Authorization Violation", "→ .*are the credentials"}},
+	}, 1, []string{
+		"ERROR +NATS +no connection to NATS .*Authorization Violation", "→ .*are the credentials"}},
 	{"NATS too old", func(t *testing.T, s *system) []string {
 		// there is no older server beside the one that is built in
 		to := strings.TrimPrefix(s.nats.URL(), "nats://")

@@ -61,10 +61,11 @@ func TestDevNamesPortsThatAreTaken(t *testing.T) {
 // After the log of hundreds of tenants the guide is on the screen again, with a command that works.
 func TestDevShowsItsGuideBelowTheLogOfItsTenants(t *testing.T) {
 	t.Parallel()
-	p := start(t, nil, "dev", "--dir", t.TempDir(), "--nats-port", "0", "--simulator-port", "0", "--http-addr",
-		"127.0.0.1:0", "--tenants", "30")
+	p := start(t, nil, "dev", "--dir", t.TempDir(), "--nats-port", "0", "--simulator-port", "0",
+		"--http-addr", "127.0.0.1:0", "--tenants", "30")
 	p.says(t, `"added sample tenants"`)
-	guide := regexp.MustCompile(`(?s)added sample tenants.*console +http://127\.0\.0\.1:.*papermap-worker tenants list`)
+	guide := regexp.MustCompile(`(?s)added sample tenants.*console +http://127\.0\.0\.1:.*` +
+		`papermap-worker tenants list`)
 	eventually(t, func() error {
 		if !guide.MatchString(p.text()) {
 			return errors.New("there is no guide below the log")

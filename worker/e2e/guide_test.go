@@ -110,18 +110,22 @@ func (c *guideClient) follow(admin, tenant string) {
 	}
 	is := func(row guideRow, id string, description *string) {
 		c.t.Helper()
-		if row.TenantID != id || row.WorkspaceID != workspace || row.DashboardID == "" || row.CreatedBy == nil ||
+		if row.TenantID != id || row.WorkspaceID != workspace || row.DashboardID == "" ||
+			row.CreatedBy == nil ||
 			*row.CreatedBy != "papermap-worker jwt" || row.CreatedAt.IsZero() || row.UpdatedAt.IsZero() ||
-			(row.Description == nil) != (description == nil) || description != nil && *row.Description != *description {
+			(row.Description == nil) != (description == nil) ||
+			description != nil && *row.Description != *description {
 			c.t.Errorf("the row of %s is %+v", id, row)
 		}
 	}
 	refused(c.call(401, "GET", api+"go-1", "", nil), "Missing authorization")
 	refused(c.call(401, "GET", api+"go-1", "x", nil), "Invalid token")
-	is(c.call(201, "POST", api, admin, guideDashboard{"go-1", &workspace, "Sales Dashboard", nil}), "go-1", nil)
+	is(c.call(201, "POST", api, admin, guideDashboard{"go-1", &workspace, "Sales Dashboard", nil}),
+		"go-1", nil)
 	own := guideDashboard{"go-2", nil, "Sales Dashboard", &description}
 	is(c.call(201, "POST", api, tenant, own), "go-2", &description)
-	refused(c.call(403, "POST", api, tenant, guideDashboard{"go-1", nil, "Sales Dashboard", nil}), "Access denied")
+	refused(c.call(403, "POST", api, tenant, guideDashboard{"go-1", nil, "Sales Dashboard", nil}),
+		"Access denied")
 	row := c.call(200, "GET", api+"go-2/", tenant, nil)
 	is(row, "go-2", &description)
 	refused(c.call(403, "GET", api+"go-1/", tenant, nil), "Access denied")
@@ -138,8 +142,8 @@ func (c *guideClient) follow(admin, tenant string) {
 		}
 	}
 	// The caller may not choose the dashboard: the guide's simple embedding is not served.
-	c.call(404, "GET", fmt.Sprintf("/api/embed-token?workspaceId=%s&dashboardId=%s", workspace, row.DashboardID),
-		admin, nil)
+	c.call(404, "GET", fmt.Sprintf("/api/embed-token?workspaceId=%s&dashboardId=%s",
+		workspace, row.DashboardID), admin, nil)
 	c.preflight(api + "go-2/embed-token")
 }
 

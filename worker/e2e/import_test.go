@@ -65,7 +65,8 @@ func TestKilledImportIsFinishedByTheNext(t *testing.T) {
 	worker := startReady(t, s.env)
 	cases, seed := importCases(*importRows)
 	dir := t.TempDir()
-	file, before, report := filepath.Join(dir, "tenants.csv"), filepath.Join(dir, "seed.csv"), filepath.Join(dir, "report.csv")
+	file, before, report := filepath.Join(dir, "tenants.csv"), filepath.Join(dir, "seed.csv"),
+		filepath.Join(dir, "report.csv")
 	text := bytes.NewBufferString("tenant_id,name,dashboard_id\n")
 	for _, c := range cases {
 		fmt.Fprintln(text, c.row)
@@ -122,7 +123,8 @@ func TestKilledImportIsFinishedByTheNext(t *testing.T) {
 	}
 	stored := lastCreated(t, js)
 	for line, r := range s.importResults(t, file) {
-		if want := cases[line-2].want; r.Result != want && (r.Result != "unchanged" || needsCorrection(want)) {
+		if want := cases[line-2].want; r.Result != want &&
+			(r.Result != "unchanged" || needsCorrection(want)) {
 			t.Errorf("the third import: %+v, want %s", r, want)
 		}
 	}

@@ -39,7 +39,8 @@ func TestSignUpsDuringAnImportAreNotKeptWaiting(t *testing.T) {
 			<-every.C
 		}
 		slices.Sort(took)
-		t.Logf("%s: %d sign-ups, median %v, longest %v", prefix, len(took), took[len(took)/2], took[len(took)-1])
+		t.Logf("%s: %d sign-ups, median %v, longest %v", prefix, len(took), took[len(took)/2],
+			took[len(took)-1])
 		return took[len(took)-1]
 	}
 	idle := signUps("idle", func() bool { return true })

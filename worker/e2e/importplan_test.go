@@ -37,7 +37,8 @@ func TestImportPlansInBoundedMemory(t *testing.T) {
 				t.Fatalf("exit code %d: %s", code, tail(p.text(), 500))
 			}
 			took := time.Since(begun)
-			if !strings.Contains(p.text(), fmt.Sprintf("created 0, adopted 0, unchanged %d,", *importPlanRows)) {
+			if !strings.Contains(p.text(),
+				fmt.Sprintf("created 0, adopted 0, unchanged %d,", *importPlanRows)) {
 				t.Errorf("plan: %s", tail(p.text(), 300))
 			}
 			if peak > 100 && !raceDetector {
@@ -55,9 +56,10 @@ func fillTenants(t *testing.T, db *sqlx.DB, n int) {
 	t.Helper()
 	numbers := "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
 	for _, query := range []string{
-		numbers + ` INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, title, status, stage,
-			created_at, updated_at, created_event) SELECT 'org-' || i, 'ws', 'dash-' || i, 'Dashboard - ' || i,
-			'active', 'active', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, 1 FROM n`,
+		numbers + ` INSERT INTO tenant_dashboards (tenant_id, workspace_id, dashboard_id, title, status,
+			stage, created_at, updated_at, created_event)
+			SELECT 'org-' || i, 'ws', 'dash-' || i, 'Dashboard - ' || i, 'active', 'active',
+				CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, 1 FROM n`,
 		numbers + ` INSERT INTO dashboard_owners (workspace_id, dashboard_id, tenant_id)
 			SELECT 'ws', 'dash-' || i, 'org-' || i FROM n`,
 	} {
@@ -98,7 +100,8 @@ func bareSelect(t *testing.T, db *sqlx.DB, n int) time.Duration {
 	if db.DriverName() == "pgx" {
 		in = " IN (SELECT jsonb_array_elements_text(?::jsonb))"
 	}
-	query := db.Rebind("SELECT tenant_id, workspace_id, dashboard_id, stage FROM tenant_dashboards WHERE tenant_id" + in)
+	query := db.Rebind("SELECT tenant_id, workspace_id, dashboard_id, stage " +
+		"FROM tenant_dashboards WHERE tenant_id" + in)
 	begun := time.Now()
 	for i := 0; i < n; i += 1000 {
 		keys := bytes.NewBufferString("[")

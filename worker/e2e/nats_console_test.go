@@ -76,7 +76,8 @@ func TestNATSPermissionsCoverRESTAndConsole(t *testing.T) {
 				"/tenant?id=org-123": "tenant.suspended",
 			} {
 				status, body := v.do("GET", path, nil)
-				if status != 200 || !strings.Contains(body, want) || strings.Contains(body, "may not read it") {
+				if status != 200 || !strings.Contains(body, want) ||
+					strings.Contains(body, "may not read it") {
 					t.Errorf("%s: %d, without %q or with a part left out:\n%s", path, status, want, body)
 				}
 			}
@@ -85,7 +86,8 @@ func TestNATSPermissionsCoverRESTAndConsole(t *testing.T) {
 				eventually(t, func() error { // a replay ends as another dead letter
 					_, list := v.do("GET", "/dead", nil)
 					_, rest, found := strings.Cut(list, `href="/dead/`)
-					if number, _, _ = strings.Cut(rest, `"`); !found || number == "1" && action == "/dead/discard" {
+					number, _, _ = strings.Cut(rest, `"`)
+					if !found || number == "1" && action == "/dead/discard" {
 						return io.ErrNoProgress
 					}
 					return nil
@@ -101,8 +103,8 @@ func TestNATSPermissionsCoverRESTAndConsole(t *testing.T) {
 			}
 			headless := start(t, append(env, j.env("worker-headless")...), "doctor")
 			headless.wait(t)
-			for _, subject := range []string{"papermap.events.tenant.suspended", "$JS.API.CONSUMER.CREATE.PAPERMAP_DEAD.",
-				"$JS.API.STREAM.MSG.DELETE.PAPERMAP_DEAD"} {
+			for _, subject := range []string{"papermap.events.tenant.suspended",
+				"$JS.API.CONSUMER.CREATE.PAPERMAP_DEAD.", "$JS.API.STREAM.MSG.DELETE.PAPERMAP_DEAD"} {
 				if !strings.Contains(headless.text(), "may not publish "+subject) {
 					t.Errorf("doctor does not miss the right to publish %s:\n%s", subject, headless.text())
 				}

@@ -117,7 +117,8 @@ func natsAllowed(t *testing.T, nc *nats.Conn, verb, subject string) bool {
 // natsActions are what roles do and must not do, and who may in server.conf. accounts is who may in
 // accounts.conf, where that differs.
 var natsActions = []struct{ does, verb, subject, roles, accounts string }{
-	{"publish an event in", "publish", "papermap.events.tenant.created", "worker worker-headless publisher operator", ""},
+	{"publish an event in", "publish", "papermap.events.tenant.created",
+		"worker worker-headless publisher operator", ""},
 	{"", "publish", "papermap.events.tenant.suspended", "worker publisher operator", ""},
 	{"", "publish", "papermap.events.tenant.resumed", "worker publisher operator", ""},
 	{"", "publish", "papermap.events.tenant.deleted", "worker publisher operator", ""},
@@ -166,7 +167,8 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"", "publish", "$JS.API.STREAM.INFO.PAPERMAP_DEAD", "worker worker-headless operator", ""},
 	{"", "publish", "$JS.API.STREAM.INFO.OTHER", "", ""},
 	{"list streams", "publish", "$JS.API.STREAM.LIST", "operator", ""},
-	{"look at consumers", "publish", "$JS.API.CONSUMER.INFO.PAPERMAP.papermap-worker", "worker worker-headless operator", ""},
+	{"look at consumers", "publish", "$JS.API.CONSUMER.INFO.PAPERMAP.papermap-worker",
+		"worker worker-headless operator", ""},
 	{"make the worker's streams", "publish", "$JS.API.STREAM.CREATE.PAPERMAP", "worker worker-headless", ""},
 	{"make another stream", "publish", "$JS.API.STREAM.CREATE.OTHER", "", ""},
 	{"change the worker's stream", "publish", "$JS.API.STREAM.UPDATE.PAPERMAP", "worker worker-headless", ""},
@@ -177,8 +179,8 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"read one dead letter", "publish", "$JS.API.STREAM.MSG.GET.PAPERMAP_DEAD", "worker operator", ""},
 	{"delete one event in", "publish", "$JS.API.STREAM.MSG.DELETE.PAPERMAP", "", ""},
 	{"delete one dead letter", "publish", "$JS.API.STREAM.MSG.DELETE.PAPERMAP_DEAD", "worker operator", ""},
-	{"make the worker's consumers", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "worker worker-headless",
-		""},
+	{"make the worker's consumers", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker",
+		"worker worker-headless", ""},
 	{"", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker-access", "worker worker-headless", ""},
 	{"make the observer's consumer", "publish",
 		"$JS.API.CONSUMER.CREATE.PAPERMAP.dashboard-observer.papermap.events.dashboard.*", "operator", ""},
@@ -186,10 +188,12 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 	{"remove it", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.dashboard-observer", "worker operator", ""},
 	{"make another consumer", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP.other", "worker", ""},
 	{"", "publish", "$JS.API.CONSUMER.DURABLE.CREATE.PAPERMAP.other", "", ""},
-	{"delete the worker's consumer", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker", "worker", ""},
-	{"take the worker's events", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP.papermap-worker", "worker worker-headless",
-		""},
-	{"acknowledge them", "publish", "$JS.ACK.PAPERMAP.papermap-worker.1.1.1.1.1", "worker worker-headless", ""},
+	{"delete the worker's consumer", "publish", "$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker",
+		"worker", ""},
+	{"take the worker's events", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP.papermap-worker",
+		"worker worker-headless", ""},
+	{"acknowledge them", "publish", "$JS.ACK.PAPERMAP.papermap-worker.1.1.1.1.1",
+		"worker worker-headless", ""},
 	{"", "publish", "$JS.ACK.hub.hash.PAPERMAP.papermap-worker.1.1.1.1.1.x", "worker worker-headless", ""},
 	{"list dead letters", "publish", "$JS.API.CONSUMER.CREATE.PAPERMAP_DEAD.x", "worker operator", ""},
 	{"", "publish", "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP_DEAD.x", "worker operator", ""},
@@ -204,7 +208,8 @@ var natsActions = []struct{ does, verb, subject, roles, accounts string }{
 func TestNATSPermissionsMatchDocumentation(t *testing.T) {
 	t.Parallel()
 	readme := readFile(t, "docs/nats/README.md")
-	roles := []string{"worker", "worker-headless", "publisher", "backend", "tenant-org-123", "operator", "observer"}
+	roles := []string{"worker", "worker-headless", "publisher", "backend", "tenant-org-123",
+		"operator", "observer"}
 	for _, file := range []string{"server.conf", "accounts.conf"} {
 		t.Run(file, func(t *testing.T) {
 			s := startNATS(t, file)

@@ -30,8 +30,8 @@ var craftedReplies = []string{
 
 // workersOwn are those where the worker itself may publish.
 var workersOwn = []string{
-	"$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "$JS.API.STREAM.CREATE.PAPERMAP", "$JS.API.STREAM.UPDATE.PAPERMAP",
-	"$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker",
+	"$JS.API.CONSUMER.CREATE.PAPERMAP.papermap-worker", "$JS.API.STREAM.CREATE.PAPERMAP",
+	"$JS.API.STREAM.UPDATE.PAPERMAP", "$JS.API.CONSUMER.DELETE.PAPERMAP.papermap-worker",
 	"papermap.events.dashboard.created", "papermap.dead.tenant.created",
 	"papermap.events.tenant.created", "papermap.events.usage.sync",
 }

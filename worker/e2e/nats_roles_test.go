@@ -107,7 +107,8 @@ func (j *natsJob) imports(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tenants.csv")
 	must(t, os.WriteFile(file, []byte("tenant_id,name,dashboard_id\norg-i1,One,\norg-i2,,dash-i2\n"), 0o600))
 	text := run(t, append(j.env("operator"), "DATABASE_URL="+j.system.database), "import", file)
-	if !strings.Contains(text, "Done: 2 rows: created 1, adopted 1,") || strings.Contains(text, "ermissions") {
+	if !strings.Contains(text, "Done: 2 rows: created 1, adopted 1,") ||
+		strings.Contains(text, "ermissions") {
 		t.Errorf("the import printed %s", text)
 	}
 }

@@ -302,8 +302,9 @@ func TestKubernetesManifestFitsTheWorker(t *testing.T) {
 		"readiness": worker.Readiness.Get.Path == "/readyz",
 		"their port": worker.Startup.Get.Port == "metrics" && worker.Liveness.Get.Port == "metrics" &&
 			worker.Readiness.Get.Port == "metrics" && worker.Ports[1].Name == "metrics",
-		"the service's port": objects["Service"].Spec.Ports[0].TargetPort == "http" && worker.Ports[0].Name == "http",
-		"the grace":          pod.Spec.Grace > 25,
+		"the service's port": objects["Service"].Spec.Ports[0].TargetPort == "http" &&
+			worker.Ports[0].Name == "http",
+		"the grace": pod.Spec.Grace > 25,
 	} {
 		if !is {
 			t.Errorf("%s: not as the worker has it", name)

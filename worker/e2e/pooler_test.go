@@ -42,7 +42,8 @@ func TestPgBouncerInTransactionMode(t *testing.T) {
 	db := openSQL(t, s.database+"&default_query_exec_mode=exec")
 	eventually(t, func() error {
 		active := 0
-		err := db.GetContext(t.Context(), &active, "SELECT COUNT(*) FROM tenant_dashboards WHERE status = 'active'")
+		err := db.GetContext(t.Context(), &active,
+			"SELECT COUNT(*) FROM tenant_dashboards WHERE status = 'active'")
 		if err == nil && active != tenants {
 			err = fmt.Errorf("%d of %d tenants are active", active, tenants)
 		}
@@ -186,7 +187,8 @@ func TestDatabaseAddressIsExplainedWithoutItsSecret(t *testing.T) {
 			t.Errorf("exit code %d, want 2 and %q: %s", code, want, text)
 		}
 	}
-	p := start(t, []string{"DATABASE_URL=postgres://u:CANARY@192.0.2.1/db?connect_timeout=1"}, "tenants", "list")
+	p := start(t, []string{"DATABASE_URL=postgres://u:CANARY@192.0.2.1/db?connect_timeout=1"},
+		"tenants", "list")
 	if code := p.wait(t); code != 1 || strings.Contains(p.text(), "CANARY") {
 		t.Errorf("exit code %d: %s", code, p.text())
 	}

@@ -23,7 +23,8 @@ import (
 )
 
 // go test ./worker/e2e -run TestUpgrade -v -args -upgrade.from 224488c   # the last commit of 0.1
-var upgradeFrom = flag.String("upgrade.from", "", "commit or tag of the version to upgrade from; empty: no upgrade")
+var upgradeFrom = flag.String("upgrade.from", "",
+	"commit or tag of the version to upgrade from; empty: no upgrade")
 
 // previousVersion builds that version once, from the repository's history.
 var previousVersion = sync.OnceValues(func() (program string, err error) {

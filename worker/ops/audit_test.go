@@ -15,7 +15,7 @@ var auditedRoutes = map[string]struct {
 	body, action  string
 	byTransaction bool // else by an event
 }{
-	"POST /api/v1/dashboards":                         {`{"tenant_id":"org-1","name":"Acme"}`, "create", false},
+	"POST /api/v1/dashboards":                         {`{"tenant_id":"org-1","name":"A"}`, "create", false},
 	"DELETE /api/v1/dashboards/{tenant_id}":           {`{"reason":"left"}`, "delete", false},
 	"POST /api/v1/dashboards/{tenant_id}/suspend":     {`{"reason":"unpaid"}`, "suspend", false},
 	"POST /api/v1/dashboards/{tenant_id}/resume":      {`{"reason":"paid"}`, "resume", false},
@@ -99,7 +99,8 @@ func TestAuditLogHasNoRefusedRequests(t *testing.T) {
 		w.refused(w.ask("POST", api, root, `{"tenant_id":"org-1"}`), 400, "name")
 		w.refused(w.ask("POST", api, root, `{"tenant_id":"org-1","name":"x","workspace_id":"none"}`),
 			400, "workspace")
-		w.refused(w.ask("POST", api+"/org-1/suspend", hs256(t, jwt.MapClaims{"tenant_id": "org-1"}), ""), 403, "")
+		w.refused(w.ask("POST", api+"/org-1/suspend", hs256(t, jwt.MapClaims{"tenant_id": "org-1"}), ""),
+			403, "")
 		w.ask("DELETE", api+"/org-1", "", "")
 		if list := auditLog(w); len(list) > 0 {
 			t.Errorf("the audit log has %+v", list)

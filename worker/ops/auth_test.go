@@ -218,7 +218,8 @@ func TestCORSAllowsListedOriginsOnly(t *testing.T) {
 				(methods != "") != (want != "") || (headers != "") != (want != "") {
 				t.Errorf("preflight for origin %q: %d %v", from, a.status, a.header)
 			}
-			if want != "" && (methods != "GET, POST, PUT, DELETE" || headers != "Authorization, Content-Type") {
+			if want != "" &&
+				(methods != "GET, POST, PUT, DELETE" || headers != "Authorization, Content-Type") {
 				t.Errorf("preflight allows %q and %q", methods, headers)
 			}
 		}

@@ -14,11 +14,12 @@ func TestBudgetsAreSetShownAndRemoved(t *testing.T) {
 		w.refused(w.ask("GET", budgets+"org-1", root, ""), 404, "No budget")
 		w.refused(w.ask("DELETE", budgets+"org-1", root, ""), 404, "No budget")
 		for body, want := range map[string]string{
-			`{"credits":"1000.50","thresholds":[100,80,80]}`: `{"tenant_id":"org-1","credits":"1000.5","thresholds":[80,100]}`,
-			`{"credits":12.5}`:                   `{"tenant_id":"org-1","credits":"12.5","thresholds":[80,100]}`,
-			`{"credits":"0","thresholds":null}`:  `{"tenant_id":"org-1","credits":"0","thresholds":[80,100]}`,
-			`{"credits":"7","thresholds":[150]}`: `{"tenant_id":"org-1","credits":"7","thresholds":[150]}`,
+			`{"credits":"1000.50","thresholds":[100,80,80]}`: `"credits":"1000.5","thresholds":[80,100]}`,
+			`{"credits":12.5}`:                   `"credits":"12.5","thresholds":[80,100]}`,
+			`{"credits":"0","thresholds":null}`:  `"credits":"0","thresholds":[80,100]}`,
+			`{"credits":"7","thresholds":[150]}`: `"credits":"7","thresholds":[150]}`,
 		} {
+			want = `{"tenant_id":"org-1",` + want
 			for _, a := range []answer{
 				w.ok(w.ask("PUT", budgets+"org-1", root, body), 200),
 				w.ok(w.ask("GET", budgets+"org-1/", root, ""), 200),
@@ -63,7 +64,8 @@ func TestBudgetsThatAreWrongAreRefused(t *testing.T) {
 			w.refused(w.ask("PUT", "/api/v1/usage/budgets/org-1", admin(t), body), 400, detail)
 		}
 		for _, method := range []string{"GET", "PUT", "DELETE"} {
-			own := w.ask(method, "/api/v1/usage/budgets/org-1", hs256(t, jwt.MapClaims{"tenant_id": "org-1"}), `{"credits":"1"}`)
+			own := w.ask(method, "/api/v1/usage/budgets/org-1",
+				hs256(t, jwt.MapClaims{"tenant_id": "org-1"}), `{"credits":"1"}`)
 			w.refused(own, 403, "Access denied")
 		}
 	})

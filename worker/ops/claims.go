@@ -43,7 +43,7 @@ func (c claims) actor() string { return beginning(strings.TrimSpace(c.issuer+" "
 // creator is who a mapping says created it, when the request does not: the subject, as far as it fits.
 func (c claims) creator() string { return beginning(strings.ReplaceAll(c.subject, "\x00", ""), 255) }
 
-// beginning is the beginning of a text, at most so many characters.
+// beginning is the beginning of a text, at most limit characters.
 func beginning(text string, limit int) string {
 	for i := range text {
 		if limit == 0 {
@@ -101,7 +101,7 @@ func (b bearer) verifiedBy(keys []any) bool {
 }
 
 // readClaims reads and checks the claims of a JWT whose signature is verified. Claim names are exact,
-// and none is there twice. exp is required; an optional claim that is null counts as absent.
+// and none appears twice. exp is required; an optional claim that is null counts as absent.
 func readClaims(data []byte, j JWT, now time.Time) (c claims, err error) {
 	all, err := members(data)
 	if err != nil {

@@ -85,7 +85,8 @@ func TestScopesAreSeparatedBySpacesOnly(t *testing.T) {
 		`" papermap:admin  "`: true, `["a papermap:admin"]`: false,
 		`"a\u00a0papermap:admin"`: false, `"a\tpapermap:admin"`: false, `"a,papermap:admin"`: false,
 		`"a\npapermap:admin"`: false, `"a\u2003papermap:admin"`: false, `"papermap:admin\u0000"`: false,
-		`"Papermap:admin"`: false, `"papermap:*"`: false, `"papermap"`: false, `[]`: false, `""`: false, `null`: false,
+		`"Papermap:admin"`: false, `"papermap:*"`: false, `"papermap"`: false, `[]`: false, `""`: false,
+		`null`: false,
 	} {
 		for _, name := range []string{"scope", "SCOPE", "ſcope", "scopes", "Scope"} {
 			c, err := readClaims(fmt.Appendf(nil, `{"exp":2e9,%q:%s}`, name, scope), JWT{}, at)
@@ -135,7 +136,8 @@ func FuzzReadClaims(f *testing.F) {
 func TestTokensWithACriticalHeaderOrAnotherFormAreRefused(t *testing.T) {
 	virtual(t, secretOnly.JWT, func(t *testing.T, w *world) {
 		sign := func(header string) string {
-			claims := fmt.Sprintf(`{"exp":%d,"iss":"https://issuer","aud":"papermap","scope":"papermap:admin"}`,
+			claims := fmt.Sprintf(
+				`{"exp":%d,"iss":"https://issuer","aud":"papermap","scope":"papermap:admin"}`,
 				time.Now().Add(time.Hour).Unix())
 			b64 := base64.RawURLEncoding.EncodeToString
 			text := b64([]byte(header)) + "." + b64([]byte(claims))
@@ -148,7 +150,8 @@ func TestTokensWithACriticalHeaderOrAnotherFormAreRefused(t *testing.T) {
 		for _, bad := range []string{
 			sign(`{"alg":"HS256","crit":["exp"],"exp":1}`), sign(`{"alg":"HS256","crit":["x"],"x":1}`),
 			sign(`{"alg":"HS256","crit":[]}`), sign(`{"alg":"HS256","crit":null}`),
-			sign(`{"alg":"HS256","alg":"none"}`), sign(`{"alg":"hs256"}`), sign(`{"ALG":"HS256"}`), sign(`{}`),
+			sign(`{"alg":"HS256","alg":"none"}`), sign(`{"alg":"hs256"}`),
+			sign(`{"ALG":"HS256"}`), sign(`{}`),
 			sign(`{"alg":"HS256","kid":7}`), sign(`{"alg":["HS256"]}`), sign(`null`),
 			good + ".", good + "=", "." + good, strings.TrimSuffix(good, good[strings.LastIndex(good, "."):]),
 			good[:10] + "\n" + good[10:], good + ".x",
@@ -180,8 +183,8 @@ func TestKeysAreUsedForWhatTheyAreMeant(t *testing.T) {
 	for members, want := range map[string]bool{
 		``: true, `,"alg":"EdDSA","use":"sig","key_ops":["verify"],"x5t":"x","ext":true`: true,
 		`,"key_ops":["sign","verify"]`: true, `,"alg":"ES256"`: false, `,"alg":"RSA-OAEP"`: false,
-		`,"use":"enc"`: false, `,"key_ops":["sign"]`: false, `,"key_ops":[]`: false, `,"key_ops":"verify"`: false,
-		`,"kid":"other"`: false, `,"use":7`: false,
+		`,"use":"enc"`: false, `,"key_ops":["sign"]`: false, `,"key_ops":[]`: false,
+		`,"key_ops":"verify"`: false, `,"kid":"other"`: false, `,"use":7`: false,
 	} {
 		keys, skipped, err := parseKeySet([]byte(`{"keys":[` + s.key(t, members) + `]}`))
 		if err != nil || (len(keys) == 1) != want || len(keys)+len(skipped) != 1 {
@@ -192,9 +195,10 @@ func TestKeysAreUsedForWhatTheyAreMeant(t *testing.T) {
 
 // unknownKeys are keys of a set that cannot be used.
 const unknownKeys = `{"kty":"AKP","alg":"ML-DSA-44","kid":"a","pub":"AAAA"},
-	{"kty":"EC","crv":"secp256k1","kid":"b","x":"AAAA","y":"AAAA"},{"kty":"OKP","crv":"Ed448","kid":"c","x":"AAAA"},
-	{"kty":"OKP","crv":"X25519","kid":"d","x":"AAAA"},{"kty":"oct","kid":"e","k":"AAAA"},
-	{"kty":"RSA","kid":"f","n":"AAAA","e":"AQAB"},{"kty":"EC","crv":"P-256","kid":"g","x":"AAAA","y":"AAAA"},
+	{"kty":"EC","crv":"secp256k1","kid":"b","x":"AAAA","y":"AAAA"},
+	{"kty":"OKP","crv":"Ed448","kid":"c","x":"AAAA"},{"kty":"OKP","crv":"X25519","kid":"d","x":"AAAA"},
+	{"kty":"oct","kid":"e","k":"AAAA"},{"kty":"RSA","kid":"f","n":"AAAA","e":"AQAB"},
+	{"kty":"EC","crv":"P-256","kid":"g","x":"AAAA","y":"AAAA"},
 	{"kty":7,"kid":"h"},{"kid":"i"},{},"text",7,null,[],{"kty":"RSA","kid":"j","kid":"k"}`
 
 func TestKeysOfUnknownTypesAreSkipped(t *testing.T) {
@@ -230,7 +234,8 @@ func FuzzParseKeySet(f *testing.F) {
 			if k.id == "" || len(k.algs) == 0 || k.key == nil || err != nil {
 				t.Fatalf("%+v, %v", k, err)
 			}
-			_ = bearer{alg: k.algs[0], signed: "x", signature: bytes.Repeat([]byte{1}, 64)}.verifiedBy([]any{k.key})
+			_ = bearer{alg: k.algs[0], signed: "x",
+				signature: bytes.Repeat([]byte{1}, 64)}.verifiedBy([]any{k.key})
 		}
 	})
 }

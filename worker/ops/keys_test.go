@@ -214,7 +214,9 @@ func TestKeySetsAreBoundedAndFollowNoRedirect(t *testing.T) {
 	t.Parallel()
 	key := newSigner(t, "2026")
 	set := setOf(t, key)
-	plain := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write(set) }))
+	plain := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		_, _ = rw.Write(set)
+	}))
 	t.Cleanup(plain.Close)
 	served := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -238,7 +240,8 @@ func TestKeySetsAreBoundedAndFollowNoRedirect(t *testing.T) {
 	t.Cleanup(served.Close)
 	for path, want := range map[string]string{"/http": "status 302", "/https": "status 301",
 		"/large": "larger than 1048576 bytes", "/bomb": "larger than 1048576 bytes", "/keys": "<nil>"} {
-		if err := (JWT{JWKS: served.URL + path}).CheckKeySet(t.Context()); !strings.Contains(fmt.Sprint(err), want) {
+		err := JWT{JWKS: served.URL + path}.CheckKeySet(t.Context())
+		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%s: %v, want %s", path, err, want)
 		}
 	}

@@ -51,7 +51,7 @@ type Config struct {
 	JWT         JWT
 	Origins     []string         // CORS: origins whose pages may call the REST API
 	TLS         *tls.Certificate // nil: HTTP
-	Proxies     []netip.Prefix   // whose X-Forwarded-For is believed
+	Proxies     []netip.Prefix   // whose X-Forwarded-For is trusted
 	Tracer      trace.Tracer     // of requests to the REST API; nil: no spans
 	Console     console.Config
 	Example     http.Handler // of /example, in dev; nil: none

@@ -89,8 +89,8 @@ func TestServerCutsOffAClientThatDoesNotFinishItsRequest(t *testing.T) {
 func TestNoAnswerLetsABrowserGuessItsType(t *testing.T) {
 	t.Parallel()
 	w := start(t, secretOnly)
-	for _, path := range []string{api, api + "/none", "/api/none", "/api/v1/openapi.json", "/healthz", "/readyz",
-		"/metrics", "/none"} {
+	for _, path := range []string{api, api + "/none", "/api/none", "/api/v1/openapi.json",
+		"/healthz", "/readyz", "/metrics", "/none"} {
 		if got := w.ask("GET", path, "", "").header.Get("X-Content-Type-Options"); got != "nosniff" {
 			t.Errorf("%s: X-Content-Type-Options %q", path, got)
 		}

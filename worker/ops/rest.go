@@ -384,7 +384,8 @@ func change(eventType string) func(*rest, http.ResponseWriter, *http.Request, cl
 			return err
 		}
 		if utf8.RuneCountInString(reason) > maxReason {
-			return &problem{http.StatusBadRequest, fmt.Sprintf("reason has more than %d characters", maxReason)}
+			return &problem{http.StatusBadRequest,
+				fmt.Sprintf("reason has more than %d characters", maxReason)}
 		}
 		c, err := a.w.ChangeAccess(req.Context(), eventType, req.PathValue("tenant_id"), reason)
 		if err == nil && !c.InForce {

@@ -316,7 +316,8 @@ func TestCreateAdoptsADashboard(t *testing.T) {
 			`{"tenant_id":"org-2","dashboard_id":"old-1"}`:            "DASHBOARD_TAKEN",
 			`{"tenant_id":"org-3","name":"x","dashboard_id":"old-1"}`: "DASHBOARD_TAKEN",
 		} {
-			if refused := w.ask("POST", api, root, body); refused.status != 409 || refused.field("code") != code {
+			if refused := w.ask("POST", api, root, body); refused.status != 409 ||
+				refused.field("code") != code {
 				t.Errorf("%s: %d %s, want 409 %s", body, refused.status, refused.body, code)
 			}
 		}

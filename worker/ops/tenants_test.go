@@ -39,7 +39,8 @@ func TestTenantsCreateTheirOwnDashboardWhileUnknown(t *testing.T) {
 			}
 		}
 		for _, other := range []string{
-			hs256(t, jwt.MapClaims{"tenant_id": "org-1"}), hs256(t, jwt.MapClaims{"scope": "papermap:create"}),
+			hs256(t, jwt.MapClaims{"tenant_id": "org-1"}),
+			hs256(t, jwt.MapClaims{"scope": "papermap:create"}),
 			hs256(t, jwt.MapClaims{"tenant_id": "org-1", "scope": "papermap:creates"}),
 		} {
 			w.refused(w.ask("POST", api, other, `{"tenant_id":"org-1","name":"x"}`), 403, "Access denied")
@@ -57,7 +58,8 @@ func TestTenantsCreateTheirOwnDashboardWhileUnknown(t *testing.T) {
 		m, err := w.DB.Mapping(t.Context(), "org-1")
 		w.Must(err)
 		again := w.ok(w.ask("POST", api, own, `{"tenant_id":"org-1","name":"Other"}`), 201)
-		if now, err := w.DB.Mapping(t.Context(), "org-1"); err != nil || now.CreatedEventID != m.CreatedEventID ||
+		if now, err := w.DB.Mapping(t.Context(), "org-1"); err != nil ||
+			now.CreatedEventID != m.CreatedEventID ||
 			again.field("dashboard_id") != a.field("dashboard_id") || again.field("title") != "Ours" {
 			t.Errorf("created again: %s, %v", again.body, err)
 		}
@@ -123,7 +125,8 @@ func TestPathsMayEndInASlash(t *testing.T) {
 			w.ok(w.ask("GET", path+"/", root, ""), 200)
 		}
 		w.ok(w.ask("POST", api+"/org-1/embed-token/", root, ""), 200)
-		w.refused(w.ask("GET", api+"/org-1/", hs256(t, jwt.MapClaims{"tenant_id": "org-2"}), ""), 403, "denied")
+		w.refused(w.ask("GET", api+"/org-1/", hs256(t, jwt.MapClaims{"tenant_id": "org-2"}), ""),
+			403, "denied")
 		w.refused(w.ask("GET", api+"/", "", ""), 401, "Missing")
 		if a := w.ask("GET", "/api/v1/openapi.json/", "", ""); a.status != 200 {
 			t.Errorf("openapi.json/: %d", a.status)
@@ -137,7 +140,8 @@ func TestEncodedBodiesAreRefusedWithWords(t *testing.T) {
 		w.create("org-1")
 		for _, path := range []string{api, api + "/org-1/embed-token", api + "/org-1/suspend"} {
 			for _, coding := range []string{"gzip", "GZIP", "br", "zstd", "identity, gzip", "x"} {
-				w.refused(w.ask("POST", path, root, "\x1f\x8b", "Content-Encoding", coding), 415, "Content-Encoding")
+				w.refused(w.ask("POST", path, root, "\x1f\x8b", "Content-Encoding", coding),
+					415, "Content-Encoding")
 			}
 		}
 		w.ok(w.ask("POST", api+"/org-1/embed-token", root, "{}", "Content-Encoding", "Identity"), 200)
@@ -156,7 +160,8 @@ func TestRefusedRequestsAreCountedAndLogged(t *testing.T) {
 			w.ask("GET", "/api/"+strings.Repeat("x", 9000), "", "")
 		}
 		samples := w.Workers[0].Samples()
-		for _, reason := range []string{"no_token", "invalid_token", "access_denied", "invalid_request", "not_found"} {
+		for _, reason := range []string{"no_token", "invalid_token", "access_denied", "invalid_request",
+			"not_found"} {
 			if n := samples["papermap_http_refused_total{reason="+reason+"}"]; n != 20 {
 				t.Errorf("%s: %v, want 20", reason, n)
 			}
@@ -195,7 +200,8 @@ func TestLogNamesWhoActs(t *testing.T) {
 		}
 		w.Eventually(func() error {
 			for line := range strings.Lines(w.Logs.String()) {
-				if strings.Contains(line, "minted an embed token") && strings.Contains(line, `"actor":"https://issuer ann"`) {
+				if strings.Contains(line, "minted an embed token") &&
+					strings.Contains(line, `"actor":"https://issuer ann"`) {
 					return nil
 				}
 			}
@@ -230,7 +236,8 @@ func TestClientIsTheLastAddressThatIsNoTrustedProxy(t *testing.T) {
 			t.Errorf("without trusted proxies %s is %s", c.peer, got)
 		}
 	}
-	r := &http.Request{RemoteAddr: "10.0.0.1:1", Header: http.Header{"X-Forwarded-For": {"1.1.1.1", "2.2.2.2"}}}
+	r := &http.Request{RemoteAddr: "10.0.0.1:1",
+		Header: http.Header{"X-Forwarded-For": {"1.1.1.1", "2.2.2.2"}}}
 	if got := client(r, proxies); got != "2.2.2.2" {
 		t.Errorf("of two headers: %s", got)
 	}
@@ -239,10 +246,11 @@ func TestClientIsTheLastAddressThatIsNoTrustedProxy(t *testing.T) {
 func TestNullIsAbsent(t *testing.T) {
 	virtual(t, secretOnly.JWT, func(t *testing.T, w *world) {
 		root := admin(t)
-		const nulls = `,"title":null,"description":null,"workspace_id":null,"created_by":null,"dashboard_id":null}`
+		const nulls = `,"title":null,"description":null,"workspace_id":null,"created_by":null,` +
+			`"dashboard_id":null}`
 		for _, token := range []string{root, ofTenant(t, "org-1")} {
-			if a := w.ok(w.ask("POST", api, token, `{"tenant_id":"org-1","name":"x"`+nulls), 201); a.field("title") !=
-				"Dashboard - x" {
+			a := w.ok(w.ask("POST", api, token, `{"tenant_id":"org-1","name":"x"`+nulls), 201)
+			if a.field("title") != "Dashboard - x" {
 				t.Errorf("created %s", a.body)
 			}
 		}

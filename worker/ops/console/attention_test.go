@@ -59,9 +59,8 @@ func TestHeldAndFailedTenantsAreCreatedAgain(t *testing.T) {
 		if attempt == nil {
 			t.Fatalf("the create of the held tenant is no possible orphan:\n%s", text(page))
 		}
-		if got := text(w.act("/attempt/resolve",
-			url.Values{"attempt": {attempt[1]}}).body); !strings.Contains(got, "Possible orphans These create") ||
-			!strings.Contains(got, "None.") {
+		got := text(w.act("/attempt/resolve", url.Values{"attempt": {attempt[1]}}).body)
+		if !strings.Contains(got, "Possible orphans These create") || !strings.Contains(got, "None.") {
 			t.Errorf("%s", got)
 		}
 	})

@@ -143,7 +143,8 @@ func TestAuditLogSaysWhatFailed(t *testing.T) {
 		for _, e := range w.auditLog() {
 			actions = append(actions, e.Action+" "+e.TenantID)
 		}
-		if !slices.Equal(actions, []string{"replay-dead-letter.failed refused", "replay-dead-letter refused"}) {
+		if !slices.Equal(actions,
+			[]string{"replay-dead-letter.failed refused", "replay-dead-letter refused"}) {
 			t.Errorf("the audit log has %q", actions)
 		}
 		w.letters(2) // it is still there
@@ -163,8 +164,8 @@ func TestAuditPageShowsWhoDidWhat(t *testing.T) {
 			w.act("/usage/sync", nil)
 		}
 		first := w.get("/audit").body
-		if page := text(first); strings.Count(page, " sync ") != perPage || strings.Contains(page, "suspend ") ||
-			!strings.Contains(page, "Older →") {
+		if page := text(first); strings.Count(page, " sync ") != perPage ||
+			strings.Contains(page, "suspend ") || !strings.Contains(page, "Older →") {
 			t.Errorf("the first page: %s", page)
 		}
 		older := first[strings.Index(first, `href="/audit?before=`)+len(`href="`):]

@@ -32,7 +32,8 @@ func fillPostgres(t testing.TB, w *world, n int) {
 	_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
 		(tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
 		SELECT 't-' || lpad(i::text, 7, '0'), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i,
-			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END, CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
+			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
+			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
 			'2026-03-01T12:00:00Z', '2026-03-01T12:00:00Z' FROM generate_series(0, $1 - 1) i`, n)
 	w.Must(err)
 	emptyTenants(t, w)
@@ -128,7 +129,8 @@ func benchmarkTenants(b *testing.B, w *world) {
 	})
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	b.Logf("reading the index took %s; it has %d MB", w.console.indexes.took, (after.HeapAlloc-before.HeapAlloc)>>20)
+	b.Logf("reading the index took %s; it has %d MB", w.console.indexes.took,
+		(after.HeapAlloc-before.HeapAlloc)>>20)
 	w.console.indexes.mu.Lock()
 	w.console.indexes.took = time.Hour // it is not read again meanwhile
 	w.console.indexes.mu.Unlock()

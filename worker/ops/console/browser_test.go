@@ -181,7 +181,8 @@ func TestConsoleInABrowser(t *testing.T) {
 	var waits, refreshed bool
 	b.Await(`getSelection().selectAllChildren(document.querySelector("#overview h1"))
 		new Promise(done => document.querySelector("#overview")
-			.addEventListener("htmx:beforeRequest", e => setTimeout(() => done(e.defaultPrevented)), {once: true}))`, &waits)
+			.addEventListener("htmx:beforeRequest", e => setTimeout(() => done(e.defaultPrevented)),
+				{once: true}))`, &waits)
 	b.Await(`getSelection().removeAllRanges()
 		new Promise(done => document.querySelector("#overview")
 			.addEventListener("htmx:beforeSwap", () => done(true), {once: true}))`, &refreshed)
@@ -308,7 +309,8 @@ func (b *tab) keyboard() {
 		over.dispatchEvent(new MouseEvent("mouseenter"));
 		over.dispatchEvent(new MouseEvent("mousemove", {bubbles: true,
 			clientX: box.right - box.width / 12, clientY: box.top + 20}));
-		})()`, nil), chromedp.WaitVisible(".tip", chromedp.ByQuery), chromedp.Text(".tip", &tip, chromedp.ByQuery))
+		})()`, nil), chromedp.WaitVisible(".tip", chromedp.ByQuery),
+		chromedp.Text(".tip", &tip, chromedp.ByQuery))
 	if !strings.HasSuffix(tip, ": 90.00 credits, 700 requests") {
 		b.t.Errorf("the chart says %q of the last month", tip)
 	}
@@ -372,11 +374,13 @@ func TestLostConnectionIsShownUntilTheWorkerIsBack(t *testing.T) {
 		b.Eventually(func() error {
 			var got bool
 			var text string
-			if err := chromedp.Run(b.Context, chromedp.Evaluate(`!document.getElementById("lost").hidden`, &got),
+			if err := chromedp.Run(b.Context,
+				chromedp.Evaluate(`!document.getElementById("lost").hidden`, &got),
 				chromedp.Evaluate(`document.getElementById("lost").textContent`, &text)); err != nil {
 				return err
 			}
-			if got != want || want && !strings.HasPrefix(text, "Connection lost. This page shows data from ") {
+			if got != want ||
+				want && !strings.HasPrefix(text, "Connection lost. This page shows data from ") {
 				return fmt.Errorf("lost: %t, want %t: %s", got, want, text)
 			}
 			return nil

@@ -43,8 +43,8 @@ func TestPagesAreSmallHoweverMuchThereIs(t *testing.T) {
 		fillTenants(t, w, 700) // 70 of them held
 		_, err := w.SQL.Exec(`INSERT INTO provision_attempts
 			(id, tenant_id, workspace_id, generation, mark, outcome, error, started_at, finished_at)
-			SELECT 'a' || tenant_id, tenant_id, 'ws-a', 1, 'pmw:00000000-0000-7000-8000-' || tenant_id, 'unknown',
-				printf('%.300c', 'x'), created_at, created_at FROM tenant_dashboards`)
+			SELECT 'a' || tenant_id, tenant_id, 'ws-a', 1, 'pmw:00000000-0000-7000-8000-' || tenant_id,
+				'unknown', printf('%.300c', 'x'), created_at, created_at FROM tenant_dashboards`)
 		w.Must(err)
 		t.Cleanup(func() {
 			_, err := w.SQL.Exec("DELETE FROM provision_attempts")
@@ -54,7 +54,8 @@ func TestPagesAreSmallHoweverMuchThereIs(t *testing.T) {
 			w.Publish(events.TypeTenantCreated, `{"tenant_id":"`+strings.Repeat("x", 600)+`"}`)
 		}
 		w.letters(perPage + 1)
-		for _, path := range []string{"/", "/tenants", "/tenant?id=t-0000000", "/attention", "/dead", "/usage", "/audit"} {
+		for _, path := range []string{"/", "/tenants", "/tenant?id=t-0000000", "/attention", "/dead",
+			"/usage", "/audit"} {
 			n := len(w.get(path).body)
 			t.Logf("%s: %d bytes", path, n)
 			if n > 60_000 {

@@ -84,7 +84,8 @@ func (c *Console) findLetter(v *visit) (events.DeadLetter, error) {
 	}
 	d, err := c.bus.DeadLetter(v.Context(), sequence)
 	if errors.Is(err, events.ErrNoDeadLetter) {
-		err = refuse(http.StatusNotFound, "There is no dead letter %d: it was replayed or discarded.", sequence)
+		err = refuse(http.StatusNotFound,
+			"There is no dead letter %d: it was replayed or discarded.", sequence)
 	}
 	return d, err
 }

@@ -24,13 +24,17 @@ func TestIndexFindsWhatALookAtEachTenantFinds(t *testing.T) {
 				id.WriteRune(letters[random.IntN(len(letters))])
 				name.WriteRune(letters[random.IntN(len(letters))])
 			}
-			row := repo.TenantName{TenantID: fmt.Sprintf("%s%03d", id.String(), i), Title: "Dashboard - " + name.String(),
-				Status: repo.Statuses()[random.IntN(len(repo.Statuses()))]}
+			row := repo.TenantName{
+				TenantID: fmt.Sprintf("%s%03d", id.String(), i),
+				Title:    "Dashboard - " + name.String(),
+				Status:   repo.Statuses()[random.IntN(len(repo.Statuses()))],
+			}
 			all = append(all, row)
 			_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
 				(tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
-				VALUES (?, 'ws-a', ?, ?, ?, 'active', '2026-03-01T12:00:00.000Z', ?)`, row.TenantID, fmt.Sprint("d-", i),
-				row.Title, row.Status, fmt.Sprintf("2026-03-01T12:00:00.%03dZ", i))
+				VALUES (?, 'ws-a', ?, ?, ?, 'active', '2026-03-01T12:00:00.000Z', ?)`,
+				row.TenantID, fmt.Sprint("d-", i), row.Title, row.Status,
+				fmt.Sprintf("2026-03-01T12:00:00.%03dZ", i))
 			w.Must(err)
 		}
 		t.Cleanup(func() {
@@ -46,7 +50,9 @@ func TestIndexFindsWhatALookAtEachTenantFinds(t *testing.T) {
 			status := append(repo.Statuses(), "")[random.IntN(len(repo.Statuses())+1)]
 			want := map[string]bool{}
 			for _, r := range all {
-				has := func(text string) bool { return strings.Contains(strings.ToLower(text), strings.ToLower(part)) }
+				has := func(text string) bool {
+					return strings.Contains(strings.ToLower(text), strings.ToLower(part))
+				}
 				if (has(r.TenantID) || has(shortName(r.Title))) && (status == "" || r.Status == status) {
 					want[r.TenantID] = true
 				}
@@ -108,7 +114,8 @@ func TestSearchBeginsWithIdsWhileTheIndexIsNotRead(t *testing.T) {
 		cancel()
 		w.console.life = ctx
 		if got := text(w.get("/tenants?q=t-0000002").body); !strings.Contains(got, "Company 2") ||
-			strings.Contains(got, "Company 1") || !strings.Contains(got, "The worker is reading the tenants.") {
+			strings.Contains(got, "Company 1") ||
+			!strings.Contains(got, "The worker is reading the tenants.") {
 			t.Errorf("%s", got)
 		}
 	})

@@ -37,7 +37,8 @@ func TestAWrongDashboardIsLookedAtAndReplaced(t *testing.T) {
 		if page.status != http.StatusOK || !strings.Contains(got, "It has "+old+" It gets "+right) {
 			t.Fatalf("%d %s", page.status, got)
 		}
-		if !strings.Contains(page.body, "<iframe src=") || !strings.Contains(page.body, "dashboard-id="+right) {
+		if !strings.Contains(page.body, "<iframe src=") ||
+			!strings.Contains(page.body, "dashboard-id="+right) {
 			t.Errorf("no preview of it:\n%s", page.body)
 		}
 		if m, err := w.DB.Mapping(t.Context(), "good"); err != nil || m.DashboardID != old {
@@ -45,8 +46,10 @@ func TestAWrongDashboardIsLookedAtAndReplaced(t *testing.T) {
 		}
 
 		confirm := url.Values{"tenant": {"good"}, "dashboard": {right}, "replaces": {old}}
-		if got := text(w.act("/tenant/resolve", confirm).body); !strings.Contains(got, "The tenant is active and has dashboard ") ||
-			!strings.Contains(got, "Dashboard "+right) || !strings.Contains(got, "Dashboard "+old+" was replaced") {
+		got = text(w.act("/tenant/resolve", confirm).body)
+		if !strings.Contains(got, "The tenant is active and has dashboard ") ||
+			!strings.Contains(got, "Dashboard "+right) ||
+			!strings.Contains(got, "Dashboard "+old+" was replaced") {
 			t.Errorf("%s", got)
 		}
 		if got := text(w.get("/attention").body); !strings.Contains(got, "orphaned: dashboard "+old) {
@@ -73,7 +76,8 @@ func TestAnUnusualDashboardIsWarnedOf(t *testing.T) {
 			t.Errorf("no warning: %s", got)
 		}
 		usual := likeness(good, '1')
-		if r := w.choose("held", usual); r.status != http.StatusOK || strings.Contains(text(r.body), "Look closely") {
+		if r := w.choose("held", usual); r.status != http.StatusOK ||
+			strings.Contains(text(r.body), "Look closely") {
 			t.Errorf("a usual one: %d %s", r.status, text(r.body))
 		}
 		for what, test := range map[string]struct {

@@ -182,8 +182,8 @@ func TestCrossSiteReadsAreRefusedExceptNavigation(t *testing.T) {
 				continue
 			}
 			for _, site := range []string{"cross-site", "same-site"} {
-				for _, how := range [][2]string{{"no-cors", "image"}, {"no-cors", "script"}, {"cors", "empty"},
-					{"navigate", "iframe"}, {"no-cors", "document"}} {
+				for _, how := range [][2]string{{"no-cors", "image"}, {"no-cors", "script"},
+					{"cors", "empty"}, {"navigate", "iframe"}, {"no-cors", "document"}} {
 					if r := w.ask("GET", p[1], nil, fetch(site, how[0], how[1])); r.status != 403 {
 						t.Errorf("%s, %s, %v: %d", p[1], site, how, r.status)
 					}

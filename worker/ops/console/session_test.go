@@ -60,9 +60,10 @@ func TestUsersLogInWithTheirPassword(t *testing.T) {
 	virtual(t, Config{UsersFile: file}, nil, func(t *testing.T, w *world) {
 		for _, wrong := range []url.Values{
 			{"name": {"olga"}, "password": {""}}, {"name": {"olga"}, "password": {"operate-it-al"}},
-			{"name": {"Olga"}, "password": {"operate-it-all"}}, {"name": {"otto"}, "password": {"operate-it-all"}},
-			{"name": {""}, "password": {"operate-it-all"}}, {"token": {""}}, {"token": {"operate-it-all"}}, {},
-			{"name": {"olga"}, "token": {"operate-it-all"}},
+			{"name": {"Olga"}, "password": {"operate-it-all"}},
+			{"name": {"otto"}, "password": {"operate-it-all"}},
+			{"name": {""}, "password": {"operate-it-all"}}, {"token": {""}},
+			{"token": {"operate-it-all"}}, {}, {"name": {"olga"}, "token": {"operate-it-all"}},
 			{"name": {"olga"}, "password": {strings.Repeat("operate-it-all", 10)}},
 		} {
 			if r := w.ask("POST", "/login", wrong); r.status != 401 || cookie(r, sessionCookie) != nil {
@@ -117,10 +118,11 @@ func TestUsersFileIsStrict(t *testing.T) {
 	t.Parallel()
 	hash := hashed("operate-it-all")
 	for _, lines := range []string{
-		"olga", "olga:operator", "olga:operator:", "olga:operator:secret", "olga:admin:" + hash, ":operator:" + hash,
-		"ol ga:operator:" + hash, "olga\u200b:operator:" + hash, "olga::" + hash,
+		"olga", "olga:operator", "olga:operator:", "olga:operator:secret", "olga:admin:" + hash,
+		":operator:" + hash, "ol ga:operator:" + hash, "olga\u200b:operator:" + hash, "olga::" + hash,
 		"olga:operator:" + hash + "\nolga:viewer:" + hash,
-		"olga:operator:" + strings.Replace(hash, "$04$", "$15$", 1), strings.Repeat("o", 65) + ":viewer:" + hash,
+		"olga:operator:" + strings.Replace(hash, "$04$", "$15$", 1),
+		strings.Repeat("o", 65) + ":viewer:" + hash,
 	} {
 		if _, err := ParseUsers([]byte(lines)); err == nil || strings.Contains(err.Error(), hash) {
 			t.Errorf("%q: %v", lines, err)

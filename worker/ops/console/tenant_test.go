@@ -15,13 +15,13 @@ import (
 func TestTenantPageShowsSuspensionAndHistory(t *testing.T) {
 	virtual(t, Config{Dev: true}, inTrouble, func(t *testing.T, w *world) {
 		w.trouble()
-		if got := text(w.act("/tenant/suspend",
-			url.Values{"tenant": {"good"}, "reason": {"unpaid"}}).body); !strings.Contains(got,
-			"tenant.suspended is in force: the tenant is now suspended.") || !strings.Contains(got, "suspended gets no tokens") {
+		got := text(w.act("/tenant/suspend", url.Values{"tenant": {"good"}, "reason": {"unpaid"}}).body)
+		if !strings.Contains(got, "tenant.suspended is in force: the tenant is now suspended.") ||
+			!strings.Contains(got, "suspended gets no tokens") {
 			t.Errorf("%s", got)
 		}
 		w.becomes("good", repo.Suspended)
-		got := text(w.act("/tenant/resume", url.Values{"tenant": {"good"}}).body)
+		got = text(w.act("/tenant/resume", url.Values{"tenant": {"good"}}).body)
 		w.becomes("good", repo.Active)
 		at := 0
 		// the newest first
@@ -123,8 +123,8 @@ func TestTenantsAreFoundByAPartOfIdOrNameSortedAndPaged(t *testing.T) {
 			"/tenants?status=held&q=000001": {"t-0000010"},
 			"/tenants?q=11&sort=-id": {"t-0000119", "t-0000118", "t-0000117", "t-0000116", "t-0000115",
 				"t-0000114", "t-0000113", "t-0000112", "t-0000111", "t-0000110", "t-0000011"},
-			"/tenants?q=company+11&sort=name": {"t-0000011", "t-0000110", "t-0000111", "t-0000112", "t-0000113",
-				"t-0000114", "t-0000115", "t-0000116", "t-0000117", "t-0000118", "t-0000119"},
+			"/tenants?q=company+11&sort=name": {"t-0000011", "t-0000110", "t-0000111", "t-0000112",
+				"t-0000113", "t-0000114", "t-0000115", "t-0000116", "t-0000117", "t-0000118", "t-0000119"},
 			"/tenants?q=dashboard": nil,
 			"/tenants?page=9":      nil,
 			"/tenants?q=nothing":   nil,

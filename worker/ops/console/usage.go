@@ -101,7 +101,7 @@ func (s *sums) of(
 	return s.months, s.top[period], s.read, nil
 }
 
-// forget has the sums read anew.
+// forget drops the sums, so that they are read again.
 func (s *sums) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -85,7 +85,8 @@ func TestUsagePageShowsBudgets(t *testing.T) {
 		w.Eventually(func() error {
 			got := text(w.get("/usage").body)
 			for _, want := range []string{
-				"half unknown tenant 500 50 % of 1,000 1 near unknown tenant 80 80 % of 100 1 none unknown tenant 70 1",
+				"half unknown tenant 500 50 % of 1,000 1 " +
+					"near unknown tenant 80 80 % of 100 1 none unknown tenant 70 1",
 				"Over 80 % of their budget in " + monthName(month) +
 					" Tenant Budget Credits Workspace over 150 % of 40 60 ws-a near 80 % of 100 80 ws-a",
 			} {

@@ -88,7 +88,7 @@ func ParseUsers(data []byte) (map[string]user, error) {
 		case cost > maxCost:
 			return nil, fmt.Errorf("line %d: the cost of its hash is more than %d", n, maxCost)
 		case known:
-			return nil, fmt.Errorf("line %d: user %s is there twice", n, name)
+			return nil, fmt.Errorf("line %d: user %s appears twice", n, name)
 		}
 		all[name] = user{role, []byte(hash)}
 	}

@@ -52,10 +52,11 @@ func TestElementKeepsTheTokenValid(t *testing.T) {
 			await clock.advance(60)`, 3600, dashboard, []string{"POST 0", "POST 7260"}, 0},
 		{"sleep, online", `await clock.advance(60); clock.sleep(7200); dispatchEvent(new Event("online"));
 			await clock.advance(60)`, 3600, dashboard, []string{"POST 0", "POST 7260"}, 0},
-		{"sleep without an event", `await clock.advance(60); clock.sleep(7200); await clock.advance(60)`, 3600,
+		{"sleep without an event",
+			`await clock.advance(60); clock.sleep(7200); await clock.advance(60)`, 3600,
 			dashboard, []string{"POST 0", "POST 7261"}, 1},
-		{"hidden", `clock.show(false); await clock.advance(7200); clock.show(true); await clock.advance(60)`, 3600,
-			dashboard, []string{"POST 0", "POST 7200"}, 0},
+		{"hidden", `clock.show(false); await clock.advance(7200); clock.show(true); await clock.advance(60)`,
+			3600, dashboard, []string{"POST 0", "POST 7200"}, 0},
 		{"lives of 5 s", `await clock.advance(60)`, 5, dashboard, fiveSeconds, 0},
 		{"a life of 30 years", `await clock.advance(3600)`, 1e9, dashboard, []string{"POST 0"}, 0},
 		{"GET", `await clock.advance(60)`, 3600, `<papermap-dashboard src="/token" method="get">`,
@@ -65,7 +66,8 @@ func TestElementKeepsTheTokenValid(t *testing.T) {
 			[]string{"POST 0", "POST 2879"}, 0},
 		{"elements that differ", `await clock.advance(60)`, 3600, dashboard +
 			`<papermap-dashboard src="/token?b"></papermap-dashboard>` +
-			`<papermap-dashboard src="/token" credentials="include">`, []string{"POST 0", "POST 0", "POST 0"}, 0},
+			`<papermap-dashboard src="/token" credentials="include">`,
+			[]string{"POST 0", "POST 0", "POST 0"}, 0},
 		{"an element that comes later", `await clock.advance(60); document.body.append(element.cloneNode())`,
 			3600, dashboard, []string{"POST 0"}, 0},
 		{"on-return, the person stays", `await clock.advance(7200)`, 3600, onReturn,
@@ -74,12 +76,13 @@ func TestElementKeepsTheTokenValid(t *testing.T) {
 			await clock.advance(60)`, 3600, onReturn, []string{"POST 0"}, 0},
 		{"on-return, late", `clock.show(false); await clock.advance(2000); clock.show(true);
 			await clock.advance(60)`, 3600, onReturn, []string{"POST 0", "POST 2000"}, 0},
-		{"refresh()", `await clock.advance(60); element.refresh(); element.refresh(); await clock.advance(2900)`,
+		{"refresh()",
+			`await clock.advance(60); element.refresh(); element.refresh(); await clock.advance(2900)`,
 			3600, dashboard, []string{"POST 0", "POST 60", "POST 2939"}, 0},
 		{"refresh() while hidden", `clock.show(false); element.refresh(); await clock.advance(60);
 			clock.show(true)`, 3600, dashboard, []string{"POST 0", "POST 60"}, 0},
-		{"moved without moveBefore", `await clock.advance(60); document.body.prepend(element)`, 3600, dashboard,
-			[]string{"POST 0", "POST 60"}, 0},
+		{"moved without moveBefore", `await clock.advance(60); document.body.prepend(element)`,
+			3600, dashboard, []string{"POST 0", "POST 60"}, 0},
 		{"another title", `element.title = "Stock"; await clock.advance(60)`, 3600, dashboard,
 			[]string{"POST 0"}, 0},
 		{"lazy, far away", `await clock.advance(60)`, 3600,
@@ -277,7 +280,8 @@ func TestElementTriesAgain(t *testing.T) {
 		v.run(`clock.hangs = true; clock.granting = false;
 			clock.put('` + dashboard + `'); await clock.advance(12); clock.hangs = false`)
 		r := v.run(`await clock.advance(10)`)
-		if len(v.asked()) != 2 || r.Frames != 1 || !strings.Contains(r.Events[0], "error 0 null null retrying") {
+		if len(v.asked()) != 2 || r.Frames != 1 ||
+			!strings.Contains(r.Events[0], "error 0 null null retrying") {
 			t.Errorf("requests %q, %+v", v.asked(), r)
 		}
 	})
@@ -295,7 +299,8 @@ func TestElementTriesAgain(t *testing.T) {
 func TestElementFallsBackToExpiresAt(t *testing.T) {
 	v := open(t)
 	for _, expiresIn := range []string{"", `"expires_in":null,`, `"expires_in":0,`, `"expires_in":-5,`} {
-		v.load(t, 3600, dashboard, func(_, at int) answer { return answer{body: v.token(at*1000, expiresIn)} })
+		v.load(t, 3600, dashboard,
+			func(_, at int) answer { return answer{body: v.token(at*1000, expiresIn)} })
 		r := v.run(`await clock.advance(3600)`)
 		if asked := v.asked(); r.Gap > 0 || !slices.Equal(asked, []string{"POST 0", "POST 2879"}) {
 			t.Errorf("%s: requests %q, %+v", expiresIn, asked, r)

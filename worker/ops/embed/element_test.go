@@ -89,7 +89,8 @@ func TestOnReturnDisturbsOnlyWhenItMust(t *testing.T) {
 func TestElementFollowsItsAttributes(t *testing.T) {
 	v := open(t)
 	v.load(t, 3600, dashboard, nil)
-	r := v.run(`element.setAttribute("src", "/token?b"); clock.at = element.shadowRoot.querySelectorAll("iframe").length`)
+	r := v.run(`element.setAttribute("src", "/token?b")
+		clock.at = element.shadowRoot.querySelectorAll("iframe").length`)
 	var left int
 	v.Do(chromedp.Evaluate(`clock.at`, &left))
 	if left != 0 || r.Frames != 1 || len(v.asked()) != 2 {

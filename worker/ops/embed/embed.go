@@ -47,7 +47,8 @@ func Register(mux *http.ServeMux) {
 	mux.Handle("GET /embed/papermap-embed.js", serve(module, javaScript, hour))
 	mux.Handle("GET /embed/papermap-embed.d.ts", serve(types, "text/plain; charset=utf-8", hour))
 	mux.HandleFunc("GET /embed/", func(rw http.ResponseWriter, req *http.Request) {
-		rw.Header().Set("Cache-Control", "no-store") // the file may be that of a replica that is upgraded next
+		// An upgraded replica may already have the file.
+		rw.Header().Set("Cache-Control", "no-store")
 		http.NotFound(rw, req)
 	})
 }

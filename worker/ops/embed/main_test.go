@@ -74,8 +74,9 @@ func serveSite(t *testing.T) *backend {
 	})
 	mux.HandleFunc("/{$}", func(rw http.ResponseWriter, req *http.Request) {
 		rw.Header().Set("Content-Type", "text/html; charset=utf-8")
-		rw.Header().Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; "+
-			"connect-src 'self'; frame-src "+b.papermap.URL+"; require-trusted-types-for 'script'")
+		rw.Header().Set("Content-Security-Policy",
+			"default-src 'none'; script-src 'self'; style-src 'self'; "+
+				"connect-src 'self'; frame-src "+b.papermap.URL+"; require-trusted-types-for 'script'")
 		fmt.Fprintf(rw, host, req.URL.Query().Get("body"))
 	})
 	b.site = httptest.NewServer(mux)

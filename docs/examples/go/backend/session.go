@@ -17,7 +17,9 @@ func (s *sessions) login(w http.ResponseWriter, r *http.Request) {
 	}
 	id := rand.Text()
 	s.tenants.Store(id, tenant)
-	http.SetCookie(w, &http.Cookie{Name: "session", Value: id, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	http.SetCookie(w, &http.Cookie{
+		Name: "session", Value: id, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	})
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 

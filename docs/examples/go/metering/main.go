@@ -146,7 +146,8 @@ func (u usage) post(e entry) error {
 	}
 	delta := new(big.Rat).Sub(next, sent).FloatString(12) // credits have at most 12 digits after the point
 	body, _ := json.Marshal(map[string]string{
-		"customer": u.TenantID, "month": u.Period, "credits": strings.TrimRight(strings.TrimRight(delta, "0"), "."),
+		"customer": u.TenantID, "month": u.Period,
+		"credits": strings.TrimRight(strings.TrimRight(delta, "0"), "."),
 	})
 	request, err := http.NewRequest("POST", os.Getenv("METERING_URL"), bytes.NewReader(body))
 	if err != nil {
