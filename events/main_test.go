@@ -68,7 +68,8 @@ func startBus(t *testing.T) *Bus {
 
 func connectBus(t *testing.T, o Options) *Bus {
 	t.Helper()
-	o.Subjects, o.Stream, o.ManageStreams, o.Replicas, o.MaxAge = Subjects{"papermap"}, "PAPERMAP", true, 1, time.Hour
+	o.Subjects, o.Stream, o.ManageStreams, o.Replicas = Subjects{"papermap"}, "PAPERMAP", true, 1
+	o.MaxAge = 24 * time.Hour // longer than any test waits: an event that expires is not delivered
 	bus, err := Connect(o, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
 	"papermap-worker/repo/pgtest"
+	"papermap-worker/worker"
 	"papermap-worker/worker/failpoint"
 	"papermap-worker/worker/proof"
 )
@@ -265,6 +266,12 @@ func (c *chaos) watch(ctx context.Context, end func()) {
 	}
 }
 
+func (c *chaos) hits(place string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hit[place]
+}
+
 func (c *chaos) leastHit() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -316,12 +323,16 @@ func (c *chaos) draw(slot, generation int, random *rand.Rand) life {
 		places := []string{failpoint.Send, failpoint.Sent, failpoint.Answered}
 		l.action, l.place = "stop", places[random.IntN(len(places))]
 	case n < 75:
-		switch l.place = c.drawPlace(random); l.place {
+		l.place = c.drawPlace(random)
+		if c.hits(l.place) == 0 && !short() { // on a slow machine a worker gets no further than this
+			l.nth, l.limit = 1, 4*limit
+		}
+		switch l.place {
 		case failpoint.DeadStored:
 			l.nth = 1
 		case failpoint.Draining: // at the signal, or after the first event in flight
 			l.action, l.nth = "term", 1+random.IntN(2)
-			l.limit = limit/12 + time.Duration(random.Int64N(int64(limit*2/3)))
+			l.limit = l.limit/12 + time.Duration(random.Int64N(int64(l.limit*2/3)))
 		}
 	default:
 		if random.IntN(5) == 0 {
@@ -430,6 +441,16 @@ func (c *chaos) report(h proof.History) {
 	}
 	for _, a := range h.Attempts {
 		c.count("attempts " + string(a.Outcome))
+	}
+	for _, m := range h.Mappings {
+		if strings.HasPrefix(m.DashboardID, adoptedPrefix) {
+			c.count("tenants with an adopted dashboard")
+		}
+	}
+	for _, d := range h.Dead {
+		if d.Code == worker.CodeTaken || d.Code == worker.CodeConflict {
+			c.count("adoptions refused: " + d.Code)
+		}
 	}
 	for _, r := range h.Runs {
 		c.count("usage runs " + string(r.Status))

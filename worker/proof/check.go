@@ -33,10 +33,11 @@ const (
 	// Dashboards.
 
 	OneDashboard      = "one-dashboard"      // a tenant has one row, a dashboard is in one row
-	DashboardExists   = "dashboard-exists"   // a recorded dashboard was made, by an attempt of that tenant
+	DashboardExists   = "dashboard-exists"   // it was made by an attempt of that tenant, or adopted
 	DashboardRecorded = "dashboard-recorded" // a dashboard that was made is in a mapping or an attempt
 	DashboardBound    = "dashboard-bound"    // at most one per generation and uncertain attempt
 	GenerationCause   = "generation-cause"   // a generation follows a deletion, a failure or a hold
+	AdoptionTrue      = "adoption-true"      // an adopted dashboard has one tenant, and is announced
 
 	// Create requests.
 	CreateMarked   = "create-marked"   // it has the mark of an attempt that was committed before
@@ -79,6 +80,7 @@ func Check(h History) []Violation {
 	for _, check := range []func(){
 		c.eventsEnded, c.nothingWaits, c.finalStatus,
 		c.oneDashboard, c.dashboardsExist, c.dashboardsRecorded, c.dashboardBound, c.generationCause,
+		c.adoptions,
 		c.createsMarked, c.marksSentOnce, c.knownOutcomes, c.createdProven, c.refusedProven,
 		c.poisonHarmless, c.deadLettersTrue, c.deadLettersDue, c.outageSpares,
 		c.outbox, c.outTrue, c.tokens, c.usageValid, c.usageTrue, c.usageRuns, c.secrets,
@@ -94,7 +96,7 @@ type checker struct {
 	found []Violation
 
 	stored   []Published               // one for each message in the stream, in its order
-	good     map[string][]Published    // of those, by tenant, the ones that are not poison
+	good     map[string][]Published    // of those, by tenant, the ones that are not poison or taken
 	rows     map[string]repo.Mapping   // the first of each tenant
 	attempts map[string][]repo.Attempt // by tenant, oldest first
 	byMark   map[string]repo.Attempt
@@ -111,6 +113,9 @@ func newChecker(h History) *checker {
 		byID: map[string]simulator.Dashboard{}, sends: map[string][]simulator.Request{},
 		dead: map[uint64][]Dead{},
 	}
+	for _, d := range h.Dead {
+		c.dead[d.StreamSequence] = append(c.dead[d.StreamSequence], d)
+	}
 	seen := map[uint64]bool{}
 	for _, p := range h.Published {
 		if p.Sequence == 0 || seen[p.Sequence] {
@@ -118,7 +123,7 @@ func newChecker(h History) *checker {
 		}
 		seen[p.Sequence] = true
 		c.stored = append(c.stored, p)
-		if !p.Poison && p.Type != events.TypeUsageSync {
+		if !p.Poison && p.Type != events.TypeUsageSync && !c.taken(p) {
 			c.good[p.Tenant] = append(c.good[p.Tenant], p)
 		}
 	}
@@ -148,9 +153,6 @@ func newChecker(h History) *checker {
 	slices.SortStableFunc(c.creates, func(a, b simulator.Request) int { return cmp.Compare(a.Seq, b.Seq) })
 	for _, r := range c.creates {
 		c.sends[r.Mark] = append(c.sends[r.Mark], r)
-	}
-	for _, d := range h.Dead {
-		c.dead[d.StreamSequence] = append(c.dead[d.StreamSequence], d)
 	}
 	return c
 }

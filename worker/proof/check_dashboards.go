@@ -30,7 +30,7 @@ func (c *checker) oneDashboard() {
 
 // dashboardsExist checks that each dashboard in a mapping or an attempt was made at Papermap, for
 // the same tenant and in the same workspace, by a request with the mark of an attempt of that
-// tenant.
+// tenant. One that was adopted may exist without that.
 func (c *checker) dashboardsExist() {
 	checked := map[string]bool{}
 	check := func(where, id, tenant, workspace string) {
@@ -41,6 +41,7 @@ func (c *checker) dashboardsExist() {
 		d, made := c.byID[id]
 		a := c.byMark[d.Mark]
 		switch {
+		case !made && c.adopted(tenant, id, forever):
 		case !made:
 			c.report(DashboardExists, tenant, "%s has dashboard %s, which Papermap never made", where, id)
 		case a.TenantID != tenant || d.TenantID != tenant:

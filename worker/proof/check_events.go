@@ -209,7 +209,8 @@ const (
 	apiFailed  = "API_FAILED"
 )
 
-// deadLettersDue looks for the answer of the API that ended a good event.
+// deadLettersDue looks for the answer of the API that ended a good event, or for what kept it from
+// adopting a dashboard.
 func (c *checker) deadLettersDue() {
 	for _, p := range c.stored {
 		for _, d := range c.dead[p.Sequence] {
@@ -225,10 +226,12 @@ func (c *checker) deadLettersDue() {
 				})
 			case p.Type == events.TypeTenantCreated && d.Code == apiFailed:
 				_, due = c.lastFailure(p.Tenant, d.Time)
+			case p.Type == events.TypeTenantCreated:
+				due = c.adoptionRefused(p, d.Code)
 			}
 			if !due {
 				c.report(DeadLetterDue, p.Tenant,
-					"the good %s (sequence %d) became a dead letter (%s: %s); no API answer explains it",
+					"the good %s (sequence %d) became a dead letter (%s: %s); nothing explains it",
 					p.Type, p.Sequence, d.Code, d.Error)
 			}
 		}

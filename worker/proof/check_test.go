@@ -14,6 +14,7 @@ import (
 	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
+	"papermap-worker/worker"
 )
 
 var workspace = papermap.Workspace{
@@ -39,6 +40,13 @@ func (s *builder) event(ms int, eventType, tenant string) *Published {
 		Sequence: n, StoredAt: at(ms),
 	})
 	return &s.Published[n-1]
+}
+
+// adopting is a tenant.created that names a dashboard.
+func (s *builder) adopting(ms int, tenant, dashboard string) *Published {
+	p := s.event(ms, events.TypeTenantCreated, tenant)
+	p.Adopts = dashboard
+	return p
 }
 
 // usage is what the API reports and the table has.
@@ -172,6 +180,7 @@ func goodHistory() *builder {
 	s.suspendedAndDeleted()
 	s.failed()
 	s.recovered()
+	s.adopted()
 	s.poisonedAndSynced()
 
 	// The first event out of one tenant was published again later.
@@ -311,6 +320,16 @@ func (s *builder) recovered() {
 	renewed := s.created(35_000, "renewed", 2)
 	s.row(35_500, "renewed", repo.Active, repo.Active, 2, renewed)
 	s.token(45_000, "renewed", renewed)
+}
+
+// adopted adds a tenant with a dashboard that existed before, and a rival for it. Both name others.
+func (s *builder) adopted() {
+	s.adopting(36_000, "adopter", "existing")
+	s.announce(events.TypeDashboardCreated, "adopter", `"dashboard_id":"existing"`)
+	s.buried(36_600, s.adopting(36_500, "adopter", "another"), worker.CodeConflict)
+	s.row(36_600, "adopter", repo.Active, repo.Active, 1, "existing")
+	s.buried(37_100, s.adopting(37_000, "rival", "existing"), worker.CodeTaken)
+	s.token(37_000, "adopter", "existing")
 }
 
 // poisonedAndSynced adds poison events and usage runs.

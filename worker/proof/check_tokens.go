@@ -86,9 +86,12 @@ func (c *checker) tokenMapping(t Token, claims papermap.Claims) {
 		return made(a) && a.DashboardID == claims.DashboardID && a.WorkspaceID == claims.WorkspaceID &&
 			!c.after(a.FinishedAt.Time, t.Answered)
 	})
+	if i < 0 && c.adopted(t.Tenant, claims.DashboardID, t.Answered) {
+		return
+	}
 	if i < 0 {
 		c.report(TokenMapping, t.Tenant,
-			"a token was minted at %s for workspace %s and dashboard %q, which no attempt had made by then",
+			"a token was minted at %s for workspace %s and dashboard %q, which the tenant did not have by then",
 			stamp(t.Answered), claims.WorkspaceID, claims.DashboardID)
 		return
 	}

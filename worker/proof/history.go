@@ -106,6 +106,7 @@ type Published struct {
 	Time     time.Time // its own time; zero if it has none
 	Data     []byte    // the message's whole body
 	Poison   bool      // it must become a dead letter at its first delivery
+	Adopts   string    // the dashboard that it names
 	Sequence uint64    // as acknowledged; 0 without an acknowledgement
 
 	StoredAt time.Time // the stream's time; Collect sets it

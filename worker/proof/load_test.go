@@ -124,6 +124,9 @@ func (l *load) next() {
 	}
 }
 
+// adoptedPrefix begins the ids of dashboards that exist without the simulator.
+const adoptedPrefix = "adopted-"
+
 // about queues an event about a tenant, as one of the three forms and with a time that may be that
 // of the one before.
 func (l *load) about(t *tenant, kind string) {
@@ -133,6 +136,10 @@ func (l *load) about(t *tenant, kind string) {
 	when := l.start.Add(time.Duration(t.clock) * time.Second)
 	is := proof.Published{Type: "tenant." + kind, Tenant: t.id}
 	data := fmt.Sprintf(`{"tenant_id":%s,"name":"Name of %d"}`, quote(t.id), l.ids)
+	if kind == "created" && l.random.IntN(8) == 0 { // some tenants name the same dashboard
+		is.Adopts = fmt.Sprintf("%s%d", adoptedPrefix, l.random.IntN(len(l.tenants)))
+		data = fmt.Sprintf(`{"tenant_id":%s,"dashboard_id":%q}`, quote(t.id), is.Adopts)
+	}
 	msg := &nats.Msg{Subject: "papermap.events.tenant." + kind, Header: nats.Header{}, Data: []byte(data)}
 	switch n := l.random.IntN(10); {
 	case n < 6:

@@ -134,7 +134,7 @@ func passes(t *testing.T, flags, arguments string) (string, error) {
 // mutantFiles calls do for each file in mutants/ whose name matches.
 func mutantFiles(t *testing.T, expression string, do func(*testing.T, mutant)) {
 	paths, err := filepath.Glob("mutants/*.mutant")
-	if err != nil || len(paths) < 20 {
+	if err != nil || len(paths) < 45 {
 		t.Fatalf("%d mutants, error %v", len(paths), err)
 	}
 	for _, path := range paths {
