@@ -91,7 +91,7 @@ func (c *connection) close(ctx context.Context) {
 	}
 }
 
-// dialForRequests makes a connection that is a part of [Bus.Connected] until it is dropped.
+// dialForRequests makes a connection that is a part of [Bus.Answering] until it is dropped.
 func (b *Bus) dialForRequests() (*connection, error) {
 	c, err := b.dial(forRequests, nil)
 	if err != nil {
@@ -207,14 +207,17 @@ func (r *reading) end() {
 // even after half of it is used.
 func (b *Bus) readLimit() int { return max(readBytes, 2*int(b.nc.MaxPayload()+maxHeaders)) }
 
-// Connected returns nil while there are connections for events and for requests, else why not. The one
-// for requests of tenants is no part of it: a tenant can make the server close that one, by more
-// requests than it takes, and must not stop events by it.
-func (b *Bus) Connected() error {
+// Connected returns nil while there is a connection for events, else why not. The others are no
+// part of it: callers can make the server close one by a flood, and must not stop events by it.
+func (b *Bus) Connected() error { return b.connected(b.nc) }
+
+// Answering returns nil while there is a connection for requests, else why not. The one for requests
+// of tenants is no part of it.
+func (b *Bus) Answering() error {
 	b.mu.Lock()
 	requests := slices.Clone(b.requests)
 	b.mu.Unlock()
-	for _, c := range append([]*connection{b.nc}, requests...) {
+	for _, c := range requests {
 		if err := b.connected(c); err != nil {
 			return err
 		}

@@ -232,6 +232,8 @@ func (w *Worker) State() State {
 		notReady(err.Error())
 	} else if !w.main.Healthy() || !w.access.Healthy() {
 		notReady("consumers are not running; see the log")
+	} else if err := w.bus.Answering(); err != nil { // events go on
+		s.Ready, s.Reasons = false, append(s.Reasons, "requests are not answered: "+err.Error())
 	}
 	for _, reason := range w.health.reasons() {
 		notReady(reason)

@@ -437,3 +437,10 @@ func TestReplyPrefixesExcludeTheWorkersOwnSubjects(t *testing.T) {
 		}
 	}
 }
+
+func TestSettingsFilesAreReadUpToALimit(t *testing.T) {
+	t.Parallel()
+	if _, err := readText("/dev/zero"); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+		t.Errorf("a file without an end: %v", err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
@@ -81,9 +82,20 @@ func (p *parser) secretFile(name, path string) string {
 	return text
 }
 
+// maxSettingsFile is the size of the largest file with settings that is read.
+const maxSettingsFile = 1 << 20
+
 // readText reads a file, without the byte order mark that some editors put at its beginning.
 func readText(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxSettingsFile+1))
+	if err == nil && len(data) > maxSettingsFile {
+		err = fmt.Errorf("%s is larger than 1 MiB", path)
+	}
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
 		return nil, fmt.Errorf("%s is UTF-16: save it as UTF-8", path)
 	}

@@ -1,20 +1,26 @@
 package e2e
 
 import (
+	"cmp"
+	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"gopkg.in/yaml.v3"
 )
 
@@ -52,39 +58,201 @@ func TestComposeWorkerStartsAfterItsDependencies(t *testing.T) {
 	}
 }
 
-// A server that is given the compose file's configuration, as it stands there.
-func TestComposeNATSKeepsEventsThroughPowerCut(t *testing.T) {
+// composeSecrets are the files that the service secrets makes, and the compose file's text that does so.
+// Owners need root, as in the container.
+func composeSecrets(t *testing.T) (folder string, generate func()) {
+	t.Helper()
+	service, err := loadCompose(t, nil).GetService("secrets")
+	must(t, err)
+	folder = t.TempDir()
+	script := strings.NewReplacer("/secrets/", folder+"/", "/secrets\n", folder+"\n",
+		"/var/lib/nats", t.TempDir()).Replace(service.Command[0])
+	if os.Getuid() != 0 {
+		script = "chown() { :; }\n" + script
+	}
+	generate = func() {
+		t.Helper()
+		if out, err := exec.Command(service.Entrypoint[0], service.Entrypoint[1], script).CombinedOutput(); err != nil {
+			t.Fatalf("generating the secrets: %v\n%s", err, out)
+		}
+	}
+	generate()
+	return folder, generate
+}
+
+func TestComposeSecretsAreGeneratedOnce(t *testing.T) {
 	t.Parallel()
-	project := loadCompose(t, nil)
-	nats, err := project.GetService("nats")
-	must(t, err)
-	if c := nats.Configs[0]; c.Source != "nats" ||
-		!slices.Equal(nats.Command, []string{"--config", c.Target}) {
-		t.Errorf("the server is started with %v, its configuration %q is at %q", nats.Command, c.Source,
-			c.Target)
+	folder, generate := composeSecrets(t)
+	// content returns the secrets, and fails for one that others than its service could read.
+	content := func() map[string]string {
+		t.Helper()
+		files, err := os.ReadDir(folder)
+		must(t, err)
+		secrets := map[string]string{}
+		for _, f := range files {
+			info, err := f.Info()
+			must(t, err)
+			if info.Mode() != 0o400 {
+				t.Errorf("%s has mode %v", f.Name(), info.Mode())
+			}
+			text, err := os.ReadFile(filepath.Join(folder, f.Name()))
+			must(t, err)
+			secrets[f.Name()] = string(text)
+		}
+		return secrets
 	}
-	file := tempFile(t, "nats.conf", project.Configs["nats"].Content)
-	o, err := server.ProcessConfigFile(file)
-	must(t, err)
-	if !slices.ContainsFunc(nats.Volumes,
-		func(v types.ServiceVolumeConfig) bool { return v.Type == "volume" && v.Target == o.StoreDir }) {
-		t.Errorf("events are stored in %q, which is on no volume", o.StoreDir)
+	first := content()
+	passwords := map[string]bool{}
+	for name, secret := range first {
+		for _, password := range regexp.MustCompile(`[0-9a-f]{32}`).FindAllString(secret, -1) {
+			passwords[password] = true
+		}
+		if os.Getuid() == 0 {
+			info, err := os.Stat(filepath.Join(folder, name))
+			must(t, err)
+			owner := map[string]uint32{"worker": 65532, "database-url": 65532, "postgres": 70, "grafana": 472}[name]
+			if got := info.Sys().(*syscall.Stat_t).Uid; got != cmp.Or(owner, 65533) {
+				t.Errorf("%s belongs to %d", name, got)
+			}
+		}
 	}
-	s := startNATS(t, file, func(o *server.Options) {
+	if len(passwords) != 9 { // 7 of NATS, PostgreSQL's, Grafana's
+		t.Errorf("%d different passwords", len(passwords))
+	}
+	if !strings.Contains(first["database-url"], ":"+first["postgres"]+"@") {
+		t.Error("the worker has not the password of PostgreSQL")
+	}
+	generate()
+	if again := content(); !maps.Equal(again, first) {
+		t.Errorf("a second start changed secrets")
+	}
+	// What a start that was interrupted has left behind.
+	must(t, os.Remove(filepath.Join(folder, "postgres")))
+	must(t, os.WriteFile(filepath.Join(folder, "postgres.new"), []byte("half"), 0o400))
+	generate()
+	if s := content(); !strings.Contains(s["database-url"], ":"+s["postgres"]+"@") || len(s) != len(first) {
+		t.Error("after an interrupted start the secrets do not fit together")
+	}
+	if other, _ := composeSecrets(t); first["worker"] == readFile(t, filepath.Join(other, "worker")) {
+		t.Error("two installations have the same password")
+	}
+}
+
+// An attacker within a container has nothing but what its program needs.
+func TestComposeServicesAreRestricted(t *testing.T) {
+	t.Parallel()
+	project, err := loadCompose(t, nil).WithProfiles([]string{"observability"})
+	must(t, err)
+	for name, s := range project.Services {
+		if !slices.Equal(s.CapDrop, []string{"ALL"}) || !s.ReadOnly || s.MemLimit == 0 || s.PidsLimit == 0 ||
+			s.Privileged || !slices.Equal(s.SecurityOpt, []string{"no-new-privileges:true"}) {
+			t.Errorf("%s is not restricted: %+v", name, s)
+		}
+		if len(s.CapAdd) > 0 && name != "secrets" {
+			t.Errorf("%s has the capabilities %v", name, s.CapAdd)
+		}
+		for _, v := range s.Volumes {
+			if v.Source == "secrets" && v.ReadOnly == (name == "secrets") {
+				t.Errorf("%s mounts the secrets, read-only %v", name, v.ReadOnly)
+			}
+			if v.Source == "secrets" && name != "secrets" &&
+				s.DependsOn["secrets"].Condition != types.ServiceConditionCompletedSuccessfully {
+				t.Errorf("%s does not wait for its secrets", name)
+			}
+		}
+		for variable, value := range s.Environment {
+			if value != nil && *value != "" && strings.Contains(variable, "PASSWORD") &&
+				!strings.HasPrefix(*value, "/secrets/") {
+				t.Errorf("%s has a fixed %s", name, variable)
+			}
+		}
+	}
+}
+
+// composeNATS runs the server of the compose file, with its configuration and its passwords.
+func composeNATS(t *testing.T, secrets string) *server.Server {
+	t.Helper()
+	config := readFile(t, "docs/nats/server.conf")
+	for _, m := range regexp.MustCompile(`export (\w+)='("\w+")';`).FindAllStringSubmatch(
+		readFile(t, filepath.Join(secrets, "nats.env")), -1) {
+		config = strings.ReplaceAll(config, "$"+m[1]+"\n", m[2]+"\n")
+	}
+	return startNATS(t, tempFile(t, "nats.conf", config), func(o *server.Options) {
 		o.HTTPHost, o.HTTPPort = "127.0.0.1", server.RANDOM_PORT
 	})
+}
+
+func TestComposeNATSKeepsEventsThroughPowerCut(t *testing.T) {
+	t.Parallel()
+	nats, err := loadCompose(t, nil).GetService("nats")
+	must(t, err)
+	mounted := func(kind, source, target string) bool {
+		return slices.ContainsFunc(nats.Volumes, func(v types.ServiceVolumeConfig) bool {
+			return v.Type == kind && strings.HasSuffix(v.Source, source) && v.Target == target
+		})
+	}
+	const command = ". /secrets/nats.env; exec nats-server --config /etc/nats/server.conf --http_port 8222"
+	if !slices.Equal(nats.Command, []string{command}) ||
+		!mounted(types.VolumeTypeBind, "docs/nats/server.conf", "/etc/nats/server.conf") {
+		t.Errorf("the server is started with %q, mounts are %v", nats.Command, nats.Volumes)
+	}
+	o, err := server.ProcessConfigFile("docs/nats/server.conf")
+	must(t, err)
+	if !mounted(types.VolumeTypeVolume, "nats", o.StoreDir) {
+		t.Errorf("events are stored in %q, which is on no volume", o.StoreDir)
+	}
+	secrets, _ := composeSecrets(t)
+	s := composeNATS(t, secrets)
 	if v, err := s.Varz(nil); err != nil || v.JetStream.Config == nil || !v.JetStream.Config.SyncAlways {
 		t.Errorf("JetStream as the server has it: %+v, %v", v.JetStream.Config, err)
 	}
 	check, err := url.Parse(nats.HealthCheck.Test[len(nats.HealthCheck.Test)-1])
 	must(t, err)
-	if check.Port() != strconv.Itoa(o.HTTPPort) || check.Hostname() != "127.0.0.1" {
-		t.Errorf("the health check asks %s, the server answers on port %d", check.Host, o.HTTPPort)
+	if check.Host != "127.0.0.1:8222" {
+		t.Errorf("the health check asks %s, the server answers on port 8222", check.Host)
 	}
 	answer, text, err := read(http.Get("http://" + s.MonitorAddr().String() + check.RequestURI()))
 	if err != nil || answer.StatusCode != http.StatusOK || !strings.Contains(text, `"ok"`) {
 		t.Errorf("the health check gets %v, %s (%v)", answer, text, err)
 	}
+}
+
+// The worker with the settings of the compose file, on its NATS server. Only addresses and the database differ.
+func TestComposeWorkerGetsEventsWithItsSecrets(t *testing.T) {
+	t.Parallel()
+	secrets, _ := composeSecrets(t)
+	s := composeNATS(t, secrets)
+	worker, err := loadCompose(t, nil).GetService("worker")
+	must(t, err)
+	system := newSystem(t)
+	env := system.env
+	for name, value := range worker.Environment {
+		if strings.HasPrefix(name, "NATS_") && name != "NATS_URL" {
+			env = append(env, name+"="+strings.Replace(*value, "/secrets", secrets, 1))
+		}
+	}
+	p := start(t, append(env, "NATS_URL="+s.ClientURL(), "LOG_LEVEL=info"), "serve")
+	p.says(t, `"stream":"PAPERMAP_DEAD"`)
+	if _, err := nats.Connect(s.ClientURL()); err == nil {
+		t.Error("the server takes a client without a password")
+	}
+	connect := func(role string) *nats.Conn {
+		nc, err := nats.Connect(s.ClientURL(), nats.CustomInboxPrefix(natsRoles[role].inbox),
+			nats.UserInfo(role, readFile(t, filepath.Join(secrets, role))))
+		must(t, err)
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	publishStored(t, connect("publisher"), "tenant.created", `{"tenant_id":"org-123","name":"Acme"}`)
+	backend := connect("backend")
+	eventually(t, func() error {
+		m, err := backend.Request("papermap.rpc.embed-token", []byte(`{"tenant_id":"org-123"}`), 5*time.Second)
+		if err == nil && !strings.Contains(string(m.Data), `"token"`) {
+			err = errors.New(string(m.Data))
+		}
+		return err
+	})
+	p.stop(t)
 }
 
 func TestComposeWorkerScales(t *testing.T) {
@@ -108,10 +276,14 @@ func TestComposeSettingsAreValid(t *testing.T) {
 	t.Parallel()
 	worker, err := loadCompose(t, nil).GetService("worker")
 	must(t, err)
+	secrets, _ := composeSecrets(t)
 	settings := map[string]string{}
 	for name, value := range worker.Environment {
 		if name != "HTTPS_PROXY" && name != "NO_PROXY" { // every program reads those
 			settings[name] = *value
+		}
+		if strings.HasSuffix(name, "_FILE") { // accepts takes the content
+			settings[name] = readFile(t, filepath.Join(secrets, strings.TrimPrefix(*value, "/secrets/")))
 		}
 	}
 	accepts(t, settings)

@@ -2,6 +2,7 @@ package console
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -349,4 +350,41 @@ func TestInvisibleCharactersAreShownEscaped(t *testing.T) {
 		"<p title=\"\u200b\">a\\u200b\n\t–“☀◐☾€</p>" {
 		t.Error(got)
 	}
+}
+
+// FuzzForms sends forms to every action. None of them answers with an error of the program, and none
+// writes what it was sent into a page as markup.
+func FuzzForms(f *testing.F) {
+	w := start(f, Config{Token: token})
+	w.login()
+	actions := paths(act)
+	for i := range actions {
+		f.Add(i, everything.Encode())
+	}
+	for _, form := range []string{
+		"", "%", "tenant=%00&tenant=b", "sequence=18446744073709551616", "sequence=-1&sequence=1", "tenant=%FF",
+		"all=1&last=9&code=%22%3E%3Cxss%3E&type=x", "tenant=a;b=c", "reason=%E2%80%AE&tenant=none", "attempt=%2F..",
+		"dashboard=%3Cxss%3E&tenant=%3Cxss%3E", "\x00\xff=\r\n&tenant==&&",
+	} {
+		f.Add(len(form), form)
+	}
+	f.Fuzz(func(t *testing.T, action int, form string) {
+		p := actions[uint(action)%uint(len(actions))]
+		req, err := http.NewRequestWithContext(t.Context(), p[0], w.base+p[1], strings.NewReader(form))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.AddCookie(w.session)
+		resp, err := w.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		page, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode >= http.StatusInternalServerError ||
+			strings.Contains(string(page), "<xss") {
+			t.Fatalf("%s with %q: %d, %v\n%s", p[1], form, resp.StatusCode, err, text(string(page)))
+		}
+	})
 }
