@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -300,10 +299,7 @@ func (s workSettings) http(p *parser) ops.Config {
 		TLS: p.certificate("HTTP_TLS_CERT", s.HTTPCert, "HTTP_TLS_KEY", s.HTTPKey),
 	}
 	if s.UsersFile != "" {
-		data, err := os.ReadFile(s.UsersFile)
-		if err == nil {
-			_, err = console.ParseUsers(data)
-		}
+		_, err := console.ReadUsers(s.UsersFile)
 		p.check(err == nil, "CONSOLE_USERS_FILE: %v", err)
 	}
 	if c.Addr == "off" {

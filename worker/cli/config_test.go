@@ -16,6 +16,7 @@ import (
 
 	"papermap-worker/papermap"
 	"papermap-worker/worker/ops"
+	"papermap-worker/worker/ops/console"
 )
 
 const secretCanary = "sk_CANARY_of_the_key" // must not show anywhere
@@ -442,5 +443,8 @@ func TestSettingsFilesAreReadUpToALimit(t *testing.T) {
 	t.Parallel()
 	if _, err := readText("/dev/zero"); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
 		t.Errorf("a file without an end: %v", err)
+	}
+	if _, err := console.ReadUsers("/dev/zero"); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+		t.Errorf("users without an end: %v", err)
 	}
 }

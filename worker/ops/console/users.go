@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -64,6 +65,26 @@ func UserLine(name, role, password string) (string, error) {
 	return name + ":" + role + ":" + string(hash), nil
 }
 
+// maxUsersFile is the size of the largest users file that is read.
+const maxUsersFile = 1 << 20
+
+// ReadUsers reads a users file. See [ParseUsers].
+func ReadUsers(path string) (map[string]user, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxUsersFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxUsersFile {
+		return nil, fmt.Errorf("%s is larger than 1 MiB", path)
+	}
+	return ParseUsers(data)
+}
+
 // ParseUsers reads lines of the form name:role:bcrypt. Empty lines and those that begin with # are
 // comments.
 func ParseUsers(data []byte) (map[string]user, error) {
@@ -106,7 +127,6 @@ type users struct {
 
 	mu     sync.Mutex
 	read   time.Time
-	data   []byte
 	all    map[string]user
 	logged string // the last error
 }
@@ -126,23 +146,13 @@ func (u *users) find(name string, now time.Time) (user, bool) {
 }
 
 func (u *users) reload() {
-	data, err := os.ReadFile(u.path)
-	if err == nil && u.all != nil && bytes.Equal(data, u.data) {
-		u.logged = ""
-		return
-	}
-	var all map[string]user
+	all, err := ReadUsers(u.path)
 	if err == nil {
-		all, err = ParseUsers(data)
+		u.all, u.logged = all, ""
+	} else if err.Error() != u.logged {
+		u.logged = err.Error()
+		u.log.Warn("cannot reload CONSOLE_USERS_FILE; using the previous users", "error", err)
 	}
-	if err != nil {
-		if err.Error() != u.logged {
-			u.logged = err.Error()
-			u.log.Warn("cannot reload CONSOLE_USERS_FILE; using the previous users", "error", err)
-		}
-		return
-	}
-	u.data, u.all, u.logged = data, all, ""
 }
 
 // permitted sets the visitor's rights, as they are now. A session ends when its user is gone or has
