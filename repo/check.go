@@ -133,7 +133,7 @@ func (db *DB) checkLock() error {
 		return fmt.Errorf("find the lock file: %w", err)
 	}
 	if what != "" {
-		return fmt.Errorf("%s was %s under the running worker, so a second one could start: "+
+		return fmt.Errorf("%s was %s while the worker was running, so a second one could start: "+
 			"restart it", db.lock.Name(), what)
 	}
 	return nil
