@@ -7,7 +7,6 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"papermap-worker/events"
-	"papermap-worker/worker"
 )
 
 // forever is later than every event of a run.
@@ -56,14 +55,20 @@ func (c *checker) adoptions() {
 	}
 }
 
+// Codes of dead letters, as docs/errors.md has them.
+const (
+	codeTaken    = "DASHBOARD_TAKEN"
+	codeConflict = "DASHBOARD_CONFLICT"
+)
+
 // adoptionRefused reports whether a dead letter of an adoption is due: the dashboard was recorded
 // for another tenant, or the tenant had another dashboard.
 func (c *checker) adoptionRefused(p Published, code string) bool {
 	return p.Adopts != "" && slices.ContainsFunc(c.announcements(), func(a announced) bool {
 		switch code {
-		case worker.CodeTaken:
+		case codeTaken:
 			return a.dashboard == p.Adopts && a.tenant != p.Tenant
-		case worker.CodeConflict:
+		case codeConflict:
 			return a.dashboard != p.Adopts && a.tenant == p.Tenant
 		}
 		return false
@@ -73,5 +78,5 @@ func (c *checker) adoptionRefused(p Published, code string) bool {
 // taken reports whether the event was refused because its dashboard is another tenant's. Such an
 // event records nothing.
 func (c *checker) taken(p Published) bool {
-	return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == worker.CodeTaken })
+	return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == codeTaken })
 }
