@@ -17,7 +17,7 @@ import (
 // Whether the clocks of the database, of NATS and of workers agree decides nothing: each slot is one
 // run. NATS has the clock of the test.
 func TestSlotIsOneRunWhateverTheClocksSay(t *testing.T) {
-	const slots = 8
+	const slots = 4
 	for _, c := range []struct {
 		name     string
 		workers  []time.Duration // how far the clock of each is ahead
