@@ -241,6 +241,7 @@ func TestImportRefusesToAdoptBesideOldReplicas(t *testing.T) {
 	workertest.Virtual(t, workertest.Options{}, func(t *testing.T, w *workertest.World) {
 		old, err := micro.AddService(w.Conn, micro.Config{Name: "papermap-worker", Version: "0.0.1"})
 		w.Must(err)
+		w.Must(w.Conn.Flush()) // the server knows it
 		i := &importer{w: w}
 		got, err := i.rows(t.Context(), "a,A,", "b,,d-b")
 		if err == nil || !strings.Contains(err.Error(), "version 0.0.1") || len(got) > 0 {
@@ -253,6 +254,7 @@ func TestImportRefusesToAdoptBesideOldReplicas(t *testing.T) {
 			t.Errorf("rows without dashboard_id: results %q, error %v", got, err)
 		}
 		w.Must(old.Stop())
+		w.Must(w.Conn.Flush())
 		if got, err := i.rows(t.Context(), "b,,d-b"); err != nil || len(got) != 1 {
 			t.Errorf("after the upgrade: results %q, error %v", got, err)
 		}

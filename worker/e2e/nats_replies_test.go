@@ -79,8 +79,8 @@ func natsSeen(t *testing.T, nc *nats.Conn, sub *nats.Subscription) int {
 	return n
 }
 
-// healthCheck matches the audit of what the worker asks to check its streams and consumers.
-var healthCheck = regexp.MustCompile(`"subject":"\$JS\.API\.(STREAM|CONSUMER)\.INFO\.`)
+// healthCheck matches the audit of what the worker asks to check its account, streams and consumers.
+var healthCheck = regexp.MustCompile(`"subject":"\$JS\.API\.(INFO"|(STREAM|CONSUMER)\.INFO\.)`)
 
 func TestNATSCraftedRepliesReachNoStreamAndNoAPI(t *testing.T) {
 	t.Parallel()
