@@ -68,7 +68,7 @@ func TestExamplesWork(t *testing.T) {
 // this function.
 func (e example) triesAgain(t *testing.T) {
 	s := newSystem(t)
-	nc, err := nats.Connect(s.nats.URL())
+	nc, err := nats.Connect(s.nats.URL(), nats.Timeout(patience))
 	must(t, err)
 	defer nc.Close()
 	_, complaint, err := e.run(t, s.nats.URL(), e.token, "org-1")

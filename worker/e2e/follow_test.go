@@ -14,7 +14,7 @@ func TestPublishWaitSaysThatPapermapIsPausedAndCanBeInterrupted(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, "on=create status=401", "on=usage status=401")
 	env := append(s.env, "HTTP_ADDR=127.0.0.1:0")
-	worker := start(t, env, "serve")
+	worker := startReady(t, env)
 	env = append(s.env, "HTTP_ADDR="+worker.address(t))
 	for _, args := range [][]string{
 		{"tenant-created", "org-1", "--name", "Acme", "--wait"}, {"usage-sync", "--wait"},

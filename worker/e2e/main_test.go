@@ -187,7 +187,7 @@ func (s *system) jetStream(t *testing.T) jetstream.JetStream {
 // rawJetStream is a connection of ours to the NATS server as it is.
 func (s *system) rawJetStream(t *testing.T) jetstream.JetStream {
 	t.Helper()
-	nc, err := nats.Connect(s.nats.URL())
+	nc, err := nats.Connect(s.nats.URL(), nats.Timeout(patience))
 	must(t, err)
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)

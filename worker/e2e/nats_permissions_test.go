@@ -80,7 +80,7 @@ func natsDial(t *testing.T, s *server.Server, role string) *nats.Conn {
 	if r := natsRoles[role]; role != "" {
 		options = append(options, nats.UserInfo(role, natsPassword(role)), nats.CustomInboxPrefix(r.inbox))
 	}
-	nc, err := nats.Connect(s.ClientURL(), options...)
+	nc, err := nats.Connect(s.ClientURL(), append(options, nats.Timeout(patience))...)
 	if err != nil {
 		t.Fatalf("connecting as %s: %v", role, err)
 	}

@@ -252,7 +252,7 @@ func TestNATSPullOrAckRightCanDeleteStreams(t *testing.T) {
 		if right == "acknowledge" {
 			ask(t, inspector, "$JS.API.CONSUMER.MSG.NEXT.PAPERMAP.c", "")
 		}
-		nc, err := nats.Connect(s.ClientURL(), nats.UserInfo("with one right", "x"))
+		nc, err := nats.Connect(s.ClientURL(), nats.UserInfo("with one right", "x"), nats.Timeout(patience))
 		must(t, err)
 		defer nc.Close()
 		for range 2 { // the second pull finds no message, and gets an empty body

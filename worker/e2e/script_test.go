@@ -77,7 +77,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 
 	// publish SUBJECT EVENT-ID TEXT publishes any text to a subject of the stream.
 	"publish": func(ts *testscript.TestScript, _ bool, args []string) {
-		nc, err := nats.Connect(ts.Getenv("NATS_URL"))
+		nc, err := nats.Connect(ts.Getenv("NATS_URL"), nats.Timeout(patience))
 		ts.Check(err)
 		defer nc.Close()
 		js, err := jetstream.New(nc)
