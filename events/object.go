@@ -38,12 +38,8 @@ func DecodeObject(data []byte, fields map[string]any) error {
 		return errors.New("the body begins with a byte order mark: send it without")
 	}
 	var members map[string]jsontext.Value
-	d := jsontext.NewDecoder(bytes.NewReader(data))
-	if err := json.UnmarshalDecode(d, &members); err != nil {
+	if err := json.Unmarshal(data, &members); err != nil {
 		return syntaxError(err)
-	}
-	if _, err := d.ReadToken(); err != io.EOF {
-		return errors.New("there is more data after the JSON object")
 	}
 	if members == nil { // it is null
 		return errors.New("the body is not a JSON object")
@@ -112,6 +108,8 @@ func syntaxError(err error) error {
 		return errors.New("the JSON ends too early")
 	case errors.As(err, &s) && s.Err.Error() == "exceeded max depth": // jsontext does not export it
 		return errors.New("the JSON is nested more than 10,000 deep")
+	case errors.As(err, &s) && strings.HasSuffix(s.Err.Error(), " after top-level value"): // nor this
+		return errors.New("there is more data after the JSON object")
 	case errors.As(err, new(*json.SemanticError)):
 		return errors.New("the body is not a JSON object")
 	case errors.As(err, &s):

@@ -118,7 +118,7 @@ func decide(f *facts, now Time, jobs []*job) *set {
 }
 
 func (s *set) decide(j *job) (err error) {
-	d := &decision{tenant: s.tenant(j), set: s, now: s.now, claims: map[dashboardKey]owner{}}
+	d := &decision{tenant: s.tenant(j), set: s, now: s.now}
 	if !d.made && j.known {
 		return ErrNotFound
 	}
@@ -255,6 +255,9 @@ func (d *decision) own(o owner) (bool, error) {
 	}
 	if o.ReplacedAt.IsZero() {
 		o.ReplacedAt = known.ReplacedAt
+	}
+	if d.claims == nil {
+		d.claims = map[dashboardKey]owner{}
 	}
 	d.claims[o.key()] = o
 	return true, nil

@@ -112,7 +112,7 @@ func setOfArrays(columns []column, rows [][]any) (string, []any) {
 // arrayOf is the text of a PostgreSQL array:
 // https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
 func arrayOf[T any](values []T) string {
-	text := []byte{'{'}
+	text := append(make([]byte, 0, 40*len(values)), '{') // most values are times, numbers and ids
 	for i, v := range values {
 		if i > 0 {
 			text = append(text, ',')
