@@ -352,37 +352,37 @@ func TestInvisibleCharactersAreShownEscaped(t *testing.T) {
 	}
 }
 
-// Hostile forms to every action: none of them answers with an error of the program, and none
-// writes what it was sent into a page as markup.
-func TestActionsTakeAnyForm(t *testing.T) {
-	w := start(t, Config{Token: token})
-	w.login()
-	forms := []string{
+// FuzzActions sends forms to every action: none is answered with an error of the
+// program, and none writes what it was sent into a page as markup.
+func FuzzActions(f *testing.F) {
+	for _, form := range []string{
 		"", "%", "tenant=%00&tenant=b", "sequence=18446744073709551616", "sequence=-1&sequence=1", "tenant=%FF",
 		"all=1&last=9&code=%22%3E%3Cxss%3E&type=x", "tenant=a;b=c", "reason=%E2%80%AE&tenant=none", "attempt=%2F..",
 		"dashboard=%3Cxss%3E&tenant=%3Cxss%3E", "\x00\xff=\r\n&tenant==&&",
+	} {
+		f.Add(form)
 	}
-	send := func(p [2]string, form string) {
-		req, err := http.NewRequestWithContext(t.Context(), p[0], w.base+p[1], strings.NewReader(form))
-		if err != nil {
-			t.Fatal(err)
+	w := start(f, Config{Token: token})
+	w.login()
+	f.Fuzz(func(t *testing.T, form string) {
+		for _, p := range paths(act) {
+			req, err := http.NewRequestWithContext(t.Context(), p[0], w.base+p[1], strings.NewReader(form))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			req.AddCookie(w.session)
+			resp, err := w.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || resp.StatusCode >= http.StatusInternalServerError ||
+				strings.Contains(string(page), "<xss") ||
+				strings.HasPrefix(resp.Header.Get("Location"), "/login") {
+				t.Fatalf("%s with %q: %d, %v\n%s", p[1], form, resp.StatusCode, err, text(string(page)))
+			}
 		}
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req.AddCookie(w.session)
-		resp, err := w.client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		page, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode >= http.StatusInternalServerError ||
-			strings.Contains(string(page), "<xss") {
-			t.Fatalf("%s with %q: %d, %v\n%s", p[1], form, resp.StatusCode, err, text(string(page)))
-		}
-	}
-	for _, p := range paths(act) {
-		for _, form := range forms {
-			send(p, form)
-		}
-	}
+	})
 }
