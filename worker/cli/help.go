@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -32,7 +33,7 @@ func spelledOtherwise(args []string) []string {
 
 // printHelp prints the commands by their purpose, or the help of one command.
 func printHelp(options kong.HelpOptions, k *kong.Context) error {
-	if k.Selected() != nil || len(k.Path) > 1 {
+	if slices.ContainsFunc(k.Path, func(p *kong.Path) bool { return p.Command != nil }) {
 		return kong.DefaultHelpPrinter(options, k)
 	}
 	return printOverview(k.Stdout, k.Model, min(terminalWidth(k.Stdout, 80), 100))

@@ -42,6 +42,19 @@ func TestHelpHasEachCommandOnceWithAnExample(t *testing.T) {
 	}
 }
 
+func TestHelpWithoutACommandIsTheOverview(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"-h"}, {"help"}} {
+		code, out, _ := runCLI(args...)
+		if code != 0 || !strings.Contains(out, "\n"+purposes[0].title) {
+			t.Errorf("%q: exit code %d: %s", args, code, out)
+		}
+	}
+	code, out, _ := runCLI("dead", "--help")
+	if code != 0 || !strings.Contains(out, "dead replay") || strings.Contains(out, purposes[0].title) {
+		t.Errorf("dead --help: exit code %d: %s", code, out)
+	}
+}
+
 func TestOverviewFitsTheTerminal(t *testing.T) {
 	for _, width := range []int{80, 100} {
 		var out bytes.Buffer
