@@ -127,13 +127,13 @@ func idle(t table, column int) bool {
 	return len(values) == 0
 }
 
-// cut shortens all cells but the last of each row.
+// cut shortens all cells but the last of each row, and but marks, which people look for as a whole.
 func (t table) cut(longest int) table {
 	var out table
 	for _, row := range t {
 		cells := slices.Clone(row)
 		for j, cell := range cells[:max(0, len(cells)-1)] {
-			if utf8.RuneCountInString(cell) > longest {
+			if utf8.RuneCountInString(cell) > longest && !strings.HasPrefix(cell, "pmw:") {
 				cells[j] = string([]rune(cell)[:longest-1]) + "…"
 			}
 		}

@@ -63,6 +63,18 @@ func TestTableFitsTheTerminal(t *testing.T) {
 	}
 }
 
+func TestTableShowsMarksWhole(t *testing.T) {
+	t.Parallel()
+	rows := table{{"TENANT", "OUTCOME", "TITLE TO LOOK FOR", "MARK IN DESCRIPTION", "TIME", "ERROR"}}
+	rows.add("org-00007", "unknown", "Dashboard - Saffron Robotics", "pmw:"+exampleID, "2026-11-27 10:00:00Z",
+		"papermap (unknown): no answer: unexpected EOF")
+	for _, width := range []int{80, 100, 120, 160} {
+		if text := fitted(t, rows, width, false); !strings.Contains(text, "pmw:"+exampleID) {
+			t.Errorf("at %d columns the mark is cut:\n%s", width, text)
+		}
+	}
+}
+
 func TestStatusIsColouredOnTerminalsAlone(t *testing.T) {
 	t.Parallel()
 	text := fitted(t, listOfTenants(), 200, true)
