@@ -128,8 +128,11 @@ func (c *deadShowCmd) Run(a *app, bus *events.Bus) error {
 			len(d.Data), d.Sequence)
 	}
 	advice, _ := worker.ExplainDeadLetter(d)
-	_, err = fmt.Fprintf(a.stdout, "\n%s\n\n%s\n", text, advice)
-	return err
+	if _, err = fmt.Fprintf(a.stdout, "\n%s\n\n", text); err != nil {
+		return err
+	}
+	printText(a.stdout, advice)
+	return nil
 }
 
 // deadDetails has the original headers as well, but not those that the worker added.
