@@ -206,12 +206,7 @@ func (o operation) job(n int, claims []Claim, out *outcomeOf) *job {
 			if o.kind == "unknown made" {
 				f.Result.DashboardID = o.id
 			}
-			switch {
-			case d.Epoch != c.Mapping.Epoch:
-				err = d.failStale(c, f.Result, announce)
-			case d.Stage == Creating:
-				err = d.fail(c, f, announce)
-			}
+			err = d.fail(c, f, announce)
 			out.text = fmt.Sprintf("%s-%d", d.Stage, d.Failures)
 		}
 		return err

@@ -74,7 +74,8 @@ type Mapping struct {
 	CreatedEventID string `db:"created_event_id" json:"-"`
 
 	// DashboardEvent is the time of the event, or of the operator's correction, that gave the
-	// tenant its dashboard; 0 if an older version did. See dashboardEvent.
+	// tenant its dashboard, and before that of the event that began the generation; 0 if an older
+	// version wrote it. See dashboardEvent.
 	DashboardEvent int64 `db:"dashboard_event" json:"-"`
 
 	Epoch       int64 `db:"epoch" json:"-"`        // of the lease; grows with every claim
@@ -164,9 +165,13 @@ const (
 
 // applyCreated applies a tenant.created to the mapping. It decides only by the events' times, so
 // neither the order of arrival nor duplicates matter.
+//
+// An event that is older than a tenant.deleted has no effect, unless it began the generation that is
+// being provisioned. It then has to finish that, because the newer tenant.created for which the
+// tenant is wanted may have become a dead letter.
 func (m *Mapping) applyCreated(e Created) createdEffect {
 	switch {
-	case eventTime(e.EventTime) <= m.DeletedEvent:
+	case eventTime(e.EventTime) <= m.DeletedEvent && !m.unfinishedBy(e):
 		return noEffect
 	case m.Stage == Failed && m.FailedMessage == e.Message:
 		return failAgain
@@ -178,6 +183,12 @@ func (m *Mapping) applyCreated(e Created) createdEffect {
 		return noEffect
 	}
 	return provision
+}
+
+// unfinishedBy reports whether the event began the generation, and it is still being provisioned.
+func (m *Mapping) unfinishedBy(e Created) bool {
+	return m.Wanted() && (m.Stage == Pending || m.Stage == Creating) &&
+		m.DashboardEvent == eventTime(e.EventTime)
 }
 
 // ended reports whether the next tenant.created begins a new generation.
@@ -204,7 +215,7 @@ func (m *Mapping) startGeneration(e Created) {
 	}
 	m.WorkspaceID, m.Title, m.Description, m.CreatedBy = e.WorkspaceID, e.Title, e.Description, e.CreatedBy
 	m.Stage, m.ClaimableAt, m.DashboardID, m.FailedMessage = Pending, Time{}, "", ""
-	m.DashboardEvent = 0
+	m.DashboardEvent = eventTime(e.EventTime)
 	m.Epoch++
 	m.clearFailures()
 }

@@ -160,6 +160,22 @@ func TestMappingEveryStateMeetsEveryEvent(t *testing.T) {
 	})
 }
 
+// The newest tenant.created has become a dead letter, and an older one began the next generation.
+// Nothing else would finish that if a deletion between the two made the older one superseded.
+func TestOldEventFinishesTheGenerationThatItBegan(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		play(t, db, "a", "c30 refuse c10 retry d15")
+		same(t, "before", mapping(t, db, "a").Status, Pending)
+		same(t, "an event that began nothing", deliver(t, db, "a", "c12", "another").Step, StepDone)
+		c := deliver(t, db, "a", "c10", "c10")
+		same(t, "the event that began the generation", c.Step, StepCreate)
+		finish(t, db, c)
+		same(t, "after", mapping(t, db, "a").Status, Active)
+		change(t, db, "a", Deleted, 30)
+		same(t, "deleted, and delivered again", deliver(t, db, "a", "c10", "c10").Step, StepDone)
+	})
+}
+
 // provisioning is what suspended, resumed and deleted leave as it is, and a created that changes
 // nothing.
 func provisioning(m Mapping) Mapping {

@@ -3,10 +3,10 @@ package repo
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"time"
-
 	"errors"
+	"fmt"
+	"slices"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -34,7 +34,7 @@ const (
 	// StepWait: retry after Claim.Wait. Another worker holds the claim, or a retry is not due yet.
 	StepWait
 	// StepRecordOutcome: call Fail. The caller holds the claim, and the attempt of an earlier
-	// holder has no outcome. Only with hold.
+	// holder may have created a dashboard. Only with hold.
 	StepRecordOutcome
 	// StepRefused: end as failed, as this message did before.
 	StepRefused
@@ -67,8 +67,9 @@ type Claim struct {
 // A tenant stays in the workspace where its generation started. Begin claims it only for
 // e.AllowedWorkspace, because an attempt is an API call.
 //
-// An attempt of an earlier holder that is still "sent" has an unknown outcome. With hold, Begin
-// returns it so that its outcome is recorded. Without hold, it makes another attempt.
+// An attempt of an earlier holder that recorded no outcome before its lease ended may have created a
+// dashboard. With hold, Begin returns it so that its outcome is recorded. Without hold, it makes
+// another attempt.
 func (db *DB) Begin(ctx context.Context, e Created, hold bool) (Claim, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -122,25 +123,25 @@ func (d *decision) wait() time.Duration {
 	return d.ClaimableAt.Sub(d.now.Time)
 }
 
-// claim gives the tenant to the caller. If an earlier holder left an attempt without an outcome, it
-// is returned with hold, and otherwise recorded as unknown.
+// claim gives the tenant to the caller. If an earlier holder recorded no outcome, hold decides what
+// happens to its attempt: it is returned, unless it is known by now that it created nothing, or it is
+// recorded as unknown.
 func (d *decision) claim(c *Claim, attemptID string, hold bool) error {
 	first := d.Epoch == 1 // no worker has claimed the tenant yet, so there is no attempt
+	abandoned := d.Stage == Creating
 	d.Epoch++
 	d.setStage(Creating, d.after(Lease))
-	if !first {
-		abandoned, err := d.sent()
+	if abandoned && hold {
+		newest, err := d.newestAttempt()
 		if err != nil {
 			return err
 		}
-		for _, a := range abandoned {
-			if hold && a.Generation == d.Generation && !a.StartedAt.Before(c.Attempt.StartedAt.Time) {
-				c.Step, c.Attempt = StepRecordOutcome, a.Attempt
-			}
-		}
-		if c.Step == StepRecordOutcome {
+		if newest != nil && newest.Outcome != OutcomeRefused {
+			c.Step, c.Attempt = StepRecordOutcome, newest.Attempt
 			return nil
 		}
+	}
+	if !first {
 		if err := d.giveUpSent(); err != nil {
 			return err
 		}
@@ -152,6 +153,17 @@ func (d *decision) claim(c *Claim, attemptID string, hold bool) error {
 	}
 	d.attempts = append(d.attempts, attemptRow{Attempt: c.Attempt})
 	return nil
+}
+
+// newestAttempt returns the newest attempt of the generation, or nil.
+func (d *decision) newestAttempt() (*attemptRow, error) {
+	list, err := d.history(func(a *attemptRow) bool { return a.Generation == d.Generation })
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	return slices.MaxFunc(list, func(a, b *attemptRow) int {
+		return cmp.Or(a.StartedAt.Compare(b.StartedAt.Time), cmp.Compare(a.ID, b.ID))
+	}), nil
 }
 
 // giveUpSent records the tenant's attempts that are sent as unknown: their holders' leases have
@@ -252,12 +264,7 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure, announce Announce) (
 	err = db.decide(ctx, &job{
 		tenantID: c.Mapping.TenantID, workspaceID: c.Mapping.WorkspaceID,
 		decide: func(d *decision) (err error) {
-			switch {
-			case d.Epoch != c.Mapping.Epoch:
-				err = d.failStale(c, f.Result, announce)
-			case d.Stage == Creating: // else it is recorded, by a try whose answer was lost
-				err = d.fail(c, f, announce)
-			}
+			err = d.fail(c, f, announce)
 			after = d.Mapping
 			return err
 		},
@@ -268,8 +275,18 @@ func (db *DB) Fail(ctx context.Context, c Claim, f Failure, announce Announce) (
 	return after, nil
 }
 
-// fail is Fail for the current claim.
-func (d *decision) fail(c Claim, f Failure, announce Announce) (err error) {
+func (d *decision) fail(c Claim, f Failure, announce Announce) error {
+	switch {
+	case d.Epoch != c.Mapping.Epoch:
+		return d.failStale(c, f.Result, announce)
+	case d.Stage == Creating:
+		return d.failCurrent(c, f, announce)
+	}
+	return nil // it is recorded, by a try whose answer was lost
+}
+
+// failCurrent is Fail for the current claim.
+func (d *decision) failCurrent(c Claim, f Failure, announce Announce) (err error) {
 	a := d.attempt(c.Attempt)
 	if c.Step == StepRecordOutcome {
 		if a, err = d.ofClaim(c); err != nil {

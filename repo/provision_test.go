@@ -262,6 +262,38 @@ func TestBeginWithHoldHandsOverAnAbandonedAttempt(t *testing.T) {
 	})
 }
 
+// A holder was suspended past its lease, and the one that was to record its outcome is killed. What
+// the first one records late decides, as if the second one had seen it.
+func TestBeginWithHoldKnowsAnOutcomeThatCameLate(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		for name, test := range map[string]struct {
+			late  func(Claim)
+			step  Step
+			stage Status
+		}{
+			"made":    {func(c Claim) { finish(t, db, c) }, StepRecordOutcome, Held},
+			"unknown": {func(c Claim) { fail(t, db, c, ambiguous) }, StepRecordOutcome, Held},
+			"refused": {func(c Claim) { fail(t, db, c, unaccepted) }, StepCreate, Active},
+		} {
+			e := created(name, 10, "m")
+			first := beginWith(t, db, e, true)
+			pass(db, Lease)
+			same(t, name+": the second holder", beginWith(t, db, e, true).Step, StepRecordOutcome)
+			test.late(first)
+			pass(db, Lease)
+			third := beginWith(t, db, e, true)
+			same(t, name+": the third holder", third.Step, test.step)
+			if third.Step == StepCreate {
+				finish(t, db, third)
+			} else {
+				same(t, name+": whose outcome", third.Attempt.ID, first.Attempt.ID)
+				fail(t, db, third, Failure{Result: ambiguous.Result, Hold: true})
+			}
+			same(t, name+": stage", mapping(t, db, name).Stage, test.stage)
+		}
+	})
+}
+
 func TestFailCountsOnlyAfterAnothersSuccess(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ *DB) {
 		for _, test := range []struct{ steps, failures string }{

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"papermap-worker/events"
+	"papermap-worker/papermap"
 	"papermap-worker/repo"
 )
 
@@ -81,6 +82,39 @@ func TestProvisionerDelaysTheRetryAfterAnUnknownOutcome(t *testing.T) {
 	f := p.classify(t.Context(), events.Event{Deliveries: 1}, unknownOutcome("timeout"))
 	if f.RetryAfter < 3*time.Second || f.Result.Outcome != repo.OutcomeUnknown {
 		t.Errorf("%+v, want a retry after 3 s at the earliest", f)
+	}
+}
+
+// The exploration of package repo assumes these failures (its failureOf).
+func TestClassifyIsWhatTheExplorationAssumes(t *testing.T) {
+	type decides struct {
+		outcome                   repo.Outcome
+		permanent, hold, deferral bool
+	}
+	deferred := decides{outcome: repo.OutcomeRefused, deferral: true}
+	for _, test := range []struct {
+		cause error
+		want  decides
+	}{
+		{&papermap.Error{Class: papermap.Refused}, decides{outcome: repo.OutcomeRefused, permanent: true}},
+		{&papermap.Error{Class: papermap.Credentials}, deferred},
+		{&papermap.Error{Class: papermap.Configuration}, deferred},
+		{&papermap.Error{Class: papermap.Quota}, deferred},
+		{&papermap.Error{Class: papermap.Retryable, Deferred: true}, deferred},
+		{&papermap.Error{Class: papermap.Retryable}, decides{outcome: repo.OutcomeRefused}},
+		{&papermap.Error{Class: papermap.Unknown}, decides{outcome: repo.OutcomeUnknown, hold: true}},
+		{errors.New("no error of the API"), decides{outcome: repo.OutcomeUnknown, hold: true}},
+	} {
+		for _, hold := range []bool{true, false} {
+			p := &provisioner{hold: hold, maxAttempts: 3}
+			f := p.classify(t.Context(), events.Event{Deliveries: 1}, test.cause)
+			want := test.want
+			want.hold = want.hold && hold
+			got := decides{f.Result.Outcome, f.Permanent, f.Hold, f.Deferral}
+			if got != want || f.MaxFailures != 3 || f.RetryAfter <= 0 || f.Result.DashboardID != "" {
+				t.Errorf("%+v is recorded as %+v", test.cause, f)
+			}
+		}
 	}
 }
 

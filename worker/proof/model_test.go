@@ -44,6 +44,7 @@ type modelTenant struct {
 	created, deleted, suspended, resumed int // minutes of the newest events
 	stage                                repo.Status
 	generation                           int
+	began                                int // minute of the event that began the generation
 	dashboard                            string
 	claim                                int  // grows with each change of holder
 	busy                                 bool // it cannot be claimed
@@ -73,11 +74,13 @@ func (m *modelTenant) uncertain() bool {
 	})
 }
 
+func (m *modelTenant) unfinished() bool { return m.stage == repo.Pending || m.stage == repo.Creating }
+
 // begin is the arrival of a tenant.created. With StepCreate and StepRecordOutcome it returns the
 // attempt to continue with.
 func (m *modelTenant) begin(minute int, message string, hold bool) (repo.Step, *modelAttempt) {
 	switch {
-	case minute <= m.deleted:
+	case minute <= m.deleted && !(m.wanted() && m.unfinished() && minute == m.began):
 		return repo.StepDone, nil // superseded
 	case m.stage == repo.Failed && m.failed == message:
 		return repo.StepRefused, nil
@@ -85,7 +88,7 @@ func (m *modelTenant) begin(minute int, message string, hold bool) (repo.Step, *
 		if m.stage != "" {
 			m.generation++
 		}
-		m.stage, m.dashboard, m.busy = repo.Pending, "", false
+		m.stage, m.dashboard, m.busy, m.began = repo.Pending, "", false, minute
 		m.claim++
 	}
 	m.created = max(m.created, minute)
@@ -95,10 +98,11 @@ func (m *modelTenant) begin(minute int, message string, hold bool) (repo.Step, *
 	case m.busy:
 		return repo.StepWait, nil
 	}
+	abandoned := m.stage == repo.Creating
 	m.claim++
 	m.busy, m.stage = true, repo.Creating
-	for _, a := range slices.Backward(m.attempts) {
-		if hold && a.outcome == repo.OutcomeSent && a.generation == m.generation {
+	if n := len(m.attempts); abandoned && hold && n > 0 {
+		if a := m.attempts[n-1]; a.generation == m.generation && a.outcome != repo.OutcomeRefused {
 			return repo.StepRecordOutcome, a
 		}
 	}
