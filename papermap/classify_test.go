@@ -76,6 +76,7 @@ func TestClassifyFollowsTheTable(t *testing.T) {
 		{400, "", `{"message":"QUOTA_EXCEEDED"}`, Refused, Refused},
 		{422, "", `{"error":"the title QUOTA_EXCEEDED is taken","code":"TAKEN"}`, Refused, Refused},
 		{422, "", `{"code":"QUOTA_EXCEEDED Ltd"}`, Refused, Refused},
+		{422, "", `{"error":"QUOTA_EXCEEDED"`, Refused, Refused},
 		{500, "", `{"code":"QUOTA_EXCEEDED"}`, Unknown, Retryable},
 	} {
 		address, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -139,6 +140,14 @@ func TestAnswerIsBoundedInSize(t *testing.T) {
 		if e := failed(t, err); e == nil || e.Class != Retryable ||
 			!strings.Contains(e.Message, "longer than 8388608 bytes") {
 			t.Errorf("%s: probe: %v", name, err)
+		}
+	}
+}
+
+func TestTruncateKeepsWhatFits(t *testing.T) {
+	for text, want := range map[string]string{"äb": "äb", "äbc": "äbc", "äbcd": "äb…"} {
+		if got := truncate(text, 3); got != want {
+			t.Errorf("%q becomes %q, want %q", text, got, want)
 		}
 	}
 }

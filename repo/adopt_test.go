@@ -111,8 +111,12 @@ func TestAdoptionTakesItsDetails(t *testing.T) {
 
 		play(t, db, "unnamed", "c10 retry")
 		e = adopting("unnamed", 20, "F")
-		e.Title, e.WorkspaceID = "Theirs", "default"
-		same(t, "one that does not", details(adopt(t, db, e).Mapping), []string{"w", "Theirs", "", ""})
+		e.Title, e.WorkspaceID, e.Description, e.CreatedBy = "Theirs", "default", "about", "import"
+		same(t, "one that does not", details(adopt(t, db, e).Mapping),
+			[]string{"w", "Theirs", "about", "import"})
+		owner, err := db.DashboardTenant(ctx, "w", "F")
+		must(t, err)
+		same(t, "whose dashboard it is", owner, "unnamed")
 
 		e = adopting("new", 20, "D")
 		e.WorkspaceID, e.NamesWorkspace = "w3", true

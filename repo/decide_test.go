@@ -380,6 +380,27 @@ func stored(t fataler, db *DB, prefix string) []any {
 }
 
 // Batches of one instant and what each of their operations comes to.
+// A holder that was suspended past its lease and the one that took over are written together.
+func TestDecisionsOfTwoHoldersKeepTheirAttemptsApart(t *testing.T) {
+	m := newMemory()
+	var claims []Claim
+	n := 0
+	for _, batch := range [][]operation{
+		{{kind: "create", tenant: "a", minute: 1}},
+		{{kind: "create", tenant: "a", minute: 1}},
+		{{kind: "finish", claim: 0, id: "d1"}, {kind: "finish", claim: 1, id: "d2"}},
+	} {
+		jobs, done := batchOf(n, batch, &claims)
+		m.run(t, jobs...)
+		done()
+		n += len(batch)
+		m.now = at(m.now.Add(Lease))
+	}
+	first, second := m.attempts["a0000"], m.attempts["a0001"]
+	same(t, "the late one", []any{first.Outcome, first.DashboardID}, []any{OutcomeOrphaned, "d1"})
+	same(t, "the other", []any{second.Outcome, second.DashboardID}, []any{OutcomeCreated, "d2"})
+}
+
 func TestDecisionsSeeThoseBeforeThem(t *testing.T) {
 	for _, test := range []struct{ batches, want string }{
 		// The first of rivals for a dashboard has it; one that fails leaves it to the next.

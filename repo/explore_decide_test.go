@@ -107,7 +107,7 @@ type modelResult struct {
 	owners   [len(dashboardOf)]uint8
 	claim    modelClaim // of doCreated and doAdopt: its step, and what belongs to that
 
-	recorded, taken, refused bool // as Finish returns; ErrTaken; another error
+	recorded, taken, refused bool // as Finish and Change return; ErrTaken; another error
 	fenced                   bool // the epoch has changed
 	failedNow                bool // FailedAt is the present
 	succeededNow             bool // an attempt became created
@@ -224,7 +224,7 @@ func (in *modelDecision) run(d *decision, attempts []Attempt) (c Claim, recorded
 		c, err = d.adopt(e, announce)
 	case doChange:
 		to := [...]Status{kindDeleted: Deleted, kindSuspended: Suspended, kindResumed: Active}[in.kind]
-		d.change(Change{TenantID: "A", WorkspaceID: "w", To: to, EventTime: e.EventTime})
+		recorded = d.change(Change{TenantID: "A", WorkspaceID: "w", To: to, EventTime: e.EventTime})
 	case doFinish:
 		r := Result{Outcome: OutcomeCreated, DashboardID: id, HTTPStatus: 200}
 		recorded, err = d.finish(in.realClaim(attempts), r, announce)

@@ -54,6 +54,9 @@ func (in *modelDecision) expected() modelResult {
 			taken: want.taken, refused: want.refused}
 	}
 	want.row.status = want.row.derived()
+	if in.do == doChange {
+		want.recorded = want.row.status != max(in.row.status, atPending) // with which a row begins
+	}
 	return want
 }
 

@@ -20,14 +20,16 @@ var (
 // scopes are what is explored: few events, but each order of them, and each accident at each step.
 var scopes = []scope{
 	{name: "recreate", kinds: []uint8{kindCreated, kindDeleted}, events: [2]uint8{2, 1}, times: 2, faults: 1},
-	{name: "hold", kinds: []uint8{kindCreated, kindDeleted}, events: [2]uint8{2, 1}, times: 2, faults: 2,
+	{name: "hold", kinds: []uint8{kindCreated, kindDeleted}, events: [2]uint8{2, 0}, times: 2, faults: 2,
 		operations: 1, hold: 1},
 	{name: "access", kinds: []uint8{kindCreated, kindDeleted, kindSuspended, kindResumed},
 		events: [2]uint8{3, 0}, times: 3},
 	{name: "adoption", kinds: []uint8{kindCreated, kindAdopt, kindAdoptOther, kindDeleted},
 		events: [2]uint8{2, 1}, times: 2, faults: 1},
-	{name: "operators", kinds: []uint8{kindCreated, kindAdopt}, events: [2]uint8{1, 1}, times: 1, faults: 2,
-		operations: 2, hold: 1, clock: true},
+	{name: "operators", kinds: []uint8{kindCreated, kindAdopt, kindDeleted}, events: [2]uint8{2, 0},
+		times: 2, faults: 2, operations: 2, hold: 1, clock: true},
+	{name: "rivals", kinds: []uint8{kindCreated, kindAdopt}, events: [2]uint8{1, 1}, times: 1, faults: 2,
+		operations: 1, hold: 1},
 }
 
 // wide are the scopes of the long form.

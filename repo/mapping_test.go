@@ -216,6 +216,17 @@ func TestMappingTakesTheNewestEventOfAKind(t *testing.T) {
 	})
 }
 
+func TestMappingNewestEventIsOfAnyKind(t *testing.T) {
+	for _, m := range []Mapping{
+		{CreatedEvent: 9, DeletedEvent: 2, SuspendedEvent: 3, ResumedEvent: 4},
+		{CreatedEvent: 2, DeletedEvent: 9, SuspendedEvent: 3, ResumedEvent: 4},
+		{CreatedEvent: 2, DeletedEvent: 3, SuspendedEvent: 9, ResumedEvent: 4},
+		{CreatedEvent: 2, DeletedEvent: 3, SuspendedEvent: 4, ResumedEvent: 9},
+	} {
+		same(t, fmt.Sprintf("%+v", m), m.NewestEvent(), int64(9))
+	}
+}
+
 func TestGenerationTakesDetailsFromItsEvent(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		play(t, db, "a", "d5 c10 make d20")

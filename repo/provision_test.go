@@ -63,6 +63,13 @@ func TestBeginClaimsOnlyForTheTenantsWorkspace(t *testing.T) {
 		c = begin(t, db, e)
 		same(t, "step and workspace for the one that it is in", []any{c.Step, c.Attempt.WorkspaceID},
 			[]any{StepCreate, "w"})
+
+		play(t, db, "b", "c10 make d20")
+		e = created("b", 30, "again")
+		e.AllowedWorkspace = "other"
+		c = begin(t, db, e)
+		same(t, "step and status of a deleted tenant", []any{c.Step, c.Mapping.Status},
+			[]any{StepElsewhere, Pending})
 	})
 }
 

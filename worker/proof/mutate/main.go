@@ -36,7 +36,7 @@ var targets = []target{
 	{
 		"repo", "repo",
 		[]string{"decide.go", "provision.go", "mapping.go", "resolve.go", "adopt.go", "attempts.go"},
-		"^Test(Explore|Decisions|Adopt|Begin|Fail|Finish|Generation|Old|Resolve|Recreate|Replace|Restore" +
+		"^Test(Explore|Decisions|AuditEntr|Adopt|Begin|Fail|Finish|Generation|Old|Resolve|Recreate|Replace|Restore" +
 			"|Mapping|OutboxOmits|OutboxIsWritten|PossibleOrphans|BatchRollsBack|BatchesWrite)/SQLite$",
 	},
 	{
@@ -49,7 +49,7 @@ var targets = []target{
 		"papermap", "papermap",
 		[]string{"sign.go", "classify.go"},
 		"^Test(Signature|Token|Classify|Retry|Answer|Error|Reason|Redactor|Expired|SecretNever" +
-			"|UsageFailure)",
+			"|Truncate|UsageFailure)",
 	},
 	{
 		"worker", "worker",

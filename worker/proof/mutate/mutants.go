@@ -121,12 +121,17 @@ func (m *mutator) value(n ast.Expr, other string) {
 	if !ok || basic.Info()&types.IsInteger == 0 || basic.Info()&types.IsUntyped != 0 {
 		return
 	}
+	known := true
 	name := types.TypeString(t, func(p *types.Package) string {
 		if p == m.pkg {
 			return ""
 		}
+		known = known && strings.Contains(m.source, strconv.Quote(p.Path()))
 		return p.Name()
 	})
+	if !known {
+		return // the file does not import the type's package
+	}
 	m.wrap(n, fmt.Sprintf("mutate[%s](%d, ", name, m.add(n, other)), ", "+other+")")
 }
 
