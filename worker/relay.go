@@ -20,7 +20,8 @@ import (
 const (
 	relayLease  = 20 * time.Second
 	relayMargin = 5 * time.Second        // before the end of its lease the relay publishes nothing more
-	relayPoll   = 500 * time.Millisecond // for events of other replicas, and those that a crash left behind
+	relayPoll   = 500 * time.Millisecond // while other replicas may leave their events to this one
+	relayIdle   = 4 * time.Second        // longest poll for events of commands, and of replicas that are gone
 	relayBatch  = 256
 	relayStop   = 2 * time.Second // for the last pass, at a stop
 
@@ -44,7 +45,9 @@ var relayRest = events.Backoff{Base: 2 * relayPoll, Max: 5 * time.Second}
 // the middle of a batch publishes no more of it: right before each event it checks that its lease
 // has not ended.
 //
-// The services wake it after each commit that has an event; it polls for those of other replicas.
+// The services wake it after each commit that has an event. Until its lease has ended it polls for
+// those of other replicas. After that the next replica that writes an event becomes the relay, so an
+// idle one polls less often.
 type relay struct {
 	db    *repo.DB
 	bus   *events.Bus
@@ -53,6 +56,7 @@ type relay struct {
 
 	holder   string        // of the lease
 	until    time.Time     // end of this replica's lease, as far as it knows; zero: it has none
+	ledUntil time.Time     // end of its latest lease, unless it was dropped
 	woken    chan struct{} // signaled when there is an event to publish
 	failures int           // batches in a row that failed
 	rest     time.Time     // no batch before
@@ -75,14 +79,18 @@ func (r *relay) wake() { signal(r.woken) }
 
 // run publishes until ctx ends, then makes one last pass.
 func (r *relay) run(ctx context.Context) {
-	poll := time.NewTicker(relayPoll)
+	wait := relayPoll
+	poll := time.NewTimer(wait)
 	defer poll.Stop()
 	for {
 		select {
 		case <-r.woken:
 			r.pass(ctx)
+			wait = relayPoll
 		case <-poll.C:
-			r.pass(ctx)
+			if wait = min(2*wait, relayIdle); !r.pass(ctx) || time.Now().Before(r.ledUntil) {
+				wait = relayPoll
+			}
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), relayStop)
 			defer cancel()
@@ -93,6 +101,7 @@ func (r *relay) run(ctx context.Context) {
 			}
 			return
 		}
+		poll.Reset(wait)
 	}
 }
 
@@ -100,19 +109,19 @@ func (r *relay) run(ctx context.Context) {
 var errNotRelay = errors.New("another replica is the relay")
 
 // pass publishes all that it can, unless this replica has no connection, rests, or is not the
-// relay. It logs when a problem begins and when it ends.
-func (r *relay) pass(ctx context.Context) {
+// relay. It logs when a problem begins and when it ends. It returns true if nothing waits.
+func (r *relay) pass(ctx context.Context) (idle bool) {
 	if r.bus.Connected() != nil { // which the log has
 		r.giveUp(ctx)
-		return
+		return false
 	}
 	if time.Now().Before(r.rest) {
-		return
+		return false
 	}
 	err := r.publishAll(ctx)
 	switch {
 	case errors.Is(err, errNotRelay):
-		return
+		return false
 	case err != nil:
 		r.failures++
 		r.rest = time.Now().Add(relayRest.Delay(r.failures))
@@ -125,6 +134,7 @@ func (r *relay) pass(ctx context.Context) {
 	case before && err == nil:
 		r.log.Info("publishing outgoing events again")
 	}
+	return err == nil
 }
 
 // publishAll publishes until nothing publishable is left.
@@ -164,6 +174,7 @@ func (r *relay) lead(ctx context.Context) (waiting bool, err error) {
 	}
 	if err == nil {
 		r.until = asked.Add(relayLease)
+		r.ledUntil = r.until
 	}
 	return true, err
 }
@@ -173,7 +184,7 @@ func (r *relay) giveUp(ctx context.Context) {
 	if r.until.IsZero() {
 		return
 	}
-	r.until = time.Time{}
+	r.until, r.ledUntil = time.Time{}, time.Time{}
 	if err := r.db.DropLease(ctx, "outbox", r.holder); err != nil { // then it ends by itself
 		r.log.Debug("cannot drop the relay's lease", "error", err)
 	}

@@ -194,6 +194,29 @@ func TestRelayDropsItsLeaseAfterAFailedBatch(t *testing.T) {
 	})
 }
 
+// Other processes write events, too, and do not wake it.
+func TestRelayPollsOftenWhileItHasItsLease(t *testing.T) {
+	virtual(t, options{Unchecked: true}, func(t *testing.T, w *world) {
+		write := func(tenant string) {
+			t.Helper()
+			c, err := w.DB.Begin(t.Context(), repo.Created{
+				TenantID: tenant, WorkspaceID: "ws-a", EventID: tenant, EventTime: time.Now(), Message: tenant,
+			}, false)
+			w.Must(err)
+			_, err = w.DB.Finish(t.Context(), c, tenant, 200, worker.DashboardCreatedEvent)
+			w.Must(err)
+		}
+		for i := range 6 {
+			time.Sleep(time.Minute)
+			write(fmt.Sprint("idle-", i))
+			workertest.Eventually(t, 4100*time.Millisecond, w.Relayed)
+			time.Sleep(time.Duration(14_100+700*i) * time.Millisecond) // others cannot take it yet
+			write(fmt.Sprint("led-", i))
+			workertest.Eventually(t, 600*time.Millisecond, w.Relayed)
+		}
+	})
+}
+
 func TestRelayDropsItsLeaseOnStop(t *testing.T) {
 	virtual(t, options{}, func(t *testing.T, w *world) {
 		w.Create("t")

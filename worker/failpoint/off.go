@@ -7,3 +7,6 @@ const Enabled = false
 
 // Hit does nothing in this build.
 func Hit(string) {}
+
+// Watch does nothing in this build.
+func Watch(func(place string)) {}

@@ -61,7 +61,8 @@ func (c *checker) outTrue() {
 			DashboardID string `json:"dashboard_id"`
 			Attempt     string `json:"attempt"`
 		}
-		if o.Type == events.TypeUsageSynced || o.Type == events.TypeUsageThreshold {
+		switch o.Type {
+		case events.TypeUsageSynced, events.TypeUsageThreshold, events.TypeUsageSync:
 			continue
 		}
 		if err := json.Unmarshal(o.Data, &data); err != nil || data.TenantID != o.TenantID {

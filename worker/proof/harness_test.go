@@ -110,13 +110,15 @@ type system struct {
 	js       jetstream.JetStream
 	sql      *sqlx.DB // beside the workers' own connections
 	db       *repo.DB
+
+	workspaces []papermap.Workspace
 }
 
 // newSystem starts everything but the workers, which get env in addition to the settings that all
 // have. database is the address of an empty PostgreSQL database, or empty for SQLite.
 func newSystem(t testing.TB, name, database string, servers int, seed uint64, env ...string) *system {
 	t.Helper()
-	s := &system{t: t, name: name, database: database}
+	s := &system{t: t, name: name, database: database, workspaces: []papermap.Workspace{workspace}}
 	var err error
 	if s.dir, err = os.MkdirTemp("", "papermap-"+name+"-"); err != nil {
 		t.Fatal(err)
@@ -287,7 +289,7 @@ func (s *system) expire(ctx context.Context, noWorker bool) {
 func (s *system) collect(h proof.History) proof.History {
 	s.t.Helper()
 	schematest.CheckStream(s.t, s.js)
-	h.Workspaces, h.LongestLife, h.Texts = []papermap.Workspace{workspace}, time.Hour, map[string]string{}
+	h.Workspaces, h.LongestLife, h.Texts = s.workspaces, time.Hour, map[string]string{}
 	logs, err := filepath.Glob(filepath.Join(s.dir, "worker*.log"))
 	if err != nil || len(logs) == 0 {
 		s.t.Fatalf("no log of a worker, error %v", err)

@@ -299,6 +299,12 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			return nil
 		}
 		indexes := acknowledged[sequence]
+		if eventType == events.TypeUsageSync && own[msg.Headers().Get(jetstream.MsgIDHeader)] {
+			h.Published = append(h.Published, Published{ // of the schedule
+				Type: eventType, EventID: msg.Headers().Get(jetstream.MsgIDHeader), Data: msg.Data(),
+			})
+			indexes = []int{len(h.Published) - 1}
+		}
 		if len(indexes) == 0 {
 			i, err := h.unacknowledged(msg, eventType)
 			if err != nil {

@@ -2,10 +2,12 @@ package workertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"papermap-worker/events"
@@ -24,32 +26,16 @@ type Instance struct {
 	cancel context.CancelFunc
 	ran    chan struct{} // closed when Run has returned
 	closed sync.Once
+	cut    sync.Once
+	dead   atomic.Bool
 }
 
 // StartWorker starts a worker on the world's database with the current Config, and waits until it
 // is ready.
 func (w *World) StartWorker() *Instance {
 	w.t.Helper()
-	log := slog.New(slog.NewJSONHandler(w.Logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	log = log.With("worker", len(w.Workers))
-	i := &Instance{world: w, DB: w.OpenDB(), link: &link{world: w}, ran: make(chan struct{})}
-	o := w.Bus
-	if w.virtual != nil {
-		o.InProcess = i.link
-	}
-	var err error
-	i.Bus, err = events.Connect(o, log)
+	i, err := w.Launch()
 	w.Must(err)
-	i.Worker = worker.New(w.Config, i.DB, i.Bus, log)
-	var ctx context.Context
-	ctx, i.cancel = context.WithCancel(context.Background())
-	go func() {
-		defer close(i.ran)
-		if err := i.Run(ctx); err != nil {
-			w.t.Errorf("Run: %v", err)
-		}
-	}()
-	w.Workers = append(w.Workers, i)
 	w.Eventually(func() error {
 		if s := i.State(); !s.Ready {
 			return fmt.Errorf("the worker is not ready: %v", s.Reasons)
@@ -57,6 +43,36 @@ func (w *World) StartWorker() *Instance {
 		return nil
 	})
 	return i
+}
+
+// Launch starts a worker as StartWorker does, and does not wait. Its error is that of a program that
+// cannot start, because the database is away.
+func (w *World) Launch() (*Instance, error) {
+	log := slog.New(slog.NewJSONHandler(w.Logs, &slog.HandlerOptions{Level: w.LogLevel}))
+	log = log.With("worker", len(w.Workers))
+	i := &Instance{world: w, link: &link{world: w}, ran: make(chan struct{})}
+	var err error
+	if i.DB, err = repo.Open(context.Background(), w.Address); err != nil {
+		return nil, err
+	}
+	o, c := w.Bus, w.Config
+	if w.virtual != nil {
+		o.InProcess, c.Dial = i.link, i.link.dial
+	}
+	if i.Bus, err = events.Connect(o, log); err != nil {
+		return nil, errors.Join(err, i.DB.Close())
+	}
+	i.Worker = worker.New(c, i.DB, i.Bus, log)
+	var ctx context.Context
+	ctx, i.cancel = context.WithCancel(context.Background())
+	go func() {
+		defer close(i.ran)
+		if err := i.Run(ctx); err != nil && !i.dead.Load() {
+			w.t.Errorf("Run: %v", err)
+		}
+	}()
+	w.Workers = append(w.Workers, i)
+	return i, nil
 }
 
 // Drain asks the worker to stop, as SIGTERM does, and returns at once.
@@ -73,9 +89,28 @@ func (i *Instance) Stop() {
 // Kill ends the worker as SIGKILL would, as far as others can see: from now on it writes nothing to
 // the database and sends nothing to NATS. Requests in flight to Papermap are cut off.
 func (i *Instance) Kill() {
+	i.Sever()
 	i.close(false)
 	i.cancel()
 	i.wait()
+}
+
+// Sever is what others see of a Kill, at once. The worker's goroutines may call it. Kill must follow.
+func (i *Instance) Sever() {
+	i.cut.Do(func() {
+		i.dead.Store(true)
+		i.link.sever()
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			_ = i.DB.Close()
+		}()
+		// Close begins nothing more. It ends only when the caller is done, if that is in a transaction.
+		select {
+		case <-closed:
+		case <-time.After(time.Millisecond):
+		}
+	})
 }
 
 func (i *Instance) wait() {

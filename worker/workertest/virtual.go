@@ -15,8 +15,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server/ats"
 )
 
-// virtualStart is when the clock of every bubble starts: in the middle of a month. Bubbles begin in
-// the year 2000, when Unix seconds had nine digits, which signatures do not allow.
+// virtualStart is when the clock of a bubble starts, unless the test says when: in the middle of a
+// month. Bubbles begin in the year 2000, when Unix seconds had nine digits, which signatures do not
+// allow.
 var virtualStart = time.Date(2026, time.November, 17, 12, 0, 0, 0, time.UTC)
 
 // bubbles keeps bubbles apart from each other and from worlds on the real clock: nats.go has one
@@ -63,7 +64,11 @@ func Virtual(t *testing.T, o Options, scenario func(t *testing.T, w *World)) {
 	ats.Register() // the server's own goroutine of that package waits on a channel made outside of the bubble
 	defer ats.Unregister()
 	synctest.Test(t, func(t *testing.T) {
-		time.Sleep(time.Until(virtualStart))
+		begin := o.Begin
+		if begin.IsZero() {
+			begin = virtualStart
+		}
+		time.Sleep(time.Until(begin))
 		scenario(t, start(t, o, &Network{}))
 	})
 }
@@ -167,19 +172,21 @@ func (l *pipeListener) Close() error {
 
 func (l *pipeListener) Addr() net.Addr { return l.address }
 
-// link is one worker's way to the NATS server, which can be cut.
+// link is one worker's way to the NATS server, which can be cut, and to Papermap.
 type link struct {
 	world *World
 	mu    sync.Mutex
-	down  bool
+	down  bool // the way to NATS
+	dead  bool // both, for good
 	conns []net.Conn
+	calls []net.Conn // to Papermap
 }
 
 // InProcessConn implements nats.InProcessConnProvider.
 func (l *link) InProcessConn() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.down {
+	if l.down || l.dead {
 		return nil, errors.New("the link is cut")
 	}
 	c, err := l.world.InProcessConn()
@@ -203,6 +210,40 @@ func (l *link) restore() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.down = false
+}
+
+// dial connects to Papermap.
+func (l *link) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := l.world.virtual.Dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead {
+		_ = c.Close()
+		return nil, errors.New("the worker is dead")
+	}
+	if len(l.calls) >= maxCalls {
+		l.calls = append(l.calls[:0], l.calls[maxCalls/2:]...)
+	}
+	l.calls = append(l.calls, c)
+	return c, nil
+}
+
+// maxCalls is how many of the newest connections to Papermap are closed with a link.
+const maxCalls = 1000
+
+// sever cuts off a worker from everything, for good.
+func (l *link) sever() {
+	l.cut()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead = true
+	for _, c := range l.calls {
+		_ = c.Close()
+	}
+	l.calls = nil
 }
 
 // clockTick is the maximum lag of PostgreSQL's clock behind the bubble's.
