@@ -200,7 +200,8 @@ func TestRelayPollsOftenWhileItHasItsLease(t *testing.T) {
 		write := func(tenant string) {
 			t.Helper()
 			c, err := w.DB.Begin(t.Context(), repo.Created{
-				TenantID: tenant, WorkspaceID: "ws-a", EventID: tenant, EventTime: time.Now(), Message: tenant,
+				TenantID: tenant, WorkspaceID: "ws-a", EventID: tenant, EventTime: time.Now(),
+				Message: tenant,
 			}, false)
 			w.Must(err)
 			_, err = w.DB.Finish(t.Context(), c, tenant, 200, worker.DashboardCreatedEvent)

@@ -49,7 +49,7 @@ var (
 )
 
 // Simulated minutes of the short form, in which everything comes ten times as often.
-const shortSQLite, shortPostgres = 40, 8
+const shortSQLite, shortPostgres = 30, 5
 
 // TestSimulationKeepsEveryPromise runs one worker on SQLite and several on PostgreSQL through a
 // seeded schedule of load and faults. Then the faults end, and Check must find nothing wrong.
@@ -126,7 +126,8 @@ func simulate(t *testing.T, database string, seed uint64, length time.Duration) 
 			o.DatabaseAhead = time.Duration(random.IntN(180)-90) * time.Second
 		}
 	}
-	s.history.Clocks = o.DatabaseAhead.Abs() + 300*time.Millisecond // PostgreSQL's follows in steps of 250 ms
+	o.DatabaseTick = time.Second // each is a statement
+	s.history.Clocks = o.DatabaseAhead.Abs() + o.DatabaseTick + 100*time.Millisecond
 	o.Config = func(c *worker.Config) {
 		c.Concurrency, c.UsageConcurrency, c.Hold = 16, 4, hold
 		c.Schedule, _ = worker.ParseSchedule("@hourly")
@@ -138,6 +139,7 @@ func simulate(t *testing.T, database string, seed uint64, length time.Duration) 
 		s.t, s.World, s.end = t, w, time.Now().Add(length)
 		s.run(replicas, plan)
 	})
+	workertest.ClearPools()
 	took := time.Since(began)
 	t.Logf("%s, seed %d, %d workers, hold %v, skewed %v: %v in %v, %.0f times real time\n%s", database,
 		seed, replicas, hold, skewed, length, took.Round(time.Millisecond), float64(length)/float64(took),

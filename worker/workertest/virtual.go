@@ -32,8 +32,9 @@ var leftovers struct {
 	exist bool
 }
 
-// clearLeftovers empties the pools for what runs outside of bubbles.
-func clearLeftovers() {
+// ClearPools empties the pools for what runs outside of bubbles. Start does so. Tests that make
+// connections to NATS without Start call it after Virtual.
+func ClearPools() {
 	leftovers.Lock()
 	defer leftovers.Unlock()
 	if leftovers.exist {
@@ -246,7 +247,7 @@ func (l *link) sever() {
 	l.calls = nil
 }
 
-// clockTick is the maximum lag of PostgreSQL's clock behind the bubble's.
+// clockTick is the maximum lag of PostgreSQL's clock behind the bubble's, unless the test sets it.
 const clockTick = 250 * time.Millisecond
 
 // virtualPostgres makes the database's clock_timestamp() follow the bubble's clock, for every
@@ -270,7 +271,7 @@ func (w *World) virtualPostgres() {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		tick := time.NewTicker(clockTick)
+		tick := time.NewTicker(w.tick)
 		defer tick.Stop()
 		for {
 			select {

@@ -30,6 +30,7 @@ package workertest
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"log/slog"
 	"net"
@@ -96,6 +97,7 @@ type Options struct {
 
 	// DatabaseAhead is how far PostgreSQL's clock is ahead of all others, in virtual time.
 	DatabaseAhead time.Duration
+	DatabaseTick  time.Duration // how far it lags behind at most; 0: 250 ms
 
 	// NATS starts the NATS server, with its files in dir; nil: events/embedded does.
 	NATS func(dir string) (NATS, error)
@@ -128,6 +130,7 @@ type World struct {
 	t         testing.TB
 	virtual   *Network      // nil outside of a bubble
 	ahead     time.Duration // PostgreSQL's clock
+	tick      time.Duration // of it
 	startNATS func(dir string) (NATS, error)
 
 	mu     sync.Mutex
@@ -165,7 +168,7 @@ func Start(t testing.TB, o Options) *World {
 	t.Helper()
 	bubbles.RLock()
 	t.Cleanup(bubbles.RUnlock)
-	clearLeftovers()
+	ClearPools()
 	return start(t, o, nil)
 }
 
@@ -173,7 +176,7 @@ func start(t testing.TB, o Options, virtual *Network) *World {
 	t.Helper()
 	w := &World{
 		t: t, virtual: virtual, ahead: o.DatabaseAhead, Dir: tempDir(t), Logs: &Logs{},
-		LogLevel: slog.LevelDebug,
+		LogLevel: slog.LevelDebug, tick: cmp.Or(o.DatabaseTick, clockTick),
 	}
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("WORKER_TEST_LOG") != "" {
