@@ -15,8 +15,7 @@ import (
 
 // Accepted names of the usage report's members. The API documents neither them nor the places of
 // the list and the pagination. So there are aliases: the first name of a list that has a value
-// counts, and null is no value. This is the only place with these names; to accept another one, add
-// it here.
+// counts, and null is no value. To accept another name, add it here, and for rows in docs/usage.md.
 var (
 	tenantNames   = []string{"tenant_id", "tenant", "external_tenant_id"}
 	creditsNames  = []string{"credits_consumed", "credits_used", "total_credits", "credits"}

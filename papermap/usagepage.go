@@ -23,10 +23,7 @@ func readUsage(a answer, q UsageQuery) (UsagePage, error) {
 	if err != nil {
 		return UsagePage{}, err
 	}
-	data := readMembers(top["data"])
-	inner := readMembers(data["data"])
-
-	list := findList(level{top["data"], data}, level{data["data"], inner})
+	list, data, inner := findUsage(top)
 	if list == nil {
 		return UsagePage{}, errors.New("no list of usage in it")
 	}
@@ -47,6 +44,13 @@ func readUsage(a answer, q UsageQuery) (UsagePage, error) {
 	}
 	findPagination(data, inner, top).complete(&p, q)
 	return p, nil
+}
+
+// findUsage returns the list in an answer, nil if there is none, with the answer's data and data.data.
+func findUsage(top members) (list jsontext.Value, data, inner members) {
+	data = readMembers(top["data"])
+	inner = readMembers(data["data"])
+	return findList(level{top["data"], data}, level{data["data"], inner}), data, inner
 }
 
 // level is a place in the answer where the list may be.

@@ -59,19 +59,23 @@ func DatabaseFinding(err error) Finding {
 // CheckPapermap reads one row of usage with the workspace's API key. That checks the address, the
 // credentials and the clock, and changes nothing. check names the finding.
 func CheckPapermap(ctx context.Context, check string, client *papermap.Client) []Finding {
-	err := client.Probe(ctx)
 	list := []Finding{{Check: check, Found: "it answers, and accepts the key"}}
-	var api *papermap.Error
-	if errors.As(err, &api) && api.Deferred {
-		list[0] = Finding{Check: check, Found: err.Error(), Fix: "try again later; the worker waits, too"}
-	} else if err != nil {
-		t := troubleOf(err)
-		list[0] = Finding{Check: check, Found: fmt.Sprintf("%s: %v", t.found, err), Fix: t.fix, Fatal: true}
+	if err := client.Probe(ctx); err != nil {
+		list[0] = papermapFinding(check, err)
 	}
 	if skew, known := client.ClockSkew(); known {
 		list = append(list, checkSkew(skew))
 	}
 	return list
+}
+
+// papermapFinding says what to do about a request that failed.
+func papermapFinding(check string, err error) Finding {
+	if api, ok := errors.AsType[*papermap.Error](err); ok && api.Deferred {
+		return Finding{Check: check, Found: err.Error(), Fix: "try again later; the worker waits, too"}
+	}
+	t := troubleOf(err)
+	return Finding{Check: check, Found: fmt.Sprintf("%s: %v", t.found, err), Fix: t.fix, Fatal: true}
 }
 
 // checkSkew judges how far the host's clock is from Papermap's.

@@ -62,6 +62,14 @@ var styles = map[string]style{
 	},
 }
 
+// rename returns the style with other names of a row's members.
+func (l style) rename(names map[string]string) style {
+	for _, name := range []*string{&l.tenant, &l.credits, &l.requests, &l.period} {
+		*name = cmp.Or(names[*name], *name)
+	}
+	return l
+}
+
 // end returns what follows the rows: the tail with {page}, {per_page}, {total}, {pages} and {more}
 // filled in.
 func (l style) end(page, perPage, total int) string {
@@ -117,7 +125,7 @@ func (s *Simulator) usage(c *call) answer {
 // page writes the body of one page: the generated rows by tenant, then month, and after them the
 // named rows that replace none.
 func (u *usageState) page(workspace, tenant string, months []string, page, perPage int) []byte {
-	look := styles[cmp.Or(u.Style, UsageStyles[0])]
+	look := styles[cmp.Or(u.Style, UsageStyles[0])].rename(u.Names)
 	body := make([]byte, 0, 512+perPage*200)
 	body = append(body, `{"success":true,"message":"Tenant usage retrieved successfully","data":`...)
 	if look.head == "" {

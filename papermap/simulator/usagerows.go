@@ -46,6 +46,10 @@ type Usage struct {
 	// list is, the names of all fields, the forms of numbers and times, and the pagination.
 	Style string `json:"style"`
 
+	// Names replaces names of the style's fields, such as credits_consumed, by names that a client
+	// may not know.
+	Names map[string]string `json:"names"`
+
 	// BeforeRequest is called before the workspace's usage request n, from 1, is answered, and may
 	// change u for it and those that follow: tenants appear or vanish, totals shrink. It must not
 	// call the simulator.

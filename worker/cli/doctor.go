@@ -184,8 +184,9 @@ func (f *findings) tables(ctx context.Context, db *repo.DB, sqlite bool) {
 	}
 }
 
-// papermap reads one row of usage with each key pair. That checks address, credentials and clock,
-// and changes nothing.
+// papermap reads one row of usage with each key pair. That checks address, credentials and clock.
+// If the pair for API requests is accepted, it also reads a page, and says which of its field names
+// are understood. Nothing is changed.
 func (f *findings) papermap(ctx context.Context, cfg worker.Config) {
 	agent := "papermap-worker-doctor/" + cfg.Build.Version
 	for _, ws := range cfg.Workspaces {
@@ -205,7 +206,11 @@ func (f *findings) papermap(ctx context.Context, cfg worker.Config) {
 			one := ws
 			one.Key = pair
 			client := papermap.NewClient(one, papermap.ClientOptions{Timeout: cfg.Timeout, UserAgent: agent})
-			*f = append(*f, worker.CheckPapermap(ctx, check+", key "+pair.ID, client)...)
+			list := worker.CheckPapermap(ctx, check+", key "+pair.ID, client)
+			if pair == ws.Key && list[0].Fix == "" {
+				list = append(list, worker.CheckUsage(ctx, ws.ID, client)...)
+			}
+			*f = append(*f, list...)
 			client.Close()
 		}
 	}

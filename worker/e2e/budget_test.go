@@ -18,8 +18,11 @@ import (
 )
 
 // The large run: go test ./worker/e2e -run TestThresholdsAreAnnouncedOnce -v -timeout 60m -args
-// -budget.tenants 100000
-var budgetTenants = flag.Int("budget.tenants", 300, "tenants of the budget test")
+// -budget.tenants 100000 -budget.kills 20
+var (
+	budgetTenants = flag.Int("budget.tenants", 300, "tenants of the budget test")
+	budgetKills   = flag.Int("budget.kills", 2, "kills of workers in the 20 syncs of the budget test")
+)
 
 // reached is what usage.threshold announces once.
 type reached struct {
@@ -71,9 +74,10 @@ func TestThresholdsAreAnnouncedOnceThroughKills(t *testing.T) {
 		s.sim.SetUsage(testWorkspace.ID, simulator.Usage{Rows: rows})
 		id := fmt.Sprint("sync-", n)
 		run(t, s.env, "publish", "usage-sync", "--from-period", month, "--to-period", month, "--event-id", id)
-		if n%10 == 2 {
-			time.Sleep(time.Duration(random.Int64N(int64(100 * time.Millisecond)))) // anywhere in the run
-			victim := n / 10 % 2
+		if victim := n * *budgetKills / syncs; victim < (n+1)**budgetKills/syncs {
+			span := 100*time.Millisecond + time.Duration(len(totals))*50*time.Microsecond // about as long
+			time.Sleep(time.Duration(random.Int64N(int64(span))))                         // anywhere in it
+			victim %= len(workers)
 			workers[victim].kill()
 			workers[victim] = start(t, s.env, "serve")
 		}

@@ -33,6 +33,7 @@ func TestDoctorPassesWithWorkingWorker(t *testing.T) {
 		"NATS server +version 2", "stream PAPERMAP ", "stream PAPERMAP_DEAD ", "consumer papermap-worker ",
 		"consumer papermap-worker-access ", "database +SQLite 3[.0-9]+, undamaged, up to date; ",
 		"Papermap, workspace ws-test, key ak_test +it answers, and accepts the key", "clock +it agrees",
+		"ok +usage, workspace ws-test +there is none from .* could not be checked",
 	} {
 		if !matches(want, text) {
 			t.Errorf("it does not say %q:\n%s", want, text)
@@ -94,6 +95,14 @@ var brokenSystems = []struct {
 	}, 0, []string{
 		"warn +Papermap, workspace ws-test, key ak_test .*429",
 		"→ try again later; the worker waits, too"}},
+	{"usage with names of its own", func(_ *testing.T, s *system) []string {
+		s.sim.SetUsage(testWorkspace.ID, simulator.Usage{Tenants: 3,
+			Names: map[string]string{"credits_consumed": "creditsUsed"}})
+		return nil
+	}, 1, []string{
+		"ok +Papermap, workspace ws-test, key ak_test ",
+		"ERROR +usage, workspace ws-test +no row has credits .*creditsUsed",
+		"→ no usage can be recorded; add the right name"}},
 	{"key set of REST that is not there", func(_ *testing.T, s *system) []string {
 		return []string{"HTTP_JWT_JWKS=" + s.db + ".keys", "HTTP_JWT_AUDIENCE=papermap"}
 	}, 1, []string{"ERROR +REST keys .*papermap.db.keys: no such file", "→ correct HTTP_JWT_JWKS"}},

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,7 +19,13 @@ import (
 	"papermap-worker/repo"
 )
 
-var importRows = flag.Int("import.rows", 400, "rows of the import test; a multiple of 40")
+// The large run: go test ./worker/e2e -run TestKilledImport -v -timeout 60m -args -import.rows 10000
+// -import.kills 10 -import.delay 50ms
+var (
+	importRows  = flag.Int("import.rows", 400, "rows of the import test; a multiple of 40")
+	importKills = flag.Int("import.kills", 1, "kills of the import and of the worker in the import test")
+	importDelay = flag.Duration("import.delay", 5*time.Millisecond, "Papermap's in the import test")
+)
 
 // importCase is a row of the import test, and its result.
 type importCase struct{ row, want string }
@@ -60,7 +67,7 @@ func importCases(n int) (cases []importCase, seed string) {
 // and its report is right to the row.
 func TestKilledImportIsFinishedByTheNext(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, "on=create delay=5ms")
+	s := newSystem(t, "on=create delay="+importDelay.String())
 	js := s.jetStream(t)
 	worker := startReady(t, s.env)
 	cases, seed := importCases(*importRows)
@@ -75,14 +82,16 @@ func TestKilledImportIsFinishedByTheNext(t *testing.T) {
 	must(t, os.WriteFile(before, []byte(seed), 0o600))
 	run(t, s.env, "import", before)
 
-	killed := start(t, s.env, "import", file)
-	s.requests(t, len(s.sim.Log())+*importRows/4)
-	worker.kill()
-	killed.kill()
-	if strings.Contains(killed.text(), "Done") {
-		t.Fatal("the import was finished before it was killed")
+	for range *importKills {
+		killed := start(t, s.env, "import", file)
+		s.requests(t, len(s.sim.Log()) + *importRows / *importKills / 4)
+		worker.kill()
+		killed.kill()
+		if strings.Contains(killed.text(), "Done") {
+			t.Fatal("the import was finished before it was killed")
+		}
+		worker = startReady(t, s.env)
 	}
-	startReady(t, s.env)
 	results := s.importResults(t, file, "--report", report)
 	var bad []string
 	for i, c := range cases {
