@@ -95,7 +95,7 @@ func (d *decision) adoptNow(e Created) error {
 		d.CreatedBy = cmp.Or(e.CreatedBy, d.CreatedBy)
 	}
 	d.noteCreated(e)
-	return d.activate(e.DashboardID, eventTime(e.EventTime))
+	return d.activate(e.DashboardID, OriginAdopted, eventTime(e.EventTime))
 }
 
 // adoptsIn is the workspace of the dashboard that an event names for a provisioned tenant: the

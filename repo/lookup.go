@@ -76,6 +76,7 @@ type TenantName struct {
 	TenantID  string `db:"tenant_id"`
 	Title     string `db:"title"`
 	Status    Status `db:"status"`
+	Origin    Origin `db:"dashboard_origin"`
 	UpdatedAt Time   `db:"updated_at"`
 }
 

@@ -78,6 +78,8 @@ type Mapping struct {
 	// version wrote it. See dashboardEvent.
 	DashboardEvent int64 `db:"dashboard_event" json:"-"`
 
+	Origin Origin `db:"dashboard_origin" json:"-"` // of the dashboard
+
 	Epoch       int64 `db:"epoch" json:"-"`        // of the lease; grows with every claim
 	ClaimableAt Time  `db:"claimable_at" json:"-"` // no worker may claim the tenant before
 
@@ -87,6 +89,18 @@ type Mapping struct {
 	FailedCode    string `db:"failed_code" json:"error_code,omitempty"`
 	FailedError   string `db:"failed_error" json:"error,omitempty"`
 }
+
+// Origin is how a tenant got its dashboard.
+type Origin string
+
+const (
+	OriginCreated  Origin = ""         // by a create of a worker; also while there is none
+	OriginAdopted  Origin = "adopted"  // by a tenant.created that named it
+	OriginReplaced Origin = "replaced" // by an operator, in place of another
+)
+
+// Origins are those that people can select tenants by.
+func Origins() []Origin { return []Origin{OriginAdopted, OriginReplaced} }
 
 // Wanted reports whether the tenant should have a dashboard: its newest tenant.created is newer
 // than its newest tenant.deleted. At equal times deleted wins.
@@ -215,7 +229,7 @@ func (m *Mapping) startGeneration(e Created) {
 	}
 	m.WorkspaceID, m.Title, m.Description, m.CreatedBy = e.WorkspaceID, e.Title, e.Description, e.CreatedBy
 	m.Stage, m.ClaimableAt, m.DashboardID, m.FailedMessage = Pending, Time{}, "", ""
-	m.DashboardEvent = eventTime(e.EventTime)
+	m.DashboardEvent, m.Origin = eventTime(e.EventTime), OriginCreated
 	m.Epoch++
 	m.clearFailures()
 }

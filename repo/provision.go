@@ -212,7 +212,7 @@ func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, 
 		a.ResolvedAt, a.resolved = Time{}, true
 		return false, d.record(a, r)
 	}
-	if err := d.activate(r.DashboardID, c.Event); err != nil {
+	if err := d.activate(r.DashboardID, OriginCreated, c.Event); err != nil {
 		return false, err
 	}
 	if err := d.record(a, r); err != nil {
@@ -221,9 +221,9 @@ func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, 
 	return true, d.announce(announce)
 }
 
-// activate makes the dashboard the mapping's, with the time of the event or the correction, or
-// returns ErrTaken.
-func (d *decision) activate(dashboardID string, event int64) error {
+// activate makes the dashboard the mapping's, with its origin and the time of the event or the
+// correction, or returns ErrTaken.
+func (d *decision) activate(dashboardID string, origin Origin, event int64) error {
 	mine, err := d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: dashboardID, SetAt: d.now})
 	if err != nil {
 		return err
@@ -231,7 +231,7 @@ func (d *decision) activate(dashboardID string, event int64) error {
 	if !mine {
 		return ErrTaken
 	}
-	d.DashboardID, d.DashboardEvent = dashboardID, event
+	d.DashboardID, d.Origin, d.DashboardEvent = dashboardID, origin, event
 	d.clearFailures()
 	d.setStage(Active, Time{})
 	d.save()

@@ -208,3 +208,43 @@ func TestReplaceRefusesWhatItCannotCorrect(t *testing.T) {
 		}
 	})
 }
+
+func TestOriginSaysHowTheTenantGotItsDashboard(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		for state, want := range map[string]Origin{
+			"c10":                      OriginCreated,
+			"c10 make":                 OriginCreated,
+			"a10=D":                    OriginAdopted,
+			"c10 hold a20=D":           OriginAdopted,
+			"a10=D s12":                OriginAdopted,
+			"a10=D d20":                OriginAdopted,
+			"a10=D d20 c30":            OriginCreated, // of no dashboard yet
+			"a10=D d20 c30 make":       OriginCreated,
+			"c10 make d20 a30=D":       OriginAdopted,
+			"a10=D a20=other":          OriginAdopted, // a conflict
+			"c10 make replace":         OriginReplaced,
+			"a10=D replace":            OriginReplaced,
+			"c10 make replace d20 c30": OriginCreated,
+		} {
+			play(t, db, state, state)
+			same(t, state, mapping(t, db, state).Origin, want)
+		}
+		play(t, db, "held", "c10 hold")
+		same(t, "resolved, as one that a create made", resolve(t, db, "held", "found").Origin, OriginCreated)
+
+		restore := func(tenant, id string, adopted bool) Origin {
+			must(t, db.Restore(ctx, Dashboard{TenantID: tenant, WorkspaceID: "w", ID: id, Adopted: adopted,
+				CreatedEvent: minute(10)}))
+			return mapping(t, db, tenant).Origin
+		}
+		same(t, "restored", restore("restored", "made", false), OriginCreated)
+		same(t, "restored, adopted", restore("restored, adopted", "named", true), OriginAdopted)
+		same(t, "restored in place of another", restore("restored, adopted", "another", false), OriginReplaced)
+
+		names, err := db.TenantNames(ctx, "", 100)
+		must(t, err)
+		for _, n := range names {
+			same(t, n.TenantID+" in the index", n.Origin, mapping(t, db, n.TenantID).Origin)
+		}
+	})
+}

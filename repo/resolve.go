@@ -64,7 +64,7 @@ func (d *decision) resolveHeld(announce Announce, do func(*decision) error) erro
 }
 
 func (d *decision) resolve(dashboardID string) error {
-	if err := d.activate(dashboardID, d.correction()); err != nil {
+	if err := d.activate(dashboardID, OriginCreated, d.correction()); err != nil {
 		return err
 	}
 	candidates, err := d.history(func(a *attemptRow) bool {
@@ -130,7 +130,7 @@ func (d *decision) replace(old, dashboardID string, announce Announce) error {
 		a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeCreated, d.now, true, true
 	}
 	d.Epoch++
-	if err := d.activate(dashboardID, d.correction()); err != nil {
+	if err := d.activate(dashboardID, OriginReplaced, d.correction()); err != nil {
 		return err
 	}
 	return d.announce(announce)

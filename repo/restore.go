@@ -17,6 +17,9 @@ type Dashboard struct {
 
 	// SetAt is when it became the tenant's: the time of its dashboard.created. Zero: unknown.
 	SetAt time.Time
+
+	// Adopted: the stream also has a tenant.created that names it.
+	Adopted bool
 }
 
 func (d Dashboard) key() dashboardKey { return dashboardKey{d.WorkspaceID, d.ID} }
@@ -70,7 +73,12 @@ func (d *decision) restore(found Dashboard) error {
 	if d.Stage == Active {
 		d.Generation++
 	}
+	origin := OriginCreated
+	if found.Adopted {
+		origin = OriginAdopted
+	}
 	if d.Stage == Active && d.Wanted() { // else a deletion has ended the generation of its dashboard
+		origin = OriginReplaced
 		if err := d.dropDashboard(); err != nil {
 			return err
 		}
@@ -82,7 +90,7 @@ func (d *decision) restore(found Dashboard) error {
 	if event.IsZero() {
 		event = found.CreatedEvent
 	}
-	return d.activate(found.ID, eventTime(event))
+	return d.activate(found.ID, origin, eventTime(event))
 }
 
 // knows reports whether the dashboard is the mapping's, or was recorded for the tenant and the

@@ -81,6 +81,9 @@ func (c *replayCmd) replay(a *app, db *repo.DB, bus *events.Bus, state *streamSt
 	return nil
 }
 
+// adoption is a dashboard that a tenant.created names.
+type adoption struct{ tenantID, dashboardID string }
+
 // streamState is what the events of the stream say about tenants.
 type streamState struct {
 	events     int                         // that a worker consumes
@@ -93,7 +96,8 @@ type streamState struct {
 func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamState, error) {
 	s := &streamState{dashboards: map[string][]repo.Dashboard{}, changes: map[string][]repo.Change{}}
 	created := map[string]time.Time{} // the newest tenant.created so far, by tenant
-	seen := map[string]bool{}         // ids of dashboards' events: a late copy is not the newest
+	adopted := map[adoption]bool{}
+	seen := map[string]bool{} // ids of dashboards' events: a late copy is not the newest
 	return s, bus.ScanSince(ctx, since, func(e events.StoredEvent) error {
 		if d := e.Dashboard; d != nil {
 			if seen[e.ID] {
@@ -103,11 +107,15 @@ func scanState(ctx context.Context, bus *events.Bus, since time.Time) (*streamSt
 			s.dashboards[d.TenantID] = append(s.dashboards[d.TenantID], repo.Dashboard{
 				TenantID: d.TenantID, WorkspaceID: d.WorkspaceID, ID: d.DashboardID, Title: d.Title,
 				CreatedEvent: created[d.TenantID], SetAt: e.Time,
+				Adopted: adopted[adoption{d.TenantID, d.DashboardID}],
 			})
 			return nil
 		}
 		switch data := e.Data.(type) {
 		case events.TenantCreated:
+			if data.DashboardID != "" {
+				adopted[adoption{data.TenantID, data.DashboardID}] = true
+			}
 			if e.Time.After(created[data.TenantID]) {
 				created[data.TenantID] = e.Time
 			}

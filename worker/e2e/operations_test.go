@@ -89,17 +89,24 @@ func backUpAndRestore(t *testing.T, s *system, h host, backup, restore string, l
 	shows("(?s)before +active.*leaves +active")
 	h.run(t, backup)
 	publish("tenant-created", "after", "--name", "After")
+	publish("tenant-created", "adopts", "--dashboard-id", "d-adopted")
 	publish("tenant-deleted", "leaves")
-	want := shows("(?s)after +active.*leaves +deleted")
+	want := shows("(?s)adopts +active.*after +active.*leaves +deleted")
 	worker.stop(t)
 	lose()
 	output := h.run(t, restore)
-	if !strings.Contains(output, "recorded 1 dashboard that the database did not know") {
+	if !strings.Contains(output, "recorded 2 dashboards that the database did not know") {
 		t.Errorf("the restore printed\n%s", output)
 	}
 	worker = start(t, env, "serve")
-	if got := shows("(?s)after +active.*leaves +deleted"); got != want {
+	if got := shows("(?s)adopts +active.*after +active.*leaves +deleted"); got != want {
 		t.Errorf("restored\n%s\nwas\n%s", got, want)
+	}
+	var adopted []string
+	must(t, openSQL(t, s.database).Select(&adopted,
+		"SELECT tenant_id FROM tenant_dashboards WHERE dashboard_origin = 'adopted'"))
+	if !slices.Equal(adopted, []string{"adopts"}) {
+		t.Errorf("adopted %q, want adopts", adopted)
 	}
 	if n := len(s.sim.Dashboards()); n != 3 {
 		t.Errorf("Papermap has %d dashboards, want 3", n)

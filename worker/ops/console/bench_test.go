@@ -14,14 +14,15 @@ import (
 )
 
 // fillTenants writes so many tenants past the rules: t-0000000 "Dashboard - Company 0" and so on,
-// every tenth of them held.
+// every tenth of them held, and every seventh adopted.
 func fillTenants(t testing.TB, w *world, n int) {
 	t.Helper()
 	_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
-		(tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
+		(tenant_id, workspace_id, dashboard_id, title, status, stage, dashboard_origin, created_at, updated_at)
 		WITH RECURSIVE number (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM number WHERE i + 1 < ?)
 		SELECT printf('t-%07d', i), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i,
 			iif(i % 10, 'active', 'held'), iif(i % 10, 'active', 'held'),
+			iif(i % 7, '', 'adopted'),
 			'2026-03-01T12:00:00.000Z', '2026-03-01T12:00:00.000Z' FROM number`, n)
 	w.Must(err)
 	emptyTenants(t, w)
@@ -30,10 +31,11 @@ func fillTenants(t testing.TB, w *world, n int) {
 func fillPostgres(t testing.TB, w *world, n int) {
 	t.Helper()
 	_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
-		(tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
+		(tenant_id, workspace_id, dashboard_id, title, status, stage, dashboard_origin, created_at, updated_at)
 		SELECT 't-' || lpad(i::text, 7, '0'), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i,
 			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
 			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
+			CASE i % 7 WHEN 0 THEN 'adopted' ELSE '' END,
 			'2026-03-01T12:00:00Z', '2026-03-01T12:00:00Z' FROM generate_series(0, $1 - 1) i`, n)
 	w.Must(err)
 	emptyTenants(t, w)
@@ -138,6 +140,8 @@ func benchmarkTenants(b *testing.B, w *world) {
 		{"first", "/tenants"},
 		{"deep", "/tenants?page=14000"},
 		{"status", "/tenants?status=held&page=1000"},
+		{"adopted", "/tenants?dashboard=adopted&page=1000"},
+		{"replaced, which none is", "/tenants?dashboard=replaced"},
 		{"part of all", "/tenants?q=a"},
 		{"part of a tenth", "/tenants?q=any+7&page=100"},
 		{"part of one", "/tenants?q=0777777"},

@@ -26,6 +26,7 @@ type index struct {
 	ids    []byte
 	idAt   []uint32
 	status []uint8             // places in repo.Statuses
+	origin []uint8             // places in repo.Origins, from 1; 0: none of them
 	orders map[string][]uint32 // tenants by name and by when they changed
 	counts map[repo.Status]int // of each status
 }
@@ -44,7 +45,7 @@ var sorts = []string{"id", "name", "changed", "-id", "-name", "-changed"}
 func readIndex(ctx context.Context, db *repo.DB, now time.Time) (*index, error) {
 	x := &index{read: now, whole: true, orders: map[string][]uint32{}, counts: map[repo.Status]int{}}
 	var changed []int64
-	statuses, after := repo.Statuses(), ""
+	statuses, origins, after := repo.Statuses(), repo.Origins(), ""
 	for {
 		rows, err := db.TenantNames(ctx, after, indexPage)
 		if err != nil {
@@ -60,6 +61,7 @@ func readIndex(ctx context.Context, db *repo.DB, now time.Time) (*index, error) 
 			x.text = append(append(x.text, strings.ToLower(shortName(r.Title))...), endOfText)
 			x.ids = append(x.ids, r.TenantID...)
 			x.status = append(x.status, uint8(max(0, slices.Index(statuses, r.Status))))
+			x.origin = append(x.origin, uint8(1+slices.Index(origins, r.Origin)))
 			x.counts[r.Status]++
 			changed = append(changed, r.UpdatedAt.UnixNano())
 		}
@@ -90,11 +92,16 @@ func (x *index) name(i uint32) []byte {
 
 func (x *index) id(i uint32) string { return string(x.ids[x.idAt[i]:x.idAt[i+1]]) }
 
+// wanted selects tenants. What is empty selects all.
+type wanted struct {
+	part   string // of the id or the name, in any case
+	status repo.Status
+	origin repo.Origin
+}
+
 // find returns the ids of one part of the tenants that match, and how many do.
-func (x *index) find(
-	query string, status repo.Status, sort string, skip, limit int,
-) (ids []string, total int) {
-	found := x.match([]byte(strings.ToLower(query)), status)
+func (x *index) find(w wanted, sort string, skip, limit int) (ids []string, total int) {
+	found := x.match(w)
 	for _, word := range found {
 		total += bits.OnesCount64(word)
 	}
@@ -120,20 +127,21 @@ func (x *index) find(
 }
 
 // match returns a bit for each tenant that matches. Every processor looks at a part of them.
-func (x *index) match(part []byte, status repo.Status) []uint64 {
+func (x *index) match(w wanted) []uint64 {
 	n := len(x.status)
 	found := make([]uint64, n/64+1)
 	each := (n/runtime.GOMAXPROCS(0)/64 + 1) * 64 // whole words, so that no two share one
 	var wait sync.WaitGroup
 	for from := 0; from < n; from += each {
-		wait.Go(func() { x.matchRows(found, part, status, from, min(n, from+each)) })
+		wait.Go(func() { x.matchRows(found, w, from, min(n, from+each)) })
 	}
 	wait.Wait()
 	return found
 }
 
-func (x *index) matchRows(found []uint64, part []byte, status repo.Status, row, end int) {
-	wanted := slices.Index(repo.Statuses(), status)
+func (x *index) matchRows(found []uint64, w wanted, row, end int) {
+	part := []byte(strings.ToLower(w.part))
+	status, origin := slices.Index(repo.Statuses(), w.status), 1+slices.Index(repo.Origins(), w.origin)
 	for row < end {
 		at := bytes.Index(x.text[x.starts[row]:x.starts[end]], part)
 		if at < 0 {
@@ -143,7 +151,7 @@ func (x *index) matchRows(found []uint64, part []byte, status repo.Status, row, 
 		for x.starts[row+1] <= place {
 			row++
 		}
-		if wanted < 0 || int(x.status[row]) == wanted {
+		if (status < 0 || int(x.status[row]) == status) && (origin == 0 || int(x.origin[row]) == origin) {
 			found[row/64] |= 1 << (row % 64)
 		}
 		row++

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ func TestIndexFindsWhatALookAtEachTenantFinds(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))
 		var all []repo.TenantName
 		letters := []rune("aAbBéÉ ÿ-")
+		origins := append(repo.Origins(), repo.OriginCreated)
 		for i := range 700 {
 			var id, name strings.Builder
 			for range 1 + random.IntN(4) {
@@ -28,12 +31,14 @@ func TestIndexFindsWhatALookAtEachTenantFinds(t *testing.T) {
 				TenantID: fmt.Sprintf("%s%03d", id.String(), i),
 				Title:    "Dashboard - " + name.String(),
 				Status:   repo.Statuses()[random.IntN(len(repo.Statuses()))],
+				Origin:   origins[random.IntN(len(origins))],
 			}
 			all = append(all, row)
 			_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
-				(tenant_id, workspace_id, dashboard_id, title, status, stage, created_at, updated_at)
-				VALUES (?, 'ws-a', ?, ?, ?, 'active', '2026-03-01T12:00:00.000Z', ?)`,
-				row.TenantID, fmt.Sprint("d-", i), row.Title, row.Status,
+				(tenant_id, workspace_id, dashboard_id, title, status, dashboard_origin, stage, created_at,
+					updated_at)
+				VALUES (?, 'ws-a', ?, ?, ?, ?, 'active', '2026-03-01T12:00:00.000Z', ?)`,
+				row.TenantID, fmt.Sprint("d-", i), row.Title, row.Status, row.Origin,
 				fmt.Sprintf("2026-03-01T12:00:00.%03dZ", i))
 			w.Must(err)
 		}
@@ -48,21 +53,23 @@ func TestIndexFindsWhatALookAtEachTenantFinds(t *testing.T) {
 			part = part[:random.IntN(len(part)+1)]
 			part = strings.ToValidUTF8(part, "")
 			status := append(repo.Statuses(), "")[random.IntN(len(repo.Statuses())+1)]
+			origin := origins[random.IntN(len(origins))]
 			want := map[string]bool{}
 			for _, r := range all {
 				has := func(text string) bool {
 					return strings.Contains(strings.ToLower(text), strings.ToLower(part))
 				}
-				if (has(r.TenantID) || has(shortName(r.Title))) && (status == "" || r.Status == status) {
+				if (has(r.TenantID) || has(shortName(r.Title))) && (status == "" || r.Status == status) &&
+					(origin == "" || r.Origin == origin) {
 					want[r.TenantID] = true
 				}
 			}
 			for _, sort := range sorts {
 				var got []string
 				for skip := 0; ; skip += 64 {
-					ids, total := x.find(part, status, sort, skip, 64)
+					ids, total := x.find(wanted{part, status, origin}, sort, skip, 64)
 					if total != len(want) {
-						t.Fatalf("%q, %s: %d in all, want %d", part, status, total, len(want))
+						t.Fatalf("%q, %s, %s: %d in all, want %d", part, status, origin, total, len(want))
 					}
 					if got = append(got, ids...); len(ids) < 64 {
 						break
@@ -78,7 +85,7 @@ func TestIndexFindsWhatALookAtEachTenantFinds(t *testing.T) {
 				}
 			}
 		}
-		ids, _ := x.find("", "", "changed", 0, 2)
+		ids, _ := x.find(wanted{}, "changed", 0, 2)
 		if !strings.HasSuffix(ids[0], "699") || !strings.HasSuffix(ids[1], "698") {
 			t.Errorf("changed last: %q", ids)
 		}
@@ -118,5 +125,64 @@ func TestSearchBeginsWithIdsWhileTheIndexIsNotRead(t *testing.T) {
 			!strings.Contains(got, "The worker is reading the tenants.") {
 			t.Errorf("%s", got)
 		}
+		got := text(w.get("/tenants?dashboard=adopted").body)
+		if strings.Contains(got, "Company") || strings.Contains(got, "No tenants match") ||
+			!strings.Contains(got, "reading the tenants. Then those whose dashboard was adopted are listed") {
+			t.Errorf("by dashboard: %s", got)
+		}
 	})
+}
+
+func TestTenantsAreFoundByHowTheyGotTheirDashboard(t *testing.T) {
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		for _, tenant := range []string{"made", "corrected"} {
+			w.Create(tenant)
+			w.becomes(tenant, repo.Active)
+		}
+		w.Existing("named", "d-named")
+		w.Existing("left", "d-left")
+		w.Existing("corrected", "d-right")
+		w.Publish("tenant.created", `{"tenant_id":"named","name":"Named","dashboard_id":"d-named"}`)
+		w.becomes("named", repo.Active)
+		w.Publish("tenant.created", `{"tenant_id":"left","name":"Left","dashboard_id":"d-left"}`)
+		w.becomes("left", repo.Active)
+		w.Publish("tenant.suspended", `{"tenant_id":"left"}`)
+		w.becomes("left", repo.Suspended)
+		old := w.becomes("corrected", repo.Active).DashboardID
+		w.act("/tenant/resolve",
+			url.Values{"tenant": {"corrected"}, "dashboard": {"d-right"}, "replaces": {old}})
+
+		time.Sleep(time.Minute) // the index is older than it may be
+		w.get("/tenants")
+		for query, want := range map[string]string{
+			"dashboard=adopted": "1–2 of 2 tenants whose dashboard was adopted, as of",
+			"dashboard=adopted&status=suspended": "1–1 of 1 tenant that is suspended " +
+				"whose dashboard was adopted,",
+			"dashboard=adopted&q=name": "1–1 of 1 tenant with “name” in id or name " +
+				"whose dashboard was adopted,",
+			"dashboard=replaced":        "1–1 of 1 tenant whose dashboard was replaced, as of",
+			"dashboard=replaced&q=made": "0 tenants with “made” in id or name whose dashboard was replaced,",
+		} {
+			if got := text(w.get("/tenants?" + query).body); !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in %s", query, want, got)
+			}
+		}
+		got := text(w.get("/tenants?dashboard=replaced").body)
+		if !strings.Contains(got, "corrected") || !strings.Contains(got, "d-right replaced") {
+			t.Errorf("replaced: %s", got)
+		}
+		if got := text(w.get("/tenant?id=named").body); !strings.Contains(got, "d-named (adopted)") {
+			t.Errorf("the tenant's page: %s", got)
+		}
+		if got := w.ask("GET", "/tenants?dashboard=made", nil); got.status != http.StatusBadRequest {
+			t.Errorf("an unknown origin: %d", got.status)
+		}
+	})
+}
+
+func TestPartsOfAListByDashboardAreLinked(t *testing.T) {
+	l := (&tenants{Dashboard: "adopted", Query: "a b", Sort: "id"}).link(2, "name")
+	if l != "/tenants?dashboard=adopted&page=2&q=a+b&sort=name" {
+		t.Error(l)
+	}
 }

@@ -15,9 +15,11 @@ import (
 // tenants is a page of the list of tenants.
 type tenants struct {
 	Query, Status, Sort string
-	Page                int // from 1
+	Dashboard           string // its origin
+	Page                int    // from 1
 	List                []repo.Mapping
 	Statuses            []repo.Status
+	Origins             []repo.Origin
 	Total, First, Last  int // how many match, and which of those are shown
 	Previous, Next      string
 	Read                time.Time // what Total counts; zero: it is not known yet
@@ -32,13 +34,16 @@ func (c *Console) tenants(rw http.ResponseWriter, v *visit) error {
 	ctx, q := v.Context(), v.URL.Query()
 	t := tenants{
 		Query: strings.TrimSpace(q.Get("q")), Status: q.Get("status"), Sort: q.Get("sort"), Page: 1,
-		Statuses: repo.Statuses(),
+		Dashboard: q.Get("dashboard"), Statuses: repo.Statuses(), Origins: repo.Origins(),
 	}
 	if !utf8.ValidString(t.Query) || strings.ContainsRune(t.Query, 0) || len(t.Query) > 1024 {
 		return refuse(http.StatusBadRequest, "That is no text to search for.")
 	}
-	if t.Status != "" && !slices.Contains(repo.Statuses(), repo.Status(t.Status)) {
+	if t.Status != "" && !slices.Contains(t.Statuses, repo.Status(t.Status)) {
 		return refuse(http.StatusBadRequest, "There is no status %q.", t.Status)
+	}
+	if t.Dashboard != "" && !slices.Contains(t.Origins, repo.Origin(t.Dashboard)) {
+		return refuse(http.StatusBadRequest, "No dashboard is %q.", t.Dashboard)
 	}
 	if n, err := strconv.Atoi(q.Get("page")); err == nil {
 		t.Page = min(max(1, n), indexRows/perPage)
@@ -48,11 +53,12 @@ func (c *Console) tenants(rw http.ResponseWriter, v *visit) error {
 	}
 	x := c.indexes.get(ctx, c)
 	var err error
-	if x == nil { // until the index is read, the database finds how ids begin
+	switch {
+	case x != nil:
+		err = t.find(v, c.db, x)
+	case t.Dashboard == "": // until the index is read, the database finds how ids begin
 		search := repo.Search{Status: repo.Status(t.Status), TenantID: t.Query}
 		t.List, err = c.db.Search(ctx, search, repo.Cursor{Limit: perPage})
-	} else {
-		err = t.find(v, c.db, x)
 	}
 	if err != nil {
 		return err
@@ -66,8 +72,9 @@ func (t *tenants) find(v *visit, db *repo.DB, x *index) (err error) {
 	t.Read, t.Whole = x.read, x.whole
 	skip := (t.Page - 1) * perPage
 	var ids []string
-	ids, t.Total = x.find(t.Query, repo.Status(t.Status), t.Sort, skip, perPage)
-	first := t.Page == 1 && t.Status == "" && t.Query != ""
+	selected := wanted{t.Query, repo.Status(t.Status), repo.Origin(t.Dashboard)}
+	ids, t.Total = x.find(selected, t.Sort, skip, perPage)
+	first := t.Page == 1 && t.Status == "" && t.Dashboard == "" && t.Query != ""
 	if first && len(ids) < perPage && !slices.Contains(ids, t.Query) {
 		ids = append([]string{t.Query}, ids...)
 	}
@@ -88,7 +95,7 @@ func (t *tenants) find(v *visit, db *repo.DB, x *index) (err error) {
 // link is the address of another page of the same search.
 func (t *tenants) link(page int, sort string) string {
 	q := url.Values{}
-	for name, value := range map[string]string{"q": t.Query, "status": t.Status} {
+	for name, value := range map[string]string{"q": t.Query, "status": t.Status, "dashboard": t.Dashboard} {
 		if value != "" {
 			q.Set(name, value)
 		}
