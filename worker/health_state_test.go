@@ -1,9 +1,14 @@
 package worker_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
+	"papermap-worker/events"
 	"papermap-worker/repo"
 	"papermap-worker/worker"
 	"papermap-worker/worker/workertest"
@@ -21,6 +26,75 @@ func TestReadinessDoesNotShowPapermapsWords(t *testing.T) {
 		}
 		if p := w.Workers[0].Pause("ws-a"); !strings.Contains(p.Reason, "4711") {
 			t.Errorf("the console says %q", p.Reason)
+		}
+	})
+}
+
+// disconnect makes the server close the connection of this name. The worker connects again a second
+// later.
+func (s natsServer) disconnect(t *testing.T, name string) {
+	t.Helper()
+	list, err := s.Connz(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list.Conns {
+		if c.Name == name {
+			if err := s.DisconnectClientByID(c.Cid); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("the worker has no connection named %q", name)
+}
+
+func TestReadinessNeedsTheConnectionsForEventsAndTokensOnly(t *testing.T) {
+	var nats natsServer
+	start := func(dir string) (workertest.NATS, error) {
+		s, err := startInProcess(&server.Options{StoreDir: dir})
+		nats = natsServer{s}
+		return nats, err
+	}
+	virtual(t, options{NATS: start}, func(t *testing.T, w *world) {
+		worked := 0
+		for _, c := range []struct {
+			connection string
+			ready      bool
+			consuming  string
+			reason     string
+		}{
+			{"worker requests", false, "yes", "requests are not answered: no connection to NATS"},
+			{"worker requests of tenants", true, "yes", ""},
+			{"worker reading", true, "yes", ""},
+			{"worker", false, "no", "no connection to NATS"},
+		} {
+			_, err := w.Workers[0].Bus.DeadLetters(t.Context(), events.DeadFilter{}, 1) // opens one for reading
+			w.Must(err)
+			nats.disconnect(t, c.connection)
+			holds := func() error {
+				s := w.Workers[0].State()
+				if s.Ready != c.ready || s.Consuming != c.consuming ||
+					!strings.HasPrefix(strings.Join(s.Reasons, "; "), c.reason) ||
+					c.reason == "" && len(s.Reasons) > 0 {
+					return fmt.Errorf("without the connection %q: %+v", c.connection, s)
+				}
+				return nil
+			}
+			w.Eventually(holds)
+			if c.consuming == "yes" {
+				worked++
+				tenant := fmt.Sprint("t", worked)
+				w.Create(tenant)
+				w.Eventually(w.Are(repo.Active, tenant))
+				w.PublishAt(time.Now(), "tenant.suspended", tenant)
+				w.Eventually(w.Are(repo.Suspended, tenant))
+				w.Must(holds())
+			}
+			w.Eventually(workertest.That("ready", func() bool {
+				s := w.Workers[0].State()
+				return s.Ready && len(s.Reasons) == 0
+			}))
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/goleak"
 
 	"papermap-worker/repo/pgtest"
@@ -74,6 +76,30 @@ func onBoth(t *testing.T, o options, scenario func(*testing.T, *world)) {
 		o.Workers = max(2, o.Workers)
 		onPostgres(t, o, scenario)
 	})
+}
+
+// natsServer is a NATS server with options that the embedded one lacks.
+type natsServer struct{ *server.Server }
+
+// startInProcess starts a NATS server that only connections in the process reach.
+func startInProcess(o *server.Options) (*server.Server, error) {
+	o.DontListen, o.JetStream, o.NoSigs, o.NoLog = true, true, true, true
+	s, err := server.NewServer(o)
+	if err != nil {
+		return nil, err
+	}
+	go s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		return nil, errors.New("the NATS server did not start")
+	}
+	return s, nil
+}
+
+func (s natsServer) URL() string { return s.ClientURL() }
+
+func (s natsServer) Close() {
+	s.Shutdown()
+	s.WaitForShutdown()
 }
 
 // recovery is how soon everything must be done after Papermap is available again.

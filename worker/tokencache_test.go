@@ -2,7 +2,6 @@ package worker_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -130,21 +129,13 @@ func TestTokensEndWithin5SecondsOfASuspensionThatReplicasCannotHearOf(t *testing
 // startDeaf starts a NATS server on which the user named worker may not hear what has changed.
 func startDeaf(dir string) (workertest.NATS, error) {
 	deny := &server.SubjectPermission{Deny: []string{"papermap.changed"}}
-	s, err := server.NewServer(&server.Options{
-		DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, NoAuthUser: "test",
-		Users: []*server.User{
+	s, err := startInProcess(&server.Options{
+		StoreDir: dir, NoAuthUser: "test", Users: []*server.User{
 			{Username: "worker", Password: "canary_nats", Permissions: &server.Permissions{Subscribe: deny}},
 			{Username: "test", Password: "test"},
 		},
 	})
-	if err != nil {
-		return nil, err
-	}
-	go s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
-		return nil, errors.New("the NATS server did not start")
-	}
-	return deafServer{s}, nil
+	return natsServer{s}, err
 }
 
 // suspendUnderLoad starts two workers and suspends 100 tenants, one after the other, while tokens
@@ -302,13 +293,4 @@ func TestSuspendedTenantGetsNoTokenFromAnyReplica(t *testing.T) {
 			workertest.Eventually(t, 5*time.Second, answers(false))
 		}
 	})
-}
-
-type deafServer struct{ *server.Server }
-
-func (s deafServer) URL() string { return s.ClientURL() }
-
-func (s deafServer) Close() {
-	s.Shutdown()
-	s.WaitForShutdown()
 }
