@@ -10,6 +10,31 @@ import (
 	"papermap-worker/worker/proof"
 )
 
+// The faults, as they are counted. Each must happen in a long run.
+const (
+	asleep          = "stopped past its lease and the duplicate window at "
+	apiCut          = "cut the connections to the API"
+	apiRefused      = "refused connections to the API"
+	cutOff          = "cut off one worker from NATS"
+	natsKilled      = "NATS killed"
+	postgresKilled  = "PostgreSQL restarted"
+	consumerDeleted = "consumer deleted"
+	streamRebuilt   = "stream deleted and made again"
+	natsFull        = "JetStream's disk full"
+	databaseFull    = "the database's disk full"
+)
+
+func (c *chaos) faultsDue() []string {
+	due := []string{asleep, apiCut, apiRefused, cutOff, natsKilled, consumerDeleted, streamRebuilt, natsFull}
+	if c.postgres != nil {
+		due = append(due, postgresKilled)
+	}
+	if c.replicas == 1 {
+		due = append(due, databaseFull)
+	}
+	return due
+}
+
 // faults makes the API and the connection to it fail, and returns when nothing worked.
 func (c *chaos) faults(ctx context.Context, random *rand.Rand) (outages []proof.Window) {
 	shortest := time.Second
@@ -26,11 +51,11 @@ func (c *chaos) faults(ctx context.Context, random *rand.Rand) (outages []proof.
 		switch drawFrom(&ways, []int{0, 1, 2, 3, 4, 5, 6, 7}, random) {
 		case 0:
 			c.proxy.cut()
-			c.count("cut the connections to the API")
+			c.count(apiCut)
 		case 1:
 			c.proxy.cut()
 			c.proxy.refuse.Store(true)
-			c.count("refused connections to the API")
+			c.count(apiRefused)
 		case 2:
 			c.proxy.delay.Store(int64(100 * time.Millisecond))
 		}
@@ -59,7 +84,7 @@ func (c *chaos) cutOffs(ctx context.Context, random *rand.Rand) {
 		link := c.links[random.IntN(len(c.links))]
 		link.refuse.Store(true)
 		link.cut()
-		c.count("cut off one worker from NATS")
+		c.count(cutOff)
 		sleep(ctx, wait/4+time.Duration(random.Int64N(int64(wait))))
 		link.refuse.Store(false)
 	}
@@ -69,11 +94,14 @@ func (c *chaos) cutOffs(ctx context.Context, random *rand.Rand) {
 func (c *chaos) brokers(ctx context.Context, random *rand.Rand) {
 	wait := min(*chaosTime/3, 10*time.Second)
 	for sleep(ctx, wait+time.Duration(random.Int64N(int64(wait)))) {
-		if err := c.nats[0].restart(time.Duration(random.Int64N(int64(wait / 5)))); err != nil {
+		c.broker.Lock()
+		err := c.nats[0].restart(time.Duration(random.Int64N(int64(wait / 5))))
+		c.broker.Unlock()
+		if err != nil {
 			c.t.Error(err)
 			return
 		}
-		c.count("NATS killed")
+		c.count(natsKilled)
 	}
 }
 
@@ -88,6 +116,6 @@ func (c *chaos) databases(ctx context.Context, random *rand.Rand) {
 			return
 		}
 		c.away.Store(time.Now().Add(3 * time.Second).UnixNano())
-		c.count("PostgreSQL restarted")
+		c.count(postgresKilled)
 	}
 }

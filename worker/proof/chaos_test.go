@@ -25,8 +25,9 @@ import (
 
 // The short form has every kind of fault and takes a few seconds. What a dead or stopped worker
 // leaves claimed or in flight expires by system.expire. From 30 s on it is the long form, which
-// waits for the leases, and fails if a failpoint was not hit in each system. With -chaos.kills it
-// ends after as many kills, when each failpoint was hit: once, or once per 40 kills.
+// waits for the leases, fills disks, and fails if a failpoint was not hit or a fault did not happen
+// in each system. It needs root, to mount the disks. With -chaos.kills it ends after as many kills,
+// when each failpoint was hit: once, or once per 40 kills.
 //
 //	go test ./worker/proof -run TestKills -v -timeout 60m -chaos.time 45m -chaos.kills 200
 var (
@@ -132,10 +133,12 @@ type chaos struct {
 	started  time.Time
 	links    []*proxy     // between each worker and NATS
 	stopping atomic.Bool  // one worker is stopped, or is to be
+	broker   sync.Mutex   // held while the NATS server is killed, or what it stores is destroyed
 	away     atomic.Int64 // until when (Unix ns) the database may be down, so that a worker cannot start
 
 	mu   sync.Mutex
 	next []string       // places to be hit next
+	stop []string       // places to be stopped at next
 	hit  map[string]int // by place
 }
 
@@ -153,7 +156,9 @@ func newChaos(t *testing.T, seed uint64, total *tally, replicas int) *chaos {
 		env = append(env, "PAPERMAP_ON_AMBIGUOUS=hold")
 	}
 	t.Logf("%s, %v", name, env)
-	c.system = newSystem(t, name, database, 1, seed, env...)
+	c.system = &system{t: t, name: name, database: database, disks: !short()}
+	c.system.start(1, seed, env...)
+	c.must(c.forgetSoon(t.Context()))
 	c.sim.SetUsage(workspace.ID, simulator.Usage{Tenants: usageTenants, Seed: seed})
 	c.load = &load{s: c.system, random: c.random("load")}
 	for range replicas {
@@ -209,6 +214,7 @@ func (c *chaos) run() {
 	group.Go(func() { history.Outages = c.faults(ctx, c.random("api")) })
 	group.Go(func() { c.brokers(ctx, c.random("nats")) })
 	group.Go(func() { c.cutOffs(ctx, c.random("links")) })
+	group.Go(func() { c.destroy(ctx, c.random("storage")) })
 	if c.postgres != nil {
 		group.Go(func() { c.databases(ctx, c.random("database")) })
 	}
@@ -233,20 +239,33 @@ func (c *chaos) run() {
 	for _, p := range workers {
 		p.terminate(t)
 	}
-	if c.leastHit() == 0 {
-		missed := slices.DeleteFunc(places(), func(place string) bool { return c.hit[place] > 0 })
-		report := t.Logf
-		if !short() {
-			report = t.Errorf
-		}
-		report("%s: no worker was killed at %v", c.name, missed)
-	}
-	history.Published = c.load.published
+	c.reportMissed()
+	history.Published, history.Duplicates = c.load.published, duplicateWindow()
+	history.Streams, history.Out = c.load.archive.Streams, c.load.archive.Out
 	var err error
 	if history.Reported, err = c.load.reported(); err != nil {
 		t.Error(err)
 	}
 	c.report(c.check(history))
+}
+
+// reportMissed reports what was to happen and did not. The short form has no time for everything.
+func (c *chaos) reportMissed() {
+	c.t.Helper()
+	report := c.t.Errorf
+	if short() {
+		report = c.t.Logf
+	}
+	if c.leastHit() == 0 {
+		missed := slices.DeleteFunc(places(), func(place string) bool { return c.hit[place] > 0 })
+		report("%s: no worker was killed at %v", c.name, missed)
+	}
+	happened := c.total.table()
+	for _, fault := range c.faultsDue() {
+		if !strings.Contains(happened, "  "+c.name+": "+fault) {
+			report("%s: it never happened: %s", c.name, fault)
+		}
+	}
 }
 
 // watch calls end when there were enough kills, and logs progress.
@@ -289,6 +308,18 @@ func (c *chaos) drawPlace(random *rand.Rand) string {
 	return drawFrom(&c.next, places(), random)
 }
 
+// drawStop takes the next place where a worker is to be stopped. The relay's are not for the short
+// form: its lease cannot end early, because the holder goes by its own clock.
+func (c *chaos) drawStop(random *rand.Rand) string {
+	places := []string{failpoint.Send, failpoint.Sent, failpoint.Answered, failpoint.DeadStored}
+	if !short() {
+		places = append(places, failpoint.OutboxRead, failpoint.OutboxSent)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return drawFrom(&c.stop, places, random)
+}
+
 // drawFrom takes one element of all from bag, which it fills in random order when it is empty.
 func drawFrom[T any](bag *[]T, all []T, random *rand.Rand) T {
 	if len(*bag) == 0 {
@@ -315,13 +346,12 @@ func (c *chaos) draw(slot, generation int, random *rand.Rand) life {
 		most, limit = 2, 2*time.Second
 	}
 	l := life{action: "kill", nth: 1 + random.IntN(most), limit: limit}
-	first := generation == 1 && slot == 0 && c.replicas > 1
+	due := generation%12 == 1 && slot == 0 && (c.replicas > 1 || !short())
 	switch n := random.IntN(100); {
 	case generation == 0 && slot == 0:
 		l.place, l.nth = failpoint.Migrated, 1
-	case (first || n < 4) && c.stopping.CompareAndSwap(false, true): // past its lease, while another works
-		places := []string{failpoint.Send, failpoint.Sent, failpoint.Answered}
-		l.action, l.place = "stop", places[random.IntN(len(places))]
+	case (due || n < 4) && c.stopping.CompareAndSwap(false, true): // past its lease, while another works
+		l.action, l.place = "stop", c.drawStop(random)
 	case n < 75:
 		l.place = c.drawPlace(random)
 		if c.hits(l.place) == 0 && !short() { // on a slow machine a worker gets no further than this
@@ -381,7 +411,7 @@ func (c *chaos) killer(ctx context.Context, slot int, random *rand.Rand) {
 // outliveLease keeps a stopped worker stopped until another could have taken over what it had
 // claimed.
 func (c *chaos) outliveLease(ctx context.Context, p *process, l life) {
-	c.count("stopped past its lease at " + l.place)
+	c.count(asleep + l.place)
 	if short() {
 		c.expire(ctx, false)
 		sleep(ctx, 2*time.Second) // for another to take over

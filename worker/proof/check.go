@@ -192,7 +192,9 @@ func (p Published) when() time.Time {
 }
 
 // message is the identity of an event that was published without one.
-func (p Published) message() string { return fmt.Sprintf("%d-%d", p.Sequence, p.StoredAt.UnixNano()) }
+func (p Published) message() string {
+	return fmt.Sprintf("%d-%d", p.Sequence%numbersPerStream, p.StoredAt.UnixNano())
+}
 
 // state is what a tenant is after its events.
 type state struct {

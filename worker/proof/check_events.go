@@ -27,7 +27,7 @@ func (c *checker) eventsEnded() {
 		case p.StoredAt.IsZero():
 			c.report(EventEnded, p.Tenant, "%s was acknowledged and is not in the stream", what)
 			continue
-		case p.Poison || len(c.dead[p.Sequence]) > 0:
+		case p.Lost || p.Poison || len(c.dead[p.Sequence]) > 0:
 			continue
 		case p.Type == events.TypeUsageSync:
 			ran := func(r repo.Run) bool { return r.EventID == cmp.Or(p.EventID, p.message()) }
@@ -118,7 +118,7 @@ func (c *checker) poisonHarmless() {
 		if !p.Poison {
 			continue
 		}
-		if len(c.dead[p.Sequence]) == 0 {
+		if len(c.dead[p.Sequence]) == 0 && !p.Lost {
 			c.report(PoisonHarmless, p.Tenant, "the poison %s (sequence %d) did not become a dead letter",
 				p.Type, p.Sequence)
 		}
@@ -144,8 +144,9 @@ func (c *checker) poisonHarmless() {
 	}
 }
 
-// duplicateWindow is how long a stream drops messages with a Nats-Msg-Id that it has seen.
-const duplicateWindow = 2 * time.Minute
+// defaultDuplicates is how long a stream drops messages with a Nats-Msg-Id that it has seen, unless
+// it is told otherwise.
+const defaultDuplicates = 2 * time.Minute
 
 // deadLettersTrue compares dead letters with their events. A second dead letter of one event is a
 // repetition that the stream should have dropped, unless the first is older than its duplicate
@@ -155,7 +156,7 @@ func (c *checker) deadLettersTrue() {
 	for _, p := range c.stored {
 		stored[p.Sequence] = p
 	}
-	first := map[uint64]Dead{}
+	first, window := map[uint64]Dead{}, cmp.Or(c.Duplicates, defaultDuplicates)
 	for _, d := range c.Dead {
 		p, known := stored[d.StreamSequence]
 		wrong := func(format string, args ...any) {
@@ -168,7 +169,7 @@ func (c *checker) deadLettersTrue() {
 			continue
 		}
 		f, again := first[d.StreamSequence]
-		if later := d.Time.Sub(f.Time); again && (d.id() != f.id() || later < duplicateWindow) {
+		if later := d.Time.Sub(f.Time); again && (d.id() != f.id() || later < window) {
 			wrong("there is a second one, with id %s beside %s, %v later", d.id(), f.id(), later)
 		} else if !again {
 			first[d.StreamSequence] = d
@@ -176,15 +177,19 @@ func (c *checker) deadLettersTrue() {
 		if why := d.differs(p.Data); why != "" {
 			wrong("%s", why)
 		}
-		id := cmp.Or(p.EventID, p.message())
-		if d.EventID != id && (!p.Poison || d.EventID != p.message()) { // poison may have an unreadable id
-			wrong("its identity is %q, the event's is %q", d.EventID, id)
+		if !d.of(p) {
+			wrong("its identity is %q, the event's is %q", d.EventID, cmp.Or(p.EventID, p.message()))
 		}
 		when, err := time.Parse(time.RFC3339Nano, d.EventTime)
 		if err != nil || !when.Equal(p.when()) && (!p.Poison || !when.Equal(p.StoredAt)) {
 			wrong("its time is %q, the event's is %s", d.EventTime, stamp(p.when()))
 		}
 	}
+}
+
+// of reports whether the dead letter has the event's identity. Poison may have an id that cannot be read.
+func (d Dead) of(p Published) bool {
+	return d.EventID == cmp.Or(p.EventID, p.message()) || p.Poison && d.EventID == p.message()
 }
 
 func (d Dead) id() string { return d.Header.Get(nats.MsgIdHdr) }

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"cmp"
 	"regexp"
 
 	"papermap-worker/events"
@@ -61,8 +62,12 @@ func (c *checker) usageTrue() {
 }
 
 // usageRuns checks that each run has ended, is its event's only one, and has one usage.synced if it
-// is done.
+// is done. A run whose event was lost may not have ended.
 func (c *checker) usageRuns() {
+	lost := map[string]bool{} // by identity: the last copy of an event counts
+	for _, p := range c.stored {
+		lost[cmp.Or(p.EventID, p.message())] = p.Lost
+	}
 	synced := map[string]bool{} // by event id: copies count once
 	for _, o := range c.Out {
 		if o.Type == events.TypeUsageSynced {
@@ -73,7 +78,7 @@ func (c *checker) usageRuns() {
 	seen := map[[3]string]bool{}
 	for _, run := range c.Runs {
 		k := [3]string{run.WorkspaceID, run.EventID, run.EventSource}
-		if seen[k] || run.Status == repo.RunRunning {
+		if seen[k] || run.Status == repo.RunRunning && !lost[run.EventID] {
 			c.report(UsageRun, run.TenantID,
 				"run %s of event %s is %s, at page %d, the first of its event: %t",
 				run.ID, run.EventID, run.Status, run.NextPage, !seen[k])

@@ -110,6 +110,7 @@ type system struct {
 	js       jetstream.JetStream
 	sql      *sqlx.DB // beside the workers' own connections
 	db       *repo.DB
+	disks    bool // NATS and SQLite have disks of their own, which can be filled
 
 	workspaces []papermap.Workspace
 }
@@ -119,6 +120,13 @@ type system struct {
 func newSystem(t testing.TB, name, database string, servers int, seed uint64, env ...string) *system {
 	t.Helper()
 	s := &system{t: t, name: name, database: database, workspaces: []papermap.Workspace{workspace}}
+	s.start(servers, seed, env...)
+	return s
+}
+
+func (s *system) start(servers int, seed uint64, env ...string) {
+	t, name := s.t, s.name
+	t.Helper()
 	var err error
 	if s.dir, err = os.MkdirTemp("", "papermap-"+name+"-"); err != nil {
 		t.Fatal(err)
@@ -130,6 +138,10 @@ func newSystem(t testing.TB, name, database string, servers int, seed uint64, en
 	t.Cleanup(api.Close)
 	s.proxy = startProxy(t, api.URL)
 
+	if s.disks {
+		s.mount("node0")
+		s.mount("database")
+	}
 	s.nats = newServers(t, s.dir, servers)
 	var urls []string
 	for _, n := range s.nats {
@@ -160,13 +172,15 @@ func newSystem(t testing.TB, name, database string, servers int, seed uint64, en
 	t.Cleanup(func() { s.nc.Close() })
 	s.js, err = jetstream.New(s.nc)
 	s.must(err)
-	return s
 }
 
 func (s *system) openDatabase() {
 	driver, address := "pgx", s.database
 	if s.database == "" {
 		path := filepath.Join(s.dir, "papermap.db")
+		if s.disks {
+			path = filepath.Join(s.dir, "database", "papermap.db")
+		}
 		s.database, driver, address = "sqlite:"+path, "sqlite3", "file:"+path+"?_busy_timeout=5000"
 	}
 	var err error

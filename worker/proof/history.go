@@ -36,7 +36,8 @@
 //
 // # What it cannot see
 //
-//   - A stream that was purged or recreated: events are identified by their stream sequence.
+//   - A stream that was purged: events are identified by their stream sequence. Of one that is
+//     deleted, [Archive] keeps what the checker needs.
 //   - Answers that did not come from the simulator. Its log counts as the truth, even for a fault
 //     that contradicts itself (status=429 effect=true): then the worker is blamed for the API's
 //     mistake.
@@ -82,6 +83,10 @@ type History struct {
 	Canaries    []string             // planted secrets, besides those of Workspaces
 	Reported    []UsageRow           // the API's usage of every synced month; nil: not compared
 	Texts       map[string]string    // logs, metrics, traces by name: no secret may be in them
+	Duplicates  time.Duration        // the streams' duplicate window; 0: the server's default, 2 minutes
+
+	// Read by Archive and Collect.
+	Streams int // how many streams of events were deleted
 
 	// Read by Collect.
 	Requests   []simulator.Request
@@ -109,7 +114,9 @@ type Published struct {
 	Adopts   string    // the dashboard that it names
 	Sequence uint64    // as acknowledged; 0 without an acknowledgement
 
-	StoredAt time.Time // the stream's time; Collect sets it
+	StoredAt time.Time   // the stream's time; Archive and Collect set it
+	Header   nats.Header // as stored; they set it as well
+	Lost     bool        // its stream was deleted, perhaps before it was handled; Archive sets it
 }
 
 // Token is a request for an embed token and its answer.
@@ -218,6 +225,39 @@ func Quiet(ctx context.Context, s System) error {
 	return err
 }
 
+// numbersPerStream is how far the sequences of two streams of events are apart in a history: those of a
+// recreated stream start over.
+const numbersPerStream = 1 << 32
+
+// Number returns the sequence in the history of a message in the current stream of events.
+func (h *History) Number(sequence uint64) uint64 {
+	return uint64(h.Streams)*numbersPerStream + sequence
+}
+
+// Archive reads the stream of events into the history before the test deletes it, and returns its
+// events in. They count as lost, so the test has to publish them again. Nothing may publish to the
+// stream meanwhile.
+func Archive(ctx context.Context, s System, seen History) (h History, lost []Published, err error) {
+	h = seen
+	if err := s.readEvents(ctx, &h); err != nil {
+		return h, nil, err
+	}
+	known := map[uint64]bool{}
+	for i := range h.Published {
+		p := &h.Published[i]
+		if p.Sequence <= h.Number(0) {
+			continue
+		}
+		if p.Lost = true; !p.StoredAt.IsZero() && !known[p.Sequence] {
+			known[p.Sequence] = true
+			lost = append(lost, *p)
+		}
+	}
+	slices.SortFunc(lost, func(a, b Published) int { return cmp.Compare(a.Sequence, b.Sequence) })
+	h.Streams++
+	return h, lost, nil
+}
+
 // Collect returns the history that the test has written together with what the run has left. It
 // reads one part after the other, so they are consistent only when all is quiet.
 //
@@ -269,7 +309,7 @@ var typesOut = []string{
 
 // readEvents reads the worker's stream: when the events in were stored, and the events out.
 func (s System) readEvents(ctx context.Context, h *History) error {
-	h.Published, h.Out = slices.Clone(h.Published), nil
+	h.Published, h.Out = slices.Clone(h.Published), slices.Clone(h.Out)
 	own := map[string]bool{} // events of the outbox, by id
 	for _, r := range h.Outbox {
 		own[r.EventID] = true
@@ -281,7 +321,7 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 		}
 	}
 	read := func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		sequence := meta.Sequence.Stream
+		sequence := h.Number(meta.Sequence.Stream)
 		eventType := strings.TrimPrefix(msg.Subject(), s.Subjects.Event(""))
 		isOut := slices.Contains(typesOut, eventType)
 		if isOut || own[msg.Headers().Get(jetstream.MsgIDHeader)] {
@@ -313,7 +353,8 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			indexes = []int{i}
 		}
 		for _, i := range indexes {
-			h.Published[i].Sequence, h.Published[i].StoredAt = sequence, meta.Timestamp
+			p := &h.Published[i]
+			p.Sequence, p.StoredAt, p.Header = sequence, meta.Timestamp, msg.Headers()
 		}
 		return nil
 	}
@@ -342,6 +383,12 @@ func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, erro
 
 func (s System) readDead(ctx context.Context, h *History) error {
 	h.Dead = nil
+	stored := map[uint64][]Published{} // by sequence in their stream
+	for _, p := range h.Published {
+		if !p.StoredAt.IsZero() {
+			stored[p.Sequence%numbersPerStream] = append(stored[p.Sequence%numbersPerStream], p)
+		}
+	}
 	read := func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		header := msg.Headers()
 		d := Dead{Header: header, DeadLetter: events.DeadLetter{
@@ -358,6 +405,11 @@ func (s System) readDead(ctx context.Context, h *History) error {
 		d.Attempts, attemptsErr = strconv.Atoi(header.Get("Papermap-Attempts"))
 		if err := errors.Join(err, attemptsErr); err != nil {
 			return fmt.Errorf("read the dead letter %d: %w", meta.Sequence.Stream, err)
+		}
+		for _, p := range stored[d.StreamSequence] { // the newest stream that may be meant
+			if d.Time.After(p.StoredAt) && p.Type == d.Type && d.of(p) {
+				d.StreamSequence = p.Sequence
+			}
 		}
 		h.Dead = append(h.Dead, d)
 		return nil

@@ -27,6 +27,9 @@ type load struct {
 	sent   []event
 	ids    int
 
+	gate    sync.Mutex    // held while events are published
+	archive proof.History // of the streams that were deleted
+
 	mu        sync.Mutex
 	tenants   []*tenant
 	published []proof.Published
@@ -216,23 +219,33 @@ func (l *load) poisoned() {
 func (l *load) publish(ctx context.Context, e event) error {
 	var err error
 	for range 300 {
-		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		ack, publishErr := l.s.js.PublishMsg(try, e.msg)
-		cancel()
-		if err = publishErr; err == nil {
-			e.is.Sequence = ack.Sequence
-		}
-		l.mu.Lock()
-		l.published = append(l.published, e.is)
-		l.mu.Unlock()
-		if err == nil {
-			e.is.Sequence = 0
+		if err = l.try(ctx, e); err == nil {
 			l.sent = append(l.sent, e)
 			return nil
 		}
 		sleep(context.WithoutCancel(ctx), 100*time.Millisecond)
 	}
 	return fmt.Errorf("publishing %s: %w", e.msg.Subject, err)
+}
+
+func (l *load) try(ctx context.Context, e event) error {
+	l.gate.Lock()
+	defer l.gate.Unlock()
+	return l.store(ctx, e)
+}
+
+// store publishes once and records it. The caller holds gate.
+func (l *load) store(ctx context.Context, e event) error {
+	try, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	ack, err := l.s.js.PublishMsg(try, e.msg)
+	if err == nil {
+		e.is.Sequence = l.archive.Number(ack.Sequence)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.published = append(l.published, e.is)
+	return err
 }
 
 func quote(s string) []byte {
