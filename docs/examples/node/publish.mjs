@@ -16,7 +16,7 @@ let nc;
 try {
   nc = await connect({ servers: process.env.NATS_URL || "nats://127.0.0.1:4222" });
   const data = JSON.stringify({ tenant_id: tenantId, name, dashboard_id: dashboardId });
-  const ack = await jetstream(nc).publish("papermap.events.tenant.created", data, { msgID: `signup-${tenantId}`, timeout: 2000 });
+  const ack = await jetstream(nc).publish("papermap.events.tenant.created", data, { msgID: `signup-${tenantId}`, timeout: 10_000 });
   console.log(`stored in ${ack.stream} as ${ack.seq}, duplicate: ${ack.duplicate}`);
 } catch (err) {
   // It may be stored or not: publishing it again under the same id is right in both cases.

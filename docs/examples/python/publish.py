@@ -16,7 +16,7 @@ async def publish(tenant_id: str, name: str) -> None:
     try:
         data = json.dumps({"tenant_id": tenant_id, "name": name}).encode()
         ack = await nc.jetstream().publish(
-            "papermap.events.tenant.created", data, timeout=2, headers={"Nats-Msg-Id": f"signup-{tenant_id}"}
+            "papermap.events.tenant.created", data, timeout=10, headers={"Nats-Msg-Id": f"signup-{tenant_id}"}
         )
         print(f"stored in {ack.stream} as {ack.seq}, duplicate: {bool(ack.duplicate)}")
     finally:

@@ -31,13 +31,14 @@ func main() {
 	check(err)
 	events, err := js.CreateOrUpdateConsumer(context.Background(), "PAPERMAP", jetstream.ConsumerConfig{
 		Durable: "metering", FilterSubject: "papermap.events.usage.synced", MaxAckPending: 1,
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 10 * time.Minute,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second,
 	})
 	check(err)
-	// An event that a killed program had in hand comes again only after AckWait: do not wait for it.
+	// An event that a killed program had in hand comes again only after AckWait, and no other before it:
+	// do not wait for it.
 	now := time.Now().UTC()
 	last := time.Date(now.Year(), now.Month()-1, 1, 0, 0, 0, 0, time.UTC)
-	if err := sync(nc, last.Format("2006-01"), now.Format("2006-01")); err != nil {
+	if err := sync(nc, last.Format("2006-01"), now.Format("2006-01"), func() {}); err != nil {
 		log.Print(err)
 	}
 	_, err = events.Consume(func(msg jetstream.Msg) {
@@ -49,7 +50,7 @@ func main() {
 		}
 		err := json.Unmarshal(msg.Data(), &e)
 		if err == nil {
-			err = sync(nc, e.Data.From, e.Data.To)
+			err = sync(nc, e.Data.From, e.Data.To, func() { _ = msg.InProgress() })
 		}
 		if err != nil {
 			log.Print(err)
@@ -70,8 +71,9 @@ type usage struct {
 	Credits     string `json:"credits"`
 }
 
-// sync sends the deltas of all tenants in some months.
-func sync(nc *nats.Conn, from, to string) error {
+// sync sends the deltas of all tenants in some months. It calls progress before each tenant, which takes
+// less than AckWait.
+func sync(nc *nats.Conn, from, to string, progress func()) error {
 	for page, rows := 1, 0; ; page++ {
 		request, _ := json.Marshal(map[string]any{"from_period": from, "to_period": to, "page": page})
 		reply, err := nc.Request("papermap.rpc.usage", request, 10*time.Second)
@@ -87,6 +89,7 @@ func sync(nc *nats.Conn, from, to string) error {
 			return fmt.Errorf("request usage: %s %w", answer.Message, err)
 		}
 		for _, u := range answer.Usage {
+			progress()
 			if err := u.send(); err != nil {
 				return err
 			}

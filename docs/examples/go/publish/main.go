@@ -46,7 +46,7 @@ func publish(fields map[string]string) error {
 	if err != nil {
 		return fmt.Errorf("encode the event: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	// The message id makes a second publish of the same event a duplicate.
 	id := jetstream.WithMsgID("signup-" + fields["tenant_id"])
