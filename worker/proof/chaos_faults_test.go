@@ -94,9 +94,9 @@ func (c *chaos) cutOffs(ctx context.Context, random *rand.Rand) {
 func (c *chaos) brokers(ctx context.Context, random *rand.Rand) {
 	wait := min(*chaosTime/3, 10*time.Second)
 	for sleep(ctx, wait+time.Duration(random.Int64N(int64(wait)))) {
-		c.broker.Lock()
+		c.turn.Lock()
 		err := c.nats[0].restart(time.Duration(random.Int64N(int64(wait / 5))))
-		c.broker.Unlock()
+		c.turn.Unlock()
 		if err != nil {
 			c.t.Error(err)
 			return

@@ -74,8 +74,8 @@ func (c *chaos) destroy(ctx context.Context, random *rand.Rand) {
 
 // deleteConsumer deletes a consumer. A worker has to make it again, from the oldest event.
 func (c *chaos) deleteConsumer(ctx context.Context, random *rand.Rand) error {
-	c.broker.Lock()
-	defer c.broker.Unlock()
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	name := []string{events.MainConsumer, events.AccessConsumer}[random.IntN(2)]
 	err := waitFor(ctx, time.Minute, func() error { return c.js.DeleteConsumer(ctx, "PAPERMAP", name) })
 	if err != nil {
@@ -88,8 +88,8 @@ func (c *chaos) deleteConsumer(ctx context.Context, random *rand.Rand) error {
 // rebuildStream deletes the stream of events with everything in it, also what waits. It is made
 // again at once, or in the long form perhaps by a worker; then what it had is published again.
 func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
-	c.broker.Lock()
-	defer c.broker.Unlock()
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	l := c.load
 	l.gate.Lock()
 	defer l.gate.Unlock()
@@ -137,11 +137,11 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 	return nil
 }
 
-// fillNATS leaves the NATS server no room until it says so. Without room it gives JetStream up until it
-// is started again.
+// fillNATS leaves the NATS server no room until it says so. Then it is killed and started again, as an
+// operator would do.
 func (c *chaos) fillNATS(ctx context.Context, _ *rand.Rand) error {
-	c.broker.Lock()
-	defer c.broker.Unlock()
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	full, err := c.fill(ctx, "node0", "node0.log", "no space left on device")
 	if err != nil {
 		return err

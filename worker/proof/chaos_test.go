@@ -27,7 +27,7 @@ import (
 // leaves claimed or in flight expires by system.expire. From 30 s on it is the long form, which
 // waits for the leases, fills disks, and fails if a failpoint was not hit or a fault did not happen
 // in each system. It needs root, to mount the disks. With -chaos.kills it ends after as many kills,
-// when each failpoint was hit: once, or once per 40 kills.
+// when each failpoint was hit: once, or once per 100 kills.
 //
 //	go test ./worker/proof -run TestKills -v -timeout 60m -chaos.time 45m -chaos.kills 200
 var (
@@ -133,7 +133,7 @@ type chaos struct {
 	started  time.Time
 	links    []*proxy     // between each worker and NATS
 	stopping atomic.Bool  // one worker is stopped, or is to be
-	broker   sync.Mutex   // held while the NATS server is killed, or what it stores is destroyed
+	turn     sync.Mutex   // held while the NATS server is killed, or what it stores is destroyed
 	away     atomic.Int64 // until when (Unix ns) the database may be down, so that a worker cannot start
 
 	mu   sync.Mutex
@@ -184,9 +184,11 @@ func (c *chaos) ownPostgres(t *testing.T) (database string) {
 
 // random returns the source of one goroutine's choices, so that they do not depend on what the
 // others choose.
-func (c *chaos) random(name string) *rand.Rand {
+func (c *chaos) random(name string) *rand.Rand { return randomOf(c.seed, name) }
+
+func randomOf(of uint64, name string) *rand.Rand {
 	var seed [32]byte
-	copy(seed[:], fmt.Sprintf("%d %s", c.seed, name))
+	copy(seed[:], fmt.Sprintf("%d %s", of, name))
 	return rand.New(rand.NewChaCha8(seed))
 }
 
@@ -278,7 +280,7 @@ func (c *chaos) watch(ctx context.Context, end func()) {
 				c.name, time.Since(c.started).Round(time.Second), c.total.kills.Load(), c.hit)
 			c.mu.Unlock()
 		}
-		hits := max(1, int(*chaosKills)/40)
+		hits := max(1, int(*chaosKills)/100)
 		if *chaosKills > 0 && c.total.kills.Load() >= *chaosKills && c.leastHit() >= hits {
 			end()
 		}

@@ -11,6 +11,29 @@ import (
 	"papermap-worker/repo"
 )
 
+// buriedAgain makes an event a dead letter again, later.
+func (s *builder) buriedAgain(later time.Duration) {
+	d := *s.deadLetter("INVALID_FIELD")
+	d.Time = d.Time.Add(later)
+	s.Dead = append(s.Dead, d)
+}
+
+func TestCheckAcceptsWhatWasLostWithADeletedStream(t *testing.T) {
+	t.Parallel()
+	s := goodHistory()
+	s.Duplicates = 10 * time.Second
+	s.buriedAgain(11 * time.Second)
+	s.event(96_000, events.TypeTenantCreated, "lost").Lost = true
+	poison := s.event(96_001, events.TypeTenantCreated, "lost")
+	poison.Lost, poison.Poison = true, true
+	sync := s.event(96_002, events.TypeUsageSync, "")
+	sync.Lost = true
+	s.run(*sync, repo.RunRunning)
+	for _, v := range Check(s.History) {
+		t.Error(v)
+	}
+}
+
 func TestCheckFindsEventViolations(t *testing.T) {
 	testViolations(t, []violation{
 		{EventEnded, "an acknowledged event has left no trace", func(s *builder) {
@@ -86,6 +109,10 @@ func TestCheckFindsEventViolations(t *testing.T) {
 			d := *s.deadLetter("INVALID_FIELD")
 			d.Time, d.Header = d.Time.Add(time.Hour), nats.Header{nats.MsgIdHdr: {"dead-other"}}
 			s.Dead = append(s.Dead, d)
+		}},
+		{DeadLetterTrue, "twice, within the duplicate window that the streams have", func(s *builder) {
+			s.Duplicates = 10 * time.Second
+			s.buriedAgain(9 * time.Second)
 		}},
 		{DeadLetterTrue, "of another type", func(s *builder) {
 			s.deadLetter("INVALID_FIELD").Type = events.TypeTenantDeleted

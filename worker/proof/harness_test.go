@@ -1,6 +1,7 @@
 package proof_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -110,7 +111,8 @@ type system struct {
 	js       jetstream.JetStream
 	sql      *sqlx.DB // beside the workers' own connections
 	db       *repo.DB
-	disks    bool // NATS and SQLite have disks of their own, which can be filled
+	broker   string // the NATS server's program; empty for the one that go.mod has
+	disks    bool   // NATS and SQLite have disks of their own, which can be filled
 
 	workspaces []papermap.Workspace
 }
@@ -119,7 +121,7 @@ type system struct {
 // have. database is the address of an empty PostgreSQL database, or empty for SQLite.
 func newSystem(t testing.TB, name, database string, servers int, seed uint64, env ...string) *system {
 	t.Helper()
-	s := &system{t: t, name: name, database: database, workspaces: []papermap.Workspace{workspace}}
+	s := &system{t: t, name: name, database: database}
 	s.start(servers, seed, env...)
 	return s
 }
@@ -127,6 +129,7 @@ func newSystem(t testing.TB, name, database string, servers int, seed uint64, en
 func (s *system) start(servers int, seed uint64, env ...string) {
 	t, name := s.t, s.name
 	t.Helper()
+	s.workspaces = []papermap.Workspace{workspace}
 	var err error
 	if s.dir, err = os.MkdirTemp("", "papermap-"+name+"-"); err != nil {
 		t.Fatal(err)
@@ -145,6 +148,7 @@ func (s *system) start(servers int, seed uint64, env ...string) {
 	s.nats = newServers(t, s.dir, servers)
 	var urls []string
 	for _, n := range s.nats {
+		n.program = cmp.Or(s.broker, n.program)
 		s.must(n.start())
 		t.Cleanup(func() { n.process.kill() })
 		urls = append(urls, n.url())
