@@ -170,6 +170,7 @@ type limit struct {
 	credits    string
 	thresholds Percents
 	amounts    []decimal.Decimal // of the thresholds
+	nearly     float64           // a little less than the first amount
 }
 
 // of returns the limit of a tenant; nil when it has none.
@@ -205,6 +206,7 @@ func (t *tx) budgets(ctx context.Context, tenants []string) (limits, error) {
 		for _, percent := range b.Thresholds {
 			l.amounts = append(l.amounts, l.amount(percent))
 		}
+		l.nearly = l.amounts[0].InexactFloat64() * 0.999999
 		found[b.TenantID] = l
 	}
 	return found, nil
@@ -289,6 +291,10 @@ func (t *tx) judge(
 		if l == nil {
 			continue
 		}
+		// Binary floating point is used only to leave out rows that are far from the first threshold.
+		if roughly, err := strconv.ParseFloat(r.Credits, 64); err == nil && roughly < l.nearly {
+			continue
+		}
 		credits, err := decimal.NewFromString(r.Credits)
 		if err != nil {
 			return fmt.Errorf("the credits of tenant %q: %w", r.TenantID, err)
@@ -363,7 +369,7 @@ func (t *tx) judgeAll(
 	where := ` WHERE u.period IN (?, ?) AND (CAST(u.credits AS DOUBLE PRECISION) >= ?
 		OR EXISTS (SELECT 1 FROM usage_marks m WHERE m.period = u.period
 			AND m.workspace_id = u.workspace_id AND m.tenant_id = u.tenant_id))`
-	args := []any{previous, current, after.amounts[0].InexactFloat64() * 0.999999}
+	args := []any{previous, current, after.nearly}
 	if tenantID == EveryTenant {
 		where += ` AND (u.tenant_id = ? OR NOT EXISTS
 			(SELECT 1 FROM usage_budgets b WHERE b.tenant_id = u.tenant_id))`
