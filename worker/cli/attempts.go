@@ -20,7 +20,7 @@ type attemptsCmd struct {
 // attemptsResolveCmd is for an operator who has looked for the attempt's dashboard in Papermap, and
 // deleted it there if it was not the tenant's.
 type attemptsResolveCmd struct {
-	ID string `arg:"" name:"attempt" help:"Attempt id, or its mark."`
+	ID string `arg:"" name:"attempt" help:"Attempt id, its mark, or the id of a replaced dashboard."`
 }
 
 func (c *attemptsResolveCmd) Run(a *app, db *repo.DB) error {

@@ -66,7 +66,7 @@ func (c *doctorCmd) Run(a *app) error {
 	case err != nil:
 		return err
 	case invalid:
-		return usageErrorf("the worker could not start: invalid configuration")
+		return usageErrorf("invalid configuration: `serve` would not start")
 	case failed > 0:
 		return fmt.Errorf("the worker could not work: %d of %s failed", failed, count(len(f), "check"))
 	}

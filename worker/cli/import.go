@@ -173,8 +173,8 @@ func (c *importCmd) confirm(a *app, plan *importPlan) error {
 	if err != nil {
 		return fmt.Errorf("ask whether to go on: %w; use --yes", err)
 	}
-	question := fmt.Sprintf("Publish tenant.created for %d tenants, of which %d adopt a dashboard? [y/N] ",
-		plan.publishes, plan.adopts)
+	question := fmt.Sprintf("Publish %s of tenant.created, %d to adopt a dashboard? [y/N] ",
+		count(plan.publishes, "event"), plan.adopts)
 	return ask(a.ctx, tty, question)
 }
 

@@ -87,7 +87,7 @@ func countResults(rows int, counts map[string]int) string {
 	for _, result := range importResults {
 		list = append(list, fmt.Sprintf("%s %d", result, counts[result]))
 	}
-	return fmt.Sprintf("%d rows: %s", rows, strings.Join(list, ", "))
+	return fmt.Sprintf("%s: %s", count(rows, "row"), strings.Join(list, ", "))
 }
 
 // importOutput takes the results of rows as they become known.

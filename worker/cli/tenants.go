@@ -154,7 +154,7 @@ func printReport(w io.Writer, s worker.TenantReport) error {
 type tenantsResolveCmd struct {
 	TenantID    string `arg:"" name:"tenant" help:"Tenant id."`
 	DashboardID string `help:"Papermap's dashboard with the attempt's mark in its description."`
-	Recreate    bool   `help:"Create another: Papermap has no such dashboard, or it was deleted."`
+	Recreate    bool   `help:"Create another for a held tenant: Papermap has none with the mark."`
 	Replace     bool   `help:"Replace the dashboard that the tenant has by the one of --dashboard-id."`
 	confirmFlag
 }
