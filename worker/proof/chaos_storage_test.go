@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -125,6 +126,7 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 	if err := c.forgetSoon(ctx); err != nil {
 		return err
 	}
+	lost = lastCopies(lost)
 	for _, p := range lost {
 		msg := &nats.Msg{Subject: subjects.Event(p.Type), Header: p.Header, Data: p.Data}
 		p.Sequence, p.StoredAt, p.Header, p.Lost = 0, time.Time{}, nil, false
@@ -135,6 +137,23 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 	c.count(streamRebuilt)
 	c.total.add(c.name+": events lost with a stream and published again", len(lost))
 	return nil
+}
+
+// lastCopies drops events of which there is a later copy, and usage.sync without an id: those would
+// read all usage again. The newest event of each kind decides what a tenant is.
+func lastCopies(list []proof.Published) []proof.Published {
+	seen := map[string]bool{}
+	var last []proof.Published
+	for _, p := range slices.Backward(list) {
+		key := p.Type + " " + p.EventID
+		if p.EventID != "" && seen[key] || p.EventID == "" && p.Type == events.TypeUsageSync {
+			continue
+		}
+		seen[key] = true
+		last = append(last, p)
+	}
+	slices.Reverse(last)
+	return last
 }
 
 // fillNATS leaves the NATS server no room until it says so. Then it is killed and started again, as an

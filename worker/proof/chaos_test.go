@@ -237,7 +237,11 @@ func (c *chaos) run() {
 		t.Cleanup(p.kill)
 		workers = append(workers, p)
 	}
-	c.waitQuiet(2 * time.Minute)
+	limit := 2 * time.Minute
+	if !short() { // after a stream was made again, all usage of its events is read again
+		limit = 10 * time.Minute
+	}
+	c.waitQuiet(limit)
 	for _, p := range workers {
 		p.terminate(t)
 	}

@@ -104,6 +104,8 @@ type checker struct {
 	creates  []simulator.Request            // in the order of their effects
 	sends    map[string][]simulator.Request // of those, by mark
 	dead     map[uint64][]Dead              // by the sequence of the event
+
+	copyTaken map[string]bool // by tenant and dashboard: an adoption was refused, see taken
 }
 
 func newChecker(h History) *checker {
@@ -111,10 +113,15 @@ func newChecker(h History) *checker {
 		History: h, good: map[string][]Published{}, rows: map[string]repo.Mapping{},
 		attempts: map[string][]repo.Attempt{}, byMark: map[string]repo.Attempt{},
 		byID: map[string]simulator.Dashboard{}, sends: map[string][]simulator.Request{},
-		dead: map[uint64][]Dead{},
+		dead: map[uint64][]Dead{}, copyTaken: map[string]bool{},
 	}
 	for _, d := range h.Dead {
 		c.dead[d.StreamSequence] = append(c.dead[d.StreamSequence], d)
+	}
+	for _, p := range h.Published {
+		if p.Adopts != "" && !p.Lost && c.taken(p) {
+			c.copyTaken[p.Tenant+" "+p.Adopts] = true
+		}
 	}
 	seen := map[uint64]bool{}
 	for _, p := range h.Published {

@@ -76,7 +76,10 @@ func (c *checker) adoptionRefused(p Published, code string) bool {
 }
 
 // taken reports whether the event was refused because its dashboard is another tenant's. Such an
-// event records nothing.
+// event records nothing. Of a lost event, the copies decide.
 func (c *checker) taken(p Published) bool {
+	if p.Lost {
+		return p.Adopts != "" && c.copyTaken[p.Tenant+" "+p.Adopts]
+	}
 	return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == codeTaken })
 }

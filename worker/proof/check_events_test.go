@@ -24,6 +24,13 @@ func TestCheckAcceptsWhatWasLostWithADeletedStream(t *testing.T) {
 	s.Duplicates = 10 * time.Second
 	s.buriedAgain(11 * time.Second)
 	s.event(96_000, events.TypeTenantCreated, "lost").Lost = true
+	// It had not been handled, and its copy was refused.
+	taken := s.mapping("acme").DashboardID
+	s.adopting(96_003, "unborn", taken).Lost = true
+	s.buried(96_100, s.adopting(96_004, "unborn", taken), codeTaken)
+	s.event(96_005, events.TypeTenantResumed, "unborn")
+	s.row(96_200, "unborn", repo.Pending, "none", 1, "")
+	s.mapping("unborn").CreatedEvent = 0
 	poison := s.event(96_001, events.TypeTenantCreated, "lost")
 	poison.Lost, poison.Poison = true, true
 	sync := s.event(96_002, events.TypeUsageSync, "")
