@@ -69,7 +69,8 @@ func TestReadinessNeedsTheConnectionsForEventsAndTokensOnly(t *testing.T) {
 			{"worker reading", true, "yes", ""},
 			{"worker", false, "no", "no connection to NATS"},
 		} {
-			_, err := w.Workers[0].Bus.DeadLetters(t.Context(), events.DeadFilter{}, 1) // opens one for reading
+			// This opens one for reading.
+			_, err := w.Workers[0].Bus.DeadLetters(t.Context(), events.DeadFilter{}, 1)
 			w.Must(err)
 			nats.disconnect(t, c.connection)
 			holds := func() error {

@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,13 @@ import (
 // the test is skipped, except with CI=true.
 func PgBouncer(t testing.TB, database string) string {
 	t.Helper()
+	address, _ := RestartablePgBouncer(t, database)
+	return address
+}
+
+// RestartablePgBouncer is PgBouncer, and also returns what ends and starts it.
+func RestartablePgBouncer(t testing.TB, database string) (through string, restart func() error) {
+	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
 		program = "/usr/sbin/pgbouncer"
@@ -28,7 +36,8 @@ func PgBouncer(t testing.TB, database string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := startPgBouncer(program, address)
+	server := *address
+	b, err := startPgBouncer(program, &server, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,15 +46,27 @@ func PgBouncer(t testing.TB, database string) string {
 			t.Error(err)
 		}
 	})
-	address.Host = fmt.Sprintf("127.0.0.1:%d", b.port)
-	return address.String()
+	port := b.port
+	address.Host = fmt.Sprintf("127.0.0.1:%d", port)
+	return address.String(), func() error {
+		if err := b.Stop(); err != nil {
+			return err
+		}
+		again, err := startPgBouncer(program, &server, port)
+		if err == nil {
+			b = again
+		}
+		return err
+	}
 }
 
-func startPgBouncer(program string, server *url.URL) (*Server, error) {
+// startPgBouncer starts it on a port, or on any that is free.
+func startPgBouncer(program string, server *url.URL, port int) (*Server, error) {
 	b, err := private("")
 	if err != nil {
 		return nil, err
 	}
+	b.port = cmp.Or(port, b.port)
 	password, _ := server.User.Password()
 	for name, text := range map[string]string{
 		"pgbouncer.ini": fmt.Sprintf(`[databases]

@@ -30,8 +30,9 @@ func duplicateWindow() time.Duration {
 
 // forgetSoon gives both streams the short duplicate window.
 func (c *chaos) forgetSoon(ctx context.Context) error {
+	short := func(s *jetstream.StreamConfig) { s.Duplicates = duplicateWindow() }
 	for _, name := range []string{"PAPERMAP", "PAPERMAP_DEAD"} {
-		if err := c.edit(ctx, name, func(s *jetstream.StreamConfig) { s.Duplicates = duplicateWindow() }); err != nil {
+		if err := c.edit(ctx, name, short); err != nil {
 			return err
 		}
 	}
@@ -120,7 +121,8 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 			return err
 		})
 	}
-	if err := c.withBus(func(ctx context.Context, b *events.Bus) error { return b.EnsureStreams(ctx) }); err != nil {
+	err = c.withBus(func(ctx context.Context, b *events.Bus) error { return b.EnsureStreams(ctx) })
+	if err != nil {
 		return err
 	}
 	if err := c.forgetSoon(ctx); err != nil {

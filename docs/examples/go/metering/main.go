@@ -34,8 +34,8 @@ func main() {
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second,
 	})
 	check(err)
-	// An event that a killed program had in hand comes again only after AckWait, and no other before it:
-	// do not wait for it.
+	// An event that a killed program had in hand comes again only after AckWait, and no other before
+	// it: do not wait for it.
 	now := time.Now().UTC()
 	last := time.Date(now.Year(), now.Month()-1, 1, 0, 0, 0, 0, time.UTC)
 	if err := sync(nc, last.Format("2006-01"), now.Format("2006-01"), func() {}); err != nil {
@@ -71,8 +71,8 @@ type usage struct {
 	Credits     string `json:"credits"`
 }
 
-// sync sends the deltas of all tenants in some months. It calls progress before each tenant, which takes
-// less than AckWait.
+// sync sends the deltas of all tenants in some months. It calls progress before each tenant, which
+// takes less than AckWait.
 func sync(nc *nats.Conn, from, to string, progress func()) error {
 	for page, rows := 1, 0; ; page++ {
 		request, _ := json.Marshal(map[string]any{"from_period": from, "to_period": to, "page": page})
