@@ -42,7 +42,8 @@ func (c *checker) adoptions() {
 	owners := map[string]string{}
 	for _, a := range list {
 		if owner, taken := owners[a.dashboard]; taken && owner != a.tenant {
-			c.report(AdoptionTrue, a.tenant, "dashboard %s was announced for tenant %q, too", a.dashboard, owner)
+			c.report(AdoptionTrue, a.tenant, "dashboard %s was announced for tenant %q, too",
+				a.dashboard, owner)
 		}
 		owners[a.dashboard] = a.tenant
 	}

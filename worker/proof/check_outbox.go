@@ -79,7 +79,8 @@ func (c *checker) outTrue() {
 			}
 			return o.Type != events.TypeDashboardHeld || a.ID == data.Attempt
 		})
-		if i < 0 && o.Type == events.TypeDashboardCreated && c.adopted(o.TenantID, data.DashboardID, forever) {
+		if i < 0 && o.Type == events.TypeDashboardCreated &&
+			c.adopted(o.TenantID, data.DashboardID, forever) {
 			continue
 		}
 		if i < 0 {

@@ -356,9 +356,9 @@ func TestInvisibleCharactersAreShownEscaped(t *testing.T) {
 // program, and none writes what it was sent into a page as markup.
 func FuzzActions(f *testing.F) {
 	for _, form := range []string{
-		"", "%", "tenant=%00&tenant=b", "sequence=18446744073709551616", "sequence=-1&sequence=1", "tenant=%FF",
-		"all=1&last=9&code=%22%3E%3Cxss%3E&type=x", "tenant=a;b=c", "reason=%E2%80%AE&tenant=none", "attempt=%2F..",
-		"dashboard=%3Cxss%3E&tenant=%3Cxss%3E", "\x00\xff=\r\n&tenant==&&",
+		"", "%", "tenant=%00&tenant=b", "sequence=18446744073709551616", "sequence=-1&sequence=1",
+		"tenant=%FF", "all=1&last=9&code=%22%3E%3Cxss%3E&type=x", "tenant=a;b=c", "reason=%E2%80%AE&tenant=none",
+		"attempt=%2F..", "dashboard=%3Cxss%3E&tenant=%3Cxss%3E", "\x00\xff=\r\n&tenant==&&",
 	} {
 		f.Add(form)
 	}
