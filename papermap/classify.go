@@ -36,7 +36,7 @@ const (
 //
 // A date in Retry-After is measured from serverTime; hide removes our secrets from what the server
 // sent.
-func classify(a answer, lost Class, serverTime time.Time, hide *strings.Replacer) *Error {
+func classify(a answer, lost Class, serverTime time.Time, hide redactor) *Error {
 	e := &Error{Class: lost, Status: a.status}
 	wait, asked := parseRetryAfter(a.header, serverTime)
 	code, message := reason(a.body)
@@ -125,30 +125,82 @@ func parseRetryAfter(header http.Header, now time.Time) (d time.Duration, presen
 }
 
 // redactor replaces text of an answer that must not appear in the logs: keys, secrets and this
-// request's signature.
-func (c *Client) redactor(signature string) *strings.Replacer {
+// request's signature. It also replaces parts of them, in upper or lower case, because a server may
+// cut or change what it echoes.
+type redactor struct {
+	whole *strings.Replacer
+	parts map[string]bool // all parts of hiddenPart bytes, in lower case
+}
+
+const (
+	redacted   = "[redacted]"
+	hiddenPart = 16 // bytes; shorter parts stay
+)
+
+func (c *Client) redactor(signature string) redactor {
 	hidden := []string{c.ws.Key.ID, c.ws.Key.Secret.Reveal(), c.ws.EmbedKey.Secret.Reveal(), signature}
 	// The longest first, since one may be a prefix of another.
 	slices.SortFunc(hidden, func(a, b string) int { return len(b) - len(a) })
 	var pairs []string
+	parts := map[string]bool{}
 	for _, s := range hidden {
 		if s != "" {
 			pairs = append(pairs, s, redacted)
 		}
+		s = lowerASCII(s)
+		for i := 0; i+hiddenPart <= len(s); i++ {
+			parts[s[i:i+hiddenPart]] = true
+		}
 	}
-	return strings.NewReplacer(pairs...)
+	return redactor{strings.NewReplacer(pairs...), parts}
 }
 
-const redacted = "[redacted]"
+func (r redactor) Replace(s string) string {
+	s = r.whole.Replace(s)
+	lower := lowerASCII(s)
+	var out strings.Builder
+	copied, hiddenTo := 0, 0 // in s
+	for i := 0; i+hiddenPart <= len(s); i++ {
+		if !r.parts[lower[i:i+hiddenPart]] {
+			continue
+		}
+		if i >= hiddenTo {
+			out.WriteString(s[copied:i])
+			out.WriteString(redacted)
+		}
+		hiddenTo = i + hiddenPart
+		copied = hiddenTo
+	}
+	out.WriteString(s[copied:])
+	return out.String()
+}
+
+// lowerASCII keeps every byte's place.
+func lowerASCII(s string) string {
+	lower := []byte(s)
+	for i, b := range lower {
+		if 'A' <= b && b <= 'Z' {
+			lower[i] = b + 'a' - 'A'
+		}
+	}
+	return string(lower)
+}
+
+// maxScanned is how much of a text is searched and shown, in bytes: more than any limit lets through.
+const maxScanned = 8 << 10
+
+// beginning is the beginning of s, up to maxScanned.
+func beginning(s string) string { return s[:min(len(s), maxScanned)] }
 
 // oneLine returns s without hidden text and unprintable characters, cut to limit code points.
-func oneLine(s string, hide *strings.Replacer, limit int) string {
+func oneLine(s string, hide redactor, limit int) string {
+	s = hide.Replace(beginning(strings.TrimSpace(s)))
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return ' '
-	}, hide.Replace(s))
+	}, s)
 	return truncate(strings.TrimSpace(s), limit)
 }
 

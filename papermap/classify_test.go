@@ -210,7 +210,7 @@ func TestReasonIsReadLeniently(t *testing.T) {
 		strings.Repeat("<p>", 100): "|Bad Request: " + strings.Repeat("<p>", 26) + "<…",
 	} {
 		a := answer{status: 400, statusLine: "400 Bad Request", header: http.Header{}, body: []byte(body)}
-		e := classify(a, Unknown, time.Time{}, strings.NewReplacer())
+		e := classify(a, Unknown, time.Time{}, redactor{whole: strings.NewReplacer()})
 		if got := e.Code + "|" + e.Message; got != want {
 			t.Errorf("%.80s: %q, want %q", body, got, want)
 		}

@@ -110,7 +110,7 @@ func FuzzCreateAnswer(f *testing.F) {
 			utf8.RuneCountInString(id) > MaxDashboardID || strings.ContainsFunc(id, unicode.IsControl)) {
 			t.Errorf("accepted id %q of %d", id, status)
 		}
-		e := classify(a, Unknown, time.Time{}, strings.NewReplacer())
+		e := classify(a, Unknown, time.Time{}, redactor{whole: strings.NewReplacer()})
 		if !utf8.ValidString(e.Error()) || strings.ContainsFunc(e.Error(), unicode.IsControl) ||
 			utf8.RuneCountInString(e.Message) > maxMessage {
 			t.Errorf("message %q", e.Message)

@@ -130,11 +130,11 @@ func segment(s string) string {
 }
 
 // signaturePattern matches a signature, this request's or another's.
-var signaturePattern = regexp.MustCompile(`[0-9a-f]{64}`)
+var signaturePattern = regexp.MustCompile(`(?i)[0-9a-f]{64}`)
 
 // storableRow makes a row as sent fit for RejectedRow.Raw. Secrets are removed first, so that
 // truncation leaves no part of one.
-func storableRow(raw string, hide *strings.Replacer) string {
-	raw = hide.Replace(strings.ToValidUTF8(raw, "\ufffd"))
+func storableRow(raw string, hide redactor) string {
+	raw = hide.Replace(strings.ToValidUTF8(beginning(raw), "\ufffd"))
 	return truncate(signaturePattern.ReplaceAllString(raw, redacted), maxRawRow)
 }

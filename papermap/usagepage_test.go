@@ -158,7 +158,7 @@ func FuzzUsageAnswer(f *testing.F) {
 			}
 		}
 		for _, r := range page.Rejected {
-			raw := storableRow(r.Raw, strings.NewReplacer("a", "[redacted]"))
+			raw := storableRow(r.Raw, redactor{whole: strings.NewReplacer("a", "[redacted]")})
 			if !utf8.ValidString(raw) || utf8.RuneCountInString(raw) > maxRawRow ||
 				strings.Contains(raw, "\x00") || raw == "" ||
 				r.Reason == "" || strings.ContainsFunc(r.Reason, unicode.IsControl) {

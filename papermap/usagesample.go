@@ -5,7 +5,6 @@ import (
 	"context"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -47,7 +46,7 @@ func (c *Client) SampleUsage(ctx context.Context, q UsageQuery) (UsageSample, er
 	return sample, nil
 }
 
-func sampleUsage(a answer, q UsageQuery, hide *strings.Replacer) (UsageSample, error) {
+func sampleUsage(a answer, q UsageQuery, hide redactor) (UsageSample, error) {
 	page, err := readUsage(a, q)
 	if err != nil {
 		return UsageSample{}, err
@@ -84,7 +83,7 @@ func (f *SampledField) look(row members) {
 }
 
 // addOther notes the names of a row's members that are no field's.
-func (s *UsageSample) addOther(row jsontext.Value, hide *strings.Replacer) {
+func (s *UsageSample) addOther(row jsontext.Value, hide redactor) {
 	if row.Kind() != '{' {
 		return
 	}
