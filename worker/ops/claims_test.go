@@ -226,6 +226,26 @@ func TestKeysOfUnknownTypesAreSkipped(t *testing.T) {
 	}
 }
 
+func TestKeysThatCannotBeUsedAreNamedBriefly(t *testing.T) {
+	long := strings.Repeat(`\u0001`, 100_000)
+	for name, keys := range map[string]string{
+		"many":       strings.Repeat(`{},`, 300_000) + `{}`,
+		"no objects": strings.Repeat(`0,`, 300_000) + `{}`,
+		"a long kty": `{"kid":"a","kty":"` + long + `"}`,
+		"a long use": `{"kid":"a","use":"` + long + `"}`,
+		"a long alg": `{"kid":"a","kty":"OKP","crv":"Ed25519","x":"` + strings.Repeat("A", 43) +
+			`","alg":"` + long + `"}`,
+		"a long crv":  `{"kid":"a","kty":"EC","crv":"` + long + `"}`,
+		"another crv": `{"kid":"a","kty":"OKP","crv":"` + long + `"}`,
+	} {
+		found, skipped, err := parseKeySet([]byte(`{"keys":[` + keys + `]}`))
+		if text := strings.Join(skipped, "; "); err != nil || len(found) > 0 || text == "" || len(text) > 1000 {
+			t.Errorf("%s: %d usable, %v, and %d bytes about the others: %.100s",
+				name, len(found), err, len(text), text)
+		}
+	}
+}
+
 func FuzzParseKeySet(f *testing.F) {
 	f.Add([]byte(`{"keys":[` + unknownKeys + `]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

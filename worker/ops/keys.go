@@ -32,6 +32,8 @@ const (
 	keysEvery = 30 * time.Second // minimum between requests for unknown key ids, which anybody can send
 	keysAge   = 5 * time.Minute  // after which a key that was removed from an address is refused
 	fileEvery = time.Second      // for a key set's file
+
+	maxSkipped = 10 // keys that are named in the log because they cannot be used
 )
 
 // publicKey is a key of a key set, with the algorithms that it can verify.
@@ -208,7 +210,7 @@ func readAll(r io.Reader) ([]byte, error) {
 }
 
 // parseKeySet reads a key set (RFC 7517). Keys that cannot be used, of an unknown type for example,
-// are skipped, as section 5 has it. They are named in skipped.
+// are skipped, as section 5 has it. The first of them are named in skipped.
 func parseKeySet(data []byte) (keys []publicKey, skipped []string, err error) {
 	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
 	var set struct {
@@ -219,11 +221,15 @@ func parseKeySet(data []byte) (keys []publicKey, skipped []string, err error) {
 	}
 	for i, raw := range set.Keys {
 		key, err := parseKey(raw)
-		if err != nil {
+		switch {
+		case err == nil:
+			keys = append(keys, key)
+		case len(skipped) < maxSkipped:
 			skipped = append(skipped, fmt.Sprintf("key %d: %v", i+1, err))
-			continue
 		}
-		keys = append(keys, key)
+	}
+	if more := len(set.Keys) - len(keys) - len(skipped); more > 0 {
+		skipped = append(skipped, fmt.Sprintf("and %d more", more))
 	}
 	return keys, skipped, nil
 }
@@ -249,7 +255,7 @@ func parseKey(raw []byte) (k publicKey, err error) {
 	case k.id == "":
 		return k, errors.New("it has no kid")
 	case fields["use"] != "" && fields["use"] != "sig":
-		return k, fmt.Errorf("its use is %q", fields["use"])
+		return k, fmt.Errorf("its use is %.40q", fields["use"])
 	case restricted && !slices.Contains(operations, "verify"):
 		return k, errors.New("its key_ops are without verify")
 	}
@@ -263,11 +269,11 @@ func parseKey(raw []byte) (k publicKey, err error) {
 		k.key, err = ed25519Key(fields)
 		k.algs = []string{"EdDSA"}
 	default:
-		err = fmt.Errorf("its kty %q is not known", fields["kty"])
+		err = fmt.Errorf("its kty %.40q is not known", fields["kty"])
 	}
 	if alg := fields["alg"]; err == nil && alg != "" {
 		if !slices.Contains(k.algs, alg) {
-			return k, fmt.Errorf("its alg %q does not fit", alg)
+			return k, fmt.Errorf("its alg %.40q does not fit", alg)
 		}
 		k.algs = []string{alg}
 	}
@@ -301,7 +307,7 @@ func ecKey(fields map[string]string) (*ecdsa.PublicKey, []string, error) {
 	}
 	curve, ok := curves[fields["crv"]]
 	if !ok {
-		return nil, nil, fmt.Errorf("its crv %q is not known", fields["crv"])
+		return nil, nil, fmt.Errorf("its crv %.40q is not known", fields["crv"])
 	}
 	x, err := base64.RawURLEncoding.DecodeString(fields["x"])
 	y, wrong := base64.RawURLEncoding.DecodeString(fields["y"])
@@ -317,7 +323,7 @@ func ecKey(fields map[string]string) (*ecdsa.PublicKey, []string, error) {
 
 func ed25519Key(fields map[string]string) (ed25519.PublicKey, error) {
 	if fields["crv"] != "Ed25519" {
-		return nil, fmt.Errorf("its crv %q is not known", fields["crv"])
+		return nil, fmt.Errorf("its crv %.40q is not known", fields["crv"])
 	}
 	x, err := base64.RawURLEncoding.DecodeString(fields["x"])
 	if err != nil || len(x) != ed25519.PublicKeySize {
