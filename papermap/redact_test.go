@@ -1,7 +1,6 @@
 package papermap
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -26,8 +25,9 @@ func TestPartsOfASignatureAreRedacted(t *testing.T) {
 			rw.WriteHeader(http.StatusBadRequest)
 			_, _ = rw.Write([]byte(answer(signature)))
 		})
-		_, err := newTestClient(t, address, ClientOptions{}).CreateDashboard(context.Background(), anyDashboard)
-		text := strings.ToLower(failed(t, err).Code + " " + failed(t, err).Message)
+		_, err := newTestClient(t, address, ClientOptions{}).CreateDashboard(t.Context(), anyDashboard)
+		e := failed(t, err)
+		text := strings.ToLower(e.Code + " " + e.Message)
 		if !strings.Contains(text, redacted) {
 			t.Errorf("%s: nothing is redacted: %s", name, text)
 		}

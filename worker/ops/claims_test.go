@@ -239,7 +239,8 @@ func TestKeysThatCannotBeUsedAreNamedBriefly(t *testing.T) {
 		"another crv": `{"kid":"a","kty":"OKP","crv":"` + long + `"}`,
 	} {
 		found, skipped, err := parseKeySet([]byte(`{"keys":[` + keys + `]}`))
-		if text := strings.Join(skipped, "; "); err != nil || len(found) > 0 || text == "" || len(text) > 1000 {
+		text := strings.Join(skipped, "; ")
+		if err != nil || len(found) > 0 || text == "" || len(text) > 1000 {
 			t.Errorf("%s: %d usable, %v, and %d bytes about the others: %.100s",
 				name, len(found), err, len(text), text)
 		}
