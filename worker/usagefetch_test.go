@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/repo"
@@ -298,4 +299,30 @@ func TestUsageFetchRecordsPagesOutOfOrder(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Pages that are much longer than requested are not held in memory together.
+func TestUsageFetchRequestsLongPagesOneAtATime(t *testing.T) {
+	virtual(t, options{Config: together(4)}, func(t *testing.T, w *world) {
+		var inFlight, most atomic.Int64
+		rows := strings.Repeat("0,", 6000) + "0"
+		w.API.Intercept(func(rw http.ResponseWriter, r *http.Request) {
+			page := r.URL.Query().Get("page")
+			if page == "" {
+				w.Simulator.ServeHTTP(rw, r)
+				return
+			}
+			most.Store(max(most.Load(), inFlight.Add(1)))
+			<-time.After(time.Second) // of virtual time: the others have come by then
+			inFlight.Add(-1)
+			rw.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(rw, `{"success":true,"data":{"usage":[%s],"pagination":{"page":%s,"total_pages":4}}}`,
+				rows, page)
+		})
+		w.Sync("e", "workspace_id", "ws-a", "from_period", "2026-01", "to_period", "2026-01")
+		w.Eventually(w.usageRunIs("e", repo.RunDone))
+		if most.Load() != 1 {
+			t.Errorf("%d pages of 6001 rows were requested at the same time", most.Load())
+		}
+	})
 }

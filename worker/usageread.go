@@ -18,6 +18,8 @@ const (
 	maxPasses = 4   // a run starts over at most three times
 	maxPages  = 1 << 20
 	runBeat   = 10 * time.Second // of a lease of 25 s
+
+	maxRowsInHand = 10_000 // unless one page has more
 )
 
 var errDraining = errors.New("shutting down")
@@ -112,6 +114,7 @@ func (r *usageReader) pass(ctx context.Context) (complete bool, err error) {
 	last := max(r.run.Pages, r.run.NextPage)
 	for r.run.NextPage <= last {
 		r.progress(r.run.Done(), r.run.Pages)
+		f.limit = r.together()
 		f.request(last)
 		if err := r.wait(ctx, f, beat); err != nil {
 			return false, err
@@ -143,6 +146,12 @@ func (r *usageReader) pass(ctx context.Context) (complete bool, err error) {
 	}
 	counted := r.run.Total < 0 || r.run.Read+r.run.Rejected == r.run.Total
 	return counted && !r.run.Shifted, nil
+}
+
+// together returns how many pages may be in memory at the same time: fewer if the API gives pages that
+// are much longer than requested.
+func (r *usageReader) together() int {
+	return min(r.concurrent, max(1, maxRowsInHand/max(1, r.size)))
 }
 
 // wait waits for the next page. Meanwhile it extends the run's lease and logs the progress.
