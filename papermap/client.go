@@ -143,13 +143,14 @@ func (c *Client) send(parent context.Context, r request) *Error {
 	if err != nil || c.dialer.address == nil { // not quoted: an address can hold a password
 		return &Error{Class: Configuration, Message: "the workspace's API address is not a valid URL"}
 	}
-	hide := c.redactor(req.Header.Get("X-Signature"))
+	hide := func() redactor { return c.redactor(req.Header.Get("X-Signature")) } // only for failures
 	fail := func(class Class, status int, what string, err error) *Error {
 		// Not errors.Is: a dialler's own timeout is a DeadlineExceeded too.
 		if ctx.Err() != nil && parent.Err() == nil {
 			err = fmt.Errorf("not done within %v", c.o.Timeout)
 		}
-		return &Error{Class: class, Status: status, Message: oneLine(what+": "+err.Error(), hide, maxMessage)}
+		message := oneLine(what+": "+err.Error(), hide(), maxMessage)
+		return &Error{Class: class, Status: status, Message: message}
 	}
 
 	conn, err := c.conns.get(ctx)
@@ -170,7 +171,7 @@ func (c *Client) send(parent context.Context, r request) *Error {
 	case a.status == http.StatusSwitchingProtocols:
 		return fail(r.lost(), a.status, "no answer", err)
 	case a.status/100 != 2: // the status decides; what arrived of the body says why
-		return classify(a, r.lost(), serverTime, hide)
+		return classify(a, r.lost(), serverTime, hide())
 	case err != nil:
 		return fail(r.lost(), a.status, "reading the answer", err)
 	case r.read == nil:

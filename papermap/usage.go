@@ -81,6 +81,9 @@ func (c *Client) Usage(ctx context.Context, q UsageQuery) (UsagePage, error) {
 	if failed != nil {
 		return UsagePage{}, failed
 	}
+	if len(page.Rejected) == 0 {
+		return page, nil
+	}
 	hide := c.redactor("")
 	for i := range page.Rejected {
 		page.Rejected[i].Raw = storableRow(page.Rejected[i].Raw, hide)

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -164,26 +165,49 @@ func readKeySet(ctx context.Context, client *http.Client, source string) (
 	var data []byte
 	if remote(source) {
 		if data, err = fetch(ctx, client, source); err != nil {
-			return nil, nil, fmt.Errorf("read the key set at %s: %w", source, err)
+			return nil, nil, fmt.Errorf("read the key set at %s: %w", withoutSecrets(source), err)
 		}
 	} else if data, err = readFile(source); err != nil {
 		return nil, nil, err
 	}
 	if keys, skipped, err = parseKeySet(data); err != nil {
-		return nil, nil, fmt.Errorf("read the key set at %s: %w", source, err)
+		return nil, nil, fmt.Errorf("read the key set at %s: %w", withoutSecrets(source), err)
 	}
 	return keys, skipped, nil
+}
+
+// withoutSecrets returns the source without the user and the query of an address, which may be
+// secret.
+func withoutSecrets(source string) string {
+	if !remote(source) {
+		return source
+	}
+	u, err := url.Parse(source)
+	if err != nil {
+		return "an invalid address"
+	}
+	u.User, u.RawQuery = nil, ""
+	return u.String()
+}
+
+// withoutAddress returns the cause of an error that also has the address.
+func withoutAddress(err error) error {
+	var e *url.Error
+	if errors.As(err, &e) {
+		return e.Err
+	}
+	return err
 }
 
 func fetch(ctx context.Context, client *http.Client, address string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, err
+		return nil, withoutAddress(err)
 	}
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
 	answer, err := client.Do(request)
 	if err != nil {
-		return nil, err
+		return nil, withoutAddress(err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {

@@ -161,6 +161,20 @@ func TestCheckKeySetSaysWhatIsWrong(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+func TestErrorsOfAKeySetDoNotNameSecretsInItsAddress(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	p.serve([]byte("<html>"))
+	there := strings.Replace(p.URL, "https://", "https://worker:canary-1@", 1) + "?key=canary-2"
+	gone := strings.Replace(there, p.URL[strings.LastIndex(p.URL, ":"):], ":1", 1)
+	for _, address := range []string{there, gone, gone + "\x7f", "https://worker:canary-1@[::1?key=canary-2"} {
+		err := (JWT{JWKS: address}).CheckKeySet(t.Context())
+		if err == nil || strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
 func TestKeyFileIsReadAgainWhenItChanges(t *testing.T) {
 	old, next := newSigner(t, "2025"), newSigner(t, "2026")
 	path := t.TempDir() + "/keys.json"
