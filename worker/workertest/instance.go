@@ -99,7 +99,6 @@ func (i *Instance) Kill() {
 func (i *Instance) Sever() {
 	i.cut.Do(func() {
 		i.dead.Store(true)
-		i.link.sever()
 		closed := make(chan struct{})
 		go func() {
 			defer close(closed)
@@ -110,6 +109,7 @@ func (i *Instance) Sever() {
 		case <-closed:
 		case <-time.After(time.Millisecond):
 		}
+		i.link.sever() // last, so that a request that it cuts off is not recorded as unknown
 	})
 }
 
