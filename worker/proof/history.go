@@ -239,9 +239,13 @@ func (h *History) Number(sequence uint64) uint64 {
 // stream meanwhile.
 func Archive(ctx context.Context, s System, seen History) (h History, lost []Published, err error) {
 	h = seen
+	if err := s.DB.SelectContext(ctx, &h.Outbox, selectOutbox); err != nil { // tells which events are out
+		return h, nil, fmt.Errorf("read the outbox: %w", err)
+	}
 	if err := s.readEvents(ctx, &h); err != nil {
 		return h, nil, err
 	}
+	h.Outbox = nil // Collect reads all of it
 	known := map[uint64]bool{}
 	for i := range h.Published {
 		p := &h.Published[i]
@@ -281,6 +285,8 @@ func Collect(ctx context.Context, s System, seen History) (History, error) {
 	return h, s.readDead(ctx, &h)
 }
 
+const selectOutbox = "SELECT id, event_id, tenant_id, type, data, created_at, sent_at FROM outbox ORDER BY id"
+
 func (s System) readDatabase(ctx context.Context, h *History) (err error) {
 	if h.Mappings, err = s.Repo.Mappings(ctx, "", "", math.MaxInt32); err != nil {
 		return err
@@ -289,7 +295,7 @@ func (s System) readDatabase(ctx context.Context, h *History) (err error) {
 		`SELECT id, workspace_id, tenant_id, generation, mark, outcome, started_at, finished_at,
 			COALESCE(dashboard_id, '') AS dashboard_id, COALESCE(http_status, 0) AS http_status,
 			COALESCE(error, '') AS error FROM provision_attempts ORDER BY started_at, id`: &h.Attempts,
-		"SELECT id, event_id, tenant_id, type, data, created_at, sent_at FROM outbox ORDER BY id": &h.Outbox,
+		selectOutbox: &h.Outbox,
 		`SELECT workspace_id, tenant_id, period, credits, requests, synced_at FROM tenant_usage
 			ORDER BY workspace_id, tenant_id, period`: &h.Usage,
 	} {
