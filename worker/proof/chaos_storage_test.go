@@ -79,7 +79,13 @@ func (c *chaos) deleteConsumer(ctx context.Context, random *rand.Rand) error {
 	c.turn.Lock()
 	defer c.turn.Unlock()
 	name := []string{events.MainConsumer, events.AccessConsumer}[random.IntN(2)]
-	err := waitFor(ctx, time.Minute, func() error { return c.js.DeleteConsumer(ctx, "PAPERMAP", name) })
+	err := waitFor(ctx, time.Minute, func() error {
+		err := c.js.DeleteConsumer(ctx, "PAPERMAP", name)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) { // deleted by a try that got no answer
+			return nil
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("delete consumer %s: %w", name, err)
 	}
