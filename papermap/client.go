@@ -132,6 +132,8 @@ type answer struct {
 	statusLine string
 	header     http.Header
 	body       []byte
+
+	hide func() redactor // removes our secrets and the request's signature; costly, so only where needed
 }
 
 // send sends r once, freshly signed, and classifies its failure. It follows no redirects, which
@@ -143,7 +145,7 @@ func (c *Client) send(parent context.Context, r request) *Error {
 	if err != nil || c.dialer.address == nil { // not quoted: an address can hold a password
 		return &Error{Class: Configuration, Message: "the workspace's API address is not a valid URL"}
 	}
-	hide := func() redactor { return c.redactor(req.Header.Get("X-Signature")) } // only for failures
+	hide := func() redactor { return c.redactor(req.Header.Get("X-Signature")) }
 	fail := func(class Class, status int, what string, err error) *Error {
 		// Not errors.Is: a dialler's own timeout is a DeadlineExceeded too.
 		if ctx.Err() != nil && parent.Err() == nil {
@@ -159,6 +161,7 @@ func (c *Client) send(parent context.Context, r request) *Error {
 	}
 	defer c.conns.put(conn)
 	a, err := conn.roundTrip(ctx, req, r.maxBody)
+	a.hide = hide
 	if a.status == 0 {
 		if errors.Is(err, errNothingSent) {
 			return fail(Retryable, 0, errNothingSent.Error(), err)

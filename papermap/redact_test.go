@@ -27,15 +27,41 @@ func TestPartsOfASignatureAreRedacted(t *testing.T) {
 		})
 		_, err := newTestClient(t, address, ClientOptions{}).CreateDashboard(t.Context(), anyDashboard)
 		e := failed(t, err)
-		text := strings.ToLower(e.Code + " " + e.Message)
-		if !strings.Contains(text, redacted) {
-			t.Errorf("%s: nothing is redacted: %s", name, text)
-		}
-		for i := 0; i+hiddenPart <= len(signature); i++ {
-			if strings.Contains(text, signature[i:i+hiddenPart]) {
-				t.Errorf("%s: a part of the signature is shown: %s", name, text)
-				break
-			}
+		showsNoPart(t, name+": "+e.Code+" "+e.Message, signature)
+	}
+}
+
+func TestPartsOfASignatureAreStoredWithNoUsageRow(t *testing.T) {
+	var signature string
+	address, _ := serve(t, func(rw http.ResponseWriter, r *http.Request) {
+		signature = r.Header.Get("X-Signature")
+		_, _ = fmt.Fprintf(rw, `{"data":{"usage":[{"note":"%s"},{"note":"%s"},{"%s":1}]}}`,
+			signature[:40], strings.ToUpper(signature[20:]), signature[4:36])
+	})
+	c := newTestClient(t, address, ClientOptions{})
+	page, err := c.Usage(t.Context(), firstPage)
+	if err != nil || len(page.Rejected) != 3 {
+		t.Fatalf("%d rejected rows, %v", len(page.Rejected), err)
+	}
+	for _, row := range page.Rejected {
+		showsNoPart(t, row.Raw, signature)
+	}
+	sample, err := c.SampleUsage(t.Context(), firstPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	showsNoPart(t, strings.Join(sample.Other, " "), signature)
+}
+
+func showsNoPart(t *testing.T, text, signature string) {
+	t.Helper()
+	if text = strings.ToLower(text); !strings.Contains(text, redacted) {
+		t.Errorf("nothing is redacted: %s", text)
+	}
+	for i := 0; i+hiddenPart <= len(signature); i++ {
+		if strings.Contains(text, signature[i:i+hiddenPart]) {
+			t.Errorf("a part of the signature is shown: %s", text)
+			break
 		}
 	}
 }

@@ -74,17 +74,23 @@ func (c *Client) Usage(ctx context.Context, q UsageQuery) (UsagePage, error) {
 	failed := c.call(ctx, request{
 		route: route, method: http.MethodGet, path: c.usagePath(q), maxBody: maxUsageBody,
 		read: func(a answer) (err error) {
-			page, err = readUsage(a, q)
+			page, err = storableUsage(a, q)
 			return err
 		},
 	})
 	if failed != nil {
 		return UsagePage{}, failed
 	}
-	if len(page.Rejected) == 0 {
-		return page, nil
+	return page, nil
+}
+
+// storableUsage is readUsage with rejected rows that are fit to store.
+func storableUsage(a answer, q UsageQuery) (UsagePage, error) {
+	page, err := readUsage(a, q)
+	if err != nil || len(page.Rejected) == 0 {
+		return page, err
 	}
-	hide := c.redactor("")
+	hide := a.hide()
 	for i := range page.Rejected {
 		page.Rejected[i].Raw = storableRow(page.Rejected[i].Raw, hide)
 	}

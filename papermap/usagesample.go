@@ -36,7 +36,7 @@ func (c *Client) SampleUsage(ctx context.Context, q UsageQuery) (UsageSample, er
 	failed := c.call(ctx, request{
 		route: "usage", method: http.MethodGet, path: c.usagePath(q), maxBody: maxUsageBody, once: true,
 		read: func(a answer) (err error) {
-			sample, err = sampleUsage(a, q, c.redactor(""))
+			sample, err = sampleUsage(a, q)
 			return err
 		},
 	})
@@ -46,8 +46,8 @@ func (c *Client) SampleUsage(ctx context.Context, q UsageQuery) (UsageSample, er
 	return sample, nil
 }
 
-func sampleUsage(a answer, q UsageQuery, hide redactor) (UsageSample, error) {
-	page, err := readUsage(a, q)
+func sampleUsage(a answer, q UsageQuery) (UsageSample, error) {
+	page, err := storableUsage(a, q)
 	if err != nil {
 		return UsageSample{}, err
 	}
@@ -57,6 +57,7 @@ func sampleUsage(a answer, q UsageQuery, hide redactor) (UsageSample, error) {
 	}}
 	top := readMembers(a.body)
 	list, _, _ := findUsage(top)
+	hide := a.hide()
 	err = readList(list, func(_ int, row jsontext.Value) error {
 		m := readMembers(row)
 		for i := range s.Fields {
