@@ -29,7 +29,8 @@ func connectionNames(t *testing.T, s *server.Server) (names []string) {
 
 func TestBusHasAConnectionForEachPurpose(t *testing.T) {
 	t.Parallel()
-	s, err := server.NewServer(&server.Options{Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
+	s, err := server.NewServer(&server.Options{
+		Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
 		NoSigs: true, NoLog: true})
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +132,8 @@ func TestLayoutIsLinearAndLimited(t *testing.T) {
 		data, text string
 		whole      bool
 	}{
-		{`{"a":1,"b":[true,{}],"a":"x"}`, "{\n  \"a\": 1,\n  \"b\": [\n    true,\n    {}\n  ],\n  \"a\": \"x\"\n}", true},
+		{`{"a":1,"b":[true,{}],"a":"x"}`, "{\n  \"a\": 1,\n  \"b\": [\n    true,\n    {}\n  ],\n" +
+			"  \"a\": \"x\"\n}", true},
 		{`no JSON`, "no JSON", true}, {`{"a":1} {`, `{"a":1} {`, true}, {"\xff", "�", true}, {``, ``, true},
 	} {
 		if text, whole := Layout([]byte(c.data)); text != c.text || whole != c.whole {

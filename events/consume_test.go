@@ -315,9 +315,9 @@ func TestConsumerIsMadeAgainWhenItOrItsStreamWasDeleted(t *testing.T) {
 func TestConsumerReturnsUnstartedEventsAndFinishesTheRestOnStop(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		c := b.MainConsumer(1, 10*time.Second)
-		begun, release := make(chan struct{}), make(chan struct{})
+		started, release := make(chan struct{}), make(chan struct{})
 		c.Handle = func(ctx context.Context, _ Event) error {
-			close(begun)
+			close(started)
 			<-release
 			return ctx.Err()
 		}
@@ -326,7 +326,7 @@ func TestConsumerReturnsUnstartedEventsAndFinishesTheRestOnStop(t *testing.T) {
 		go func() { c.Run(ctx); close(done) }()
 		publish(t, b, createdEvent("1"))
 		publish(t, b, createdEvent("2"))
-		<-begun
+		<-started
 		stop()
 		select {
 		case <-done:
@@ -337,7 +337,7 @@ func TestConsumerReturnsUnstartedEventsAndFinishesTheRestOnStop(t *testing.T) {
 		<-done
 		synctest.Wait() // until the server has the acknowledgement
 		if n := pending(t, b, MainConsumer); n != 1 {
-			t.Errorf("%d events are left, want the one that was not begun", n)
+			t.Errorf("%d events are left, want the one that was not started", n)
 		}
 	})
 }
@@ -345,9 +345,9 @@ func TestConsumerReturnsUnstartedEventsAndFinishesTheRestOnStop(t *testing.T) {
 func TestConsumerCancelsHandlersAfterTheGrace(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		c := b.MainConsumer(1, 20*time.Millisecond)
-		begun := make(chan struct{})
+		started := make(chan struct{})
 		c.Handle = func(ctx context.Context, _ Event) error {
-			close(begun)
+			close(started)
 			<-ctx.Done()
 			return ctx.Err()
 		}
@@ -355,7 +355,7 @@ func TestConsumerCancelsHandlersAfterTheGrace(t *testing.T) {
 		done := make(chan struct{})
 		go func() { c.Run(ctx); close(done) }()
 		publish(t, b, createdEvent("1"))
-		<-begun
+		<-started
 		stop()
 		<-done
 		synctest.Wait() // until the server has the acknowledgement
@@ -460,7 +460,10 @@ func TestConsumerOutlivesPanicsOutsideTheHandler(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer stop()
-		stopDead, err := b.OnDead(t.Context(), TypeTenantCreated, func(DeadLetter) { changes.Add(1); panic("a bug") })
+		stopDead, err := b.OnDead(t.Context(), TypeTenantCreated, func(DeadLetter) {
+			changes.Add(1)
+			panic("a bug")
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -470,7 +473,8 @@ func TestConsumerOutlivesPanicsOutsideTheHandler(t *testing.T) {
 		publish(t, b, createdEvent("b"))
 		publish(t, b, Outgoing{Type: TypeTenantCreated, Data: []byte("poison")})
 		eventually(t, "all are done", func() bool {
-			return handled.Load() == 2 && observed.Load() == 3 && changes.Load() == 2 && pending(t, b, MainConsumer) == 0
+			return handled.Load() == 2 && observed.Load() == 3 && changes.Load() == 2 &&
+				pending(t, b, MainConsumer) == 0
 		})
 	})
 }

@@ -171,11 +171,11 @@ func TestServiceRefusesAFlood(t *testing.T) {
 func TestServiceStopAnswersRequestsInFlight(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
-	begun, release := make(chan struct{}), make(chan struct{})
+	started, release := make(chan struct{}), make(chan struct{})
 	s, err := b.Serve("1.2.3", nil, Endpoint{Name: "echo", Handle: func(_ context.Context,
 		r Request) ([]byte, error) {
 		data := r.Data
-		close(begun)
+		close(started)
 		<-release
 		return data, nil
 	}})
@@ -187,7 +187,7 @@ func TestServiceStopAnswersRequestsInFlight(t *testing.T) {
 		_, err := b.Request(context.Background(), "echo", []byte("x"))
 		answered <- err
 	}()
-	<-begun
+	<-started
 	stopped := make(chan struct{})
 	go func() { s.Stop(); close(stopped) }()
 	close(release)
@@ -201,12 +201,12 @@ func TestServiceStopAnswersArrivedRequests(t *testing.T) {
 	t.Parallel()
 	b := startBus(t)
 	var first atomic.Bool
-	begun, release := make(chan struct{}), make(chan struct{})
+	started, release := make(chan struct{}), make(chan struct{})
 	s, err := b.Serve("1.2.3", nil, Endpoint{
 		Name: "echo",
 		Fast: func(dst []byte, r Request) ([]byte, FastResult, error) {
 			if first.CompareAndSwap(false, true) {
-				close(begun)
+				close(started)
 				<-release // and those that come meanwhile wait in the client library
 			}
 			return nil, FastQueue, nil
@@ -238,7 +238,7 @@ func TestServiceStopAnswersArrivedRequests(t *testing.T) {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	<-begun
+	<-started
 	stopped := make(chan struct{})
 	go func() { s.Stop(); close(stopped) }()
 	for !s.micro.Stopped() {

@@ -64,16 +64,16 @@ func snapshot(t *testing.T, b *Bus, name string) (restore func()) {
 	}
 	return func() {
 		t.Helper()
-		var begun struct {
+		var started struct {
 			Subject string              `json:"deliver_subject"`
 			Error   *jetstream.APIError `json:"error"`
 		}
-		api("STREAM.RESTORE", map[string]any{"config": taken.Config, "state": taken.State}, &begun)
-		if begun.Error != nil {
-			t.Fatal(begun.Error)
+		api("STREAM.RESTORE", map[string]any{"config": taken.Config, "state": taken.State}, &started)
+		if started.Error != nil {
+			t.Fatal(started.Error)
 		}
 		for _, chunk := range append(chunks, nil) {
-			m, err := b.nc.RequestWithContext(t.Context(), begun.Subject, chunk)
+			m, err := b.nc.RequestWithContext(t.Context(), started.Subject, chunk)
 			if err != nil || bytes.Contains(m.Data, []byte(`"error"`)) {
 				t.Fatalf("%v, %s", err, m.Data)
 			}
@@ -112,13 +112,13 @@ func TestOutcomeOfAnEventNeverReachesAStreamThatWasMadeAgain(t *testing.T) {
 
 func testOutcomeOfAnotherStream(t *testing.T, b *Bus, outcome error, restored bool, takes time.Duration) {
 	c := b.MainConsumer(4, time.Second)
-	begun, release := make(chan struct{}), make(chan struct{})
+	started, release := make(chan struct{}), make(chan struct{})
 	var deliveries, done atomic.Int32
 	var old atomic.Int64 // when the old event was stored, which acknowledgements repeat
 	c.Handle = func(_ context.Context, e Event) error {
 		switch {
 		case e.TenantID() == "old" && old.CompareAndSwap(0, e.Stored.UnixNano()):
-			close(begun)
+			close(started)
 			<-release
 			return outcome
 		case e.TenantID() == "new" && deliveries.Add(1) == 1:
@@ -134,7 +134,7 @@ func testOutcomeOfAnotherStream(t *testing.T, b *Bus, outcome error, restored bo
 	consume(t, c)
 	t.Cleanup(finish)
 	publish(t, b, createdEvent("old"))
-	<-begun
+	<-started
 	if restored {
 		if err := b.js.DeleteStream(t.Context(), b.o.Stream); err != nil {
 			t.Fatal(err)
@@ -184,7 +184,9 @@ func TestConsumersOfAStreamThatWasMadeAgainBeginAnew(t *testing.T) {
 		}
 		consume(t, c)
 		publish(t, b, createdEvent("old"))
-		eventually(t, "it is handled", func() bool { return old.Load() == 1 && pending(t, b, MainConsumer) == 0 })
+		eventually(t, "it is handled", func() bool {
+			return old.Load() == 1 && pending(t, b, MainConsumer) == 0
+		})
 		recreateStream(t, b)
 		other := connectBus(t, b.o) // another worker makes the consumers of the new stream
 		if _, _, err := other.supervise(t.Context(), MainConsumer, 0); err != nil {
@@ -429,7 +431,8 @@ func TestPausedConsumerIsAFatalFindingAndStaysPaused(t *testing.T) {
 		if _, err := b.js.CreateConsumer(t.Context(), b.o.Stream, config); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := stream.PauseConsumer(t.Context(), MainConsumer, time.Now().Add(10*time.Minute)); err != nil {
+		_, err = stream.PauseConsumer(t.Context(), MainConsumer, time.Now().Add(10*time.Minute))
+		if err != nil {
 			t.Fatal(err)
 		}
 		consume(t, c)

@@ -169,9 +169,9 @@ func (db *DB) Lock() error {
 }
 
 func lockFile(file *os.File, how int, wait time.Duration) error {
-	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+	for started := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		err := syscall.Flock(int(file.Fd()), how|syscall.LOCK_NB)
-		if err == nil || time.Since(begun) >= wait {
+		if err == nil || time.Since(started) >= wait {
 			return err
 		}
 	}

@@ -134,7 +134,7 @@ func (db *DB) Close() error {
 }
 
 // update runs do in a transaction and returns when it is committed or was rolled back. The format
-// and its arguments describe the purpose in an error. Once begun, it is finished even if ctx ends,
+// and its arguments describe the purpose in an error. Once started, it is finished even if ctx ends,
 // so that the caller learns the outcome.
 func (db *DB) update(ctx context.Context, do txFunc, format string, args ...any) (err error) {
 	ctx, span := startSpan(ctx, "transaction") // with the wait for its turn, and the commit

@@ -144,7 +144,7 @@ func (me *modelTenant) forgotten(a *modelAttempt, its uint8) string {
 	case (a.outcome == isCreated || a.outcome == isOrphaned) && a.dashboard == 0:
 		return "an attempt made a dashboard, and does not say which"
 	case a.generation > r.generation:
-		return "an attempt is for a generation that has not begun"
+		return "an attempt is for a generation that does not exist yet"
 	case a.outcome != isCreated || a.resolved == 1:
 		return ""
 	case a.made == 0 || a.dashboard != its:

@@ -240,22 +240,22 @@ func (db *DB) tryTransaction(ctx context.Context, start statement, do txFunc) er
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
 	defer sqlTx.Rollback() // after a commit this does nothing
-	var begun struct {
+	var clock struct {
 		Now      Time   `db:"now"`
 		ID       string `db:"id"`
 		Settings string `db:"settings"`
 	}
-	if err := sqlTx.GetContext(ctx, &begun, sqlTx.Rebind(start.text), start.args...); err != nil {
+	if err := sqlTx.GetContext(ctx, &clock, sqlTx.Rebind(start.text), start.args...); err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
 	if db.now != nil {
-		begun.Now = at(db.now())
+		clock.Now = at(db.now())
 	}
-	if err := recovered(ctx, do, &tx{db: db, on: sqlTx, now: begun.Now}); err != nil {
+	if err := recovered(ctx, do, &tx{db: db, on: sqlTx, now: clock.Now}); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.Commit)
-	err = committed(sqlTx.Commit(), begun.ID)
+	err = committed(sqlTx.Commit(), clock.ID)
 	failpoint.Hit(failpoint.Committed)
 	var lost *lostCommit
 	if errors.As(err, &lost) {

@@ -35,7 +35,7 @@ func TestAdoptedDashboardIsNotCreatedAgain(t *testing.T) {
 		}
 
 		play(t, db, "older", "c10 make")
-		m := adopt("older", "newer", 30) // the backup knows generation 1, the stream tells of the next
+		m := adopt("older", "newer", 30) // the backup has generation 1, the stream has generation 2
 		same(t, "another generation", []any{m.Status, m.DashboardID, m.Generation}, []any{Active, "newer", 2})
 		change(t, db, "older", Deleted, 20)
 		same(t, "the deletion between them, published again", mapping(t, db, "older").Status, Active)
@@ -239,7 +239,8 @@ func TestOriginSaysHowTheTenantGotItsDashboard(t *testing.T) {
 		}
 		same(t, "restored", restore("restored", "made", false), OriginCreated)
 		same(t, "restored, adopted", restore("restored, adopted", "named", true), OriginAdopted)
-		same(t, "restored in place of another", restore("restored, adopted", "another", false), OriginReplaced)
+		same(t, "restored in place of another",
+			restore("restored, adopted", "another", false), OriginReplaced)
 
 		names, err := db.TenantNames(ctx, "", 100)
 		must(t, err)

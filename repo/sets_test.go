@@ -116,11 +116,11 @@ func TestBatchTakesFewStatements(t *testing.T) {
 		const tenants = 64
 		recorded := recordStatements(db)
 		claims := beginTogether(t, db, numbered("t", tenants), 10)
-		begun := len(recorded())
+		started := len(recorded())
 		finishTogether(t, db, claims)
 		finished := len(recorded())
-		t.Logf("%d statements to begin with %d tenants, %d to finish", begun, tenants, finished)
-		if each := float64(begun+finished) / tenants; each > 0.3 {
+		t.Logf("%d statements to begin with %d tenants, %d to finish", started, tenants, finished)
+		if each := float64(started+finished) / tenants; each > 0.3 {
 			t.Errorf("%.2f statements for each tenant, want at most 0.3", each)
 		}
 		for _, c := range claims {

@@ -115,11 +115,11 @@ func lostConnection(err error) bool {
 
 // applyWhenFree is applyNext, but waits while another program migrates.
 func applyWhenFree(ctx context.Context, db *sql.DB, d Dialect, wait func()) (name string, err error) {
-	for begun := time.Now(); ; {
+	for started := time.Now(); ; {
 		if name, err = applyNext(ctx, db, d); !errors.Is(err, errLocked) {
 			return name, err
 		}
-		if time.Since(begun) >= lockWait {
+		if time.Since(started) >= lockWait {
 			return "", fmt.Errorf("%w for more than %v: if none is, end the connection that holds the lock",
 				err, lockWait)
 		}

@@ -12,7 +12,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// Promise 6 counts 5 s from the commit of a suspension, and a query may have begun before it: its
+// Promise 6 counts 5 s from the commit of a suspension, and a query may have started before it: its
 // answer must not be used that long, however late it comes.
 func TestCacheRefusesAnAnswerThatCameTooLate(t *testing.T) {
 	t.Parallel()

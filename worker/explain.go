@@ -62,7 +62,7 @@ func Explain(f Facts, now time.Time) (summary string, advice []string) {
 			"`papermap-worker attempts list` says what to look for.", n)
 	}
 	if n := len(f.DeadLetters); n > 0 && m.Stage != repo.Failed {
-		x.do("It has %d dead letters: `papermap-worker dead list --tenant %s`.", n, x.tenant)
+		x.do("Dead letters: %d. List them with `papermap-worker dead list --tenant %s`.", n, x.tenant)
 	}
 	return x.summary, x.advice
 }

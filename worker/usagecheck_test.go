@@ -46,7 +46,8 @@ func TestUsageCheckSaysWhichFieldNamesItUnderstood(t *testing.T) {
 			Tenants: 3, Names: names{"credits_consumed": "creditsUsed"},
 		}, "", []string{
 			"error no row has credits \\(accepted: credits_consumed, credits_used, total_credits, " +
-				"credits\\); other names in the rows: creditsUsed, period_end → no usage can be recorded; " +
+				"credits\\); other names in the rows: creditsUsed, period_end " +
+				"→ no usage can be recorded; " +
 				"add the right name to papermap/usagefields.go and build again",
 		}},
 		{"no known name at all", simulator.Usage{

@@ -101,12 +101,12 @@ default_pool_size = 6
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+	for started := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", b.port))
 		if err == nil {
 			return b, conn.Close()
 		}
-		if time.Since(begun) > 20*time.Second {
+		if time.Since(started) > 20*time.Second {
 			log, _ := os.ReadFile(filepath.Join(b.data, "log"))
 			return nil, errors.Join(fmt.Errorf("PgBouncer does not answer: %w\n%s", err, log), b.Stop())
 		}

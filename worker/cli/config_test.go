@@ -444,7 +444,8 @@ func TestSettingsFilesAreReadUpToALimit(t *testing.T) {
 	if _, err := readText("/dev/zero"); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
 		t.Errorf("a file without an end: %v", err)
 	}
-	if _, err := console.ReadUsers("/dev/zero"); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+	_, err := console.ReadUsers("/dev/zero")
+	if err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
 		t.Errorf("users without an end: %v", err)
 	}
 }

@@ -110,7 +110,7 @@ func checkFolder(address string) error {
 func connectToDatabase(
 	ctx context.Context, cfg serveConfig, starting func(string), log *slog.Logger,
 ) (db *repo.DB, err error) {
-	logged, begun := false, time.Now()
+	logged, started := false, time.Now()
 	ended := poll(ctx, time.Second, func() (bool, error) {
 		opening, cancel := context.WithTimeout(ctx, connectTimeout)
 		defer cancel()
@@ -118,7 +118,7 @@ func connectToDatabase(
 		switch {
 		case !repo.Unreachable(err):
 			return true, nil
-		case time.Since(begun) >= databaseWait:
+		case time.Since(started) >= databaseWait:
 			err = fmt.Errorf("PostgreSQL could not be reached for %v: %w", databaseWait, err)
 			return true, nil
 		case !logged:

@@ -92,12 +92,12 @@ func (c *importCmd) interrupted(a *app, err error, out *importOutput) error {
 	case a.ctx.Err() == nil && out == nil:
 		return err
 	case a.ctx.Err() == nil:
-		return fmt.Errorf("after %d rows: %w; run it again: it repeats nothing", out.rows, err)
+		return fmt.Errorf("after %s: %w; run it again: it repeats nothing", count(out.rows, "row"), err)
 	case out == nil:
 		return errors.New("interrupted: nothing was published")
 	}
-	return fmt.Errorf("interrupted after %d rows: the worker finishes what was published; "+
-		"run it again: it repeats nothing", out.rows)
+	return fmt.Errorf("interrupted after %s: the worker finishes what was published; "+
+		"run it again: it repeats nothing", count(out.rows, "row"))
 }
 
 func unlessDone(bad, rows int, what string) error {

@@ -52,7 +52,7 @@ type flight struct {
 	verdict verdict
 	event   events.Outgoing
 	when    int64     // the event's time
-	begun   time.Time // when it got its place
+	started time.Time // when it got its place
 	later   time.Time // when to look again; zero while it has its place
 }
 
@@ -191,7 +191,7 @@ func (r *importRun) start(rows []importRow) error {
 	}
 	var list []*flight
 	for i := range rows {
-		f := &flight{row: rows[i], verdict: r.planner.judge(&rows[i], facts), begun: time.Now()}
+		f := &flight{row: rows[i], verdict: r.planner.judge(&rows[i], facts), started: time.Now()}
 		if !f.verdict.acts() {
 			if err := r.out.add(&f.row, f.verdict.importResult); err != nil {
 				return err
@@ -375,7 +375,7 @@ func (r *importRun) look() error {
 // its place.
 func (f *flight) waitsForRetry(s repo.TenantState, now time.Time) bool {
 	return s.Stage == repo.Pending && s.FailedError != "" &&
-		(now.Sub(f.begun) > importRetryWait || s.ClaimableAt.Sub(now) > importRetryWait)
+		(now.Sub(f.started) > importRetryWait || s.ClaimableAt.Sub(now) > importRetryWait)
 }
 
 // outcome returns the row's result, unless the tenant is unfinished. It goes by the tenant's state
@@ -408,10 +408,10 @@ func (f *flight) outcome(s repo.TenantState, dead *events.DeadLetter) (importRes
 // persist calls do again while it fails, for a while: NATS or the database may be restarting. What do
 // publishes has the same id each time.
 func (r *importRun) persist(do func() error) error {
-	begun, logged := time.Now(), false
+	started, logged := time.Now(), false
 	for {
 		err := do()
-		if err == nil || r.ctx.Err() != nil || time.Since(begun) > importOutage {
+		if err == nil || r.ctx.Err() != nil || time.Since(started) > importOutage {
 			return errors.Join(err, r.ctx.Err())
 		}
 		if !logged {

@@ -146,7 +146,7 @@ func TestImportFollowsEachRowToItsEnd(t *testing.T) {
 func TestImportGivesUpThePlaceOfARowThatWaitsForARetry(t *testing.T) {
 	workertest.Virtual(t, workertest.Options{}, func(t *testing.T, w *workertest.World) {
 		w.SetFaults("on=create tenant=slow status=429 retry-after=300 count=1")
-		begun := time.Now()
+		started := time.Now()
 		got, err := (&importer{w: w, inFlight: 1}).rows(t.Context(), "slow,Slow,", "b,B,", "c,,d-c")
 		if err != nil {
 			t.Fatal(err)
@@ -154,7 +154,7 @@ func TestImportGivesUpThePlaceOfARowThatWaitsForARetry(t *testing.T) {
 		if diff := cmp.Diff([]string{"3 created", "4 adopted", "2 created"}, got); diff != "" {
 			t.Errorf("results (-want +got):\n%s", diff)
 		}
-		if took := time.Since(begun); took < 4*time.Minute || took > 10*time.Minute {
+		if took := time.Since(started); took < 4*time.Minute || took > 10*time.Minute {
 			t.Errorf("it took %v", took)
 		}
 	})

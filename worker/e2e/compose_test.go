@@ -72,7 +72,8 @@ func composeSecrets(t *testing.T) (folder string, generate func()) {
 	}
 	generate = func() {
 		t.Helper()
-		if out, err := exec.Command(service.Entrypoint[0], service.Entrypoint[1], script).CombinedOutput(); err != nil {
+		out, err := exec.Command(service.Entrypoint[0], service.Entrypoint[1], script).CombinedOutput()
+		if err != nil {
 			t.Fatalf("generating the secrets: %v\n%s", err, out)
 		}
 	}
@@ -217,7 +218,8 @@ func TestComposeNATSKeepsEventsThroughPowerCut(t *testing.T) {
 	}
 }
 
-// The worker with the settings of the compose file, on its NATS server. Only addresses and the database differ.
+// The worker with the settings of the compose file, on its NATS server. Only addresses and the
+// database differ.
 func TestComposeWorkerGetsEventsWithItsSecrets(t *testing.T) {
 	t.Parallel()
 	secrets, _ := composeSecrets(t)

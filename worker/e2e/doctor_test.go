@@ -80,15 +80,7 @@ var brokenSystems = []struct {
 		"ERROR +Papermap.*\\(configuration\\)", "→ correct the address"}},
 	{"API unreachable", with("PAPERMAP_API_URL=http://127.0.0.1:1"), 1, []string{
 		"ERROR +Papermap.*nothing was sent", "→ can this host reach the address"}},
-	{"clock eleven minutes off", func(t *testing.T, s *system) []string {
-		other, err := simulator.Serve(simulator.New(simulator.Options{
-			Workspaces: []papermap.Workspace{testWorkspace},
-			Now:        func() time.Time { return time.Now().Add(11 * time.Minute) },
-		}), "127.0.0.1:0")
-		must(t, err)
-		t.Cleanup(other.Close)
-		return []string{"PAPERMAP_API_URL=" + other.URL}
-	}, 1, []string{"ERROR +clock +the host's clock is 1(0m59|1m0)", "→ set it; no tokens are minted"}},
+	{"clock eleven minutes off", apiElevenMinutesAhead, 1, []string{"ERROR +clock +the host's clock is 1(0m59|1m0)", "→ set it; no tokens are minted"}},
 	{"API that asks to wait", func(t *testing.T, s *system) []string {
 		s.sim.SetFaults(simulator.Fault{Status: 429, RetryAfter: "60"})
 		return nil
@@ -226,4 +218,15 @@ func TestDoctorNamesProblemsAndRemedies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// apiElevenMinutesAhead starts another API, whose clock is eleven minutes ahead of this host's.
+func apiElevenMinutesAhead(t *testing.T, _ *system) []string {
+	other, err := simulator.Serve(simulator.New(simulator.Options{
+		Workspaces: []papermap.Workspace{testWorkspace},
+		Now:        func() time.Time { return time.Now().Add(11 * time.Minute) },
+	}), "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(other.Close)
+	return []string{"PAPERMAP_API_URL=" + other.URL}
 }

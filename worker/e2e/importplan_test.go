@@ -30,13 +30,13 @@ func TestImportPlansInBoundedMemory(t *testing.T) {
 			db := openSQL(t, address)
 			fillTenants(t, db, *importPlanRows)
 			file := planFile(t, *importPlanRows)
-			begun := time.Now()
+			started := time.Now()
 			p := start(t, env, "import", file, "--dry-run")
 			peak := memoryUntilEnd(p) >> 10
 			if code := p.wait(t); code != 0 {
 				t.Fatalf("exit code %d: %s", code, tail(p.text(), 500))
 			}
-			took := time.Since(begun)
+			took := time.Since(started)
 			if !strings.Contains(p.text(),
 				fmt.Sprintf("created 0, adopted 0, unchanged %d,", *importPlanRows)) {
 				t.Errorf("plan: %s", tail(p.text(), 300))
@@ -102,7 +102,7 @@ func bareSelect(t *testing.T, db *sqlx.DB, n int) time.Duration {
 	}
 	query := db.Rebind("SELECT tenant_id, workspace_id, dashboard_id, stage " +
 		"FROM tenant_dashboards WHERE tenant_id" + in)
-	begun := time.Now()
+	started := time.Now()
 	for i := 0; i < n; i += 1000 {
 		keys := bytes.NewBufferString("[")
 		for k := i; k < min(n, i+1000); k++ {
@@ -118,5 +118,5 @@ func bareSelect(t *testing.T, db *sqlx.DB, n int) time.Duration {
 		must(t, rows.Err())
 		must(t, rows.Close())
 	}
-	return time.Since(begun)
+	return time.Since(started)
 }

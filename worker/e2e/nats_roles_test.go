@@ -279,7 +279,7 @@ func TestNATSOperatorGetsTenantReportWithoutStream(t *testing.T) {
 	publishStored(t, publisher, "tenant.created", `{"tenant_id":"acme","name":"Acme"}`)
 	publishStored(t, publisher, "tenant.suspended", `{"tenant_id":"acme","reason":7}`)
 	env := append(j.env("operator"), "DATABASE_URL="+j.system.database)
-	text := prints(t, `(?s)It has dashboard \S+\.\n→ It has 1 dead letters: .*dead letter +tenant.suspended `,
+	text := prints(t, `(?s)It has dashboard \S+\.\n→ Dead letters: 1. .*dead letter +tenant.suspended `,
 		env, "tenants", "show", "acme")
 	if !matches("attempt +created ", text) || strings.Contains(text, "Left out: dead letters") ||
 		!matches("Left out: the stream's events: .* a user who may not read it", text) {

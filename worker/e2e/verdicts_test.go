@@ -13,7 +13,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"papermap-worker/papermap"
 	"papermap-worker/papermap/simulator"
 	"papermap-worker/worker"
 )
@@ -277,15 +276,7 @@ var brokenEnvironments = []brokenEnvironment{
 		want: paused, words: "calls to Papermap keep failing"},
 	{name: "quota used up", slow: true, before: fault(simulator.Fault{Status: 402}), after: createTenant,
 		want: paused, words: "Papermap says that the workspace's quota is used up"},
-	{name: "clock eleven minutes off", slow: true, before: func(t *testing.T, s *system) []string {
-		other, err := simulator.Serve(simulator.New(simulator.Options{
-			Workspaces: []papermap.Workspace{testWorkspace},
-			Now:        func() time.Time { return time.Now().Add(11 * time.Minute) },
-		}), "127.0.0.1:0")
-		must(t, err)
-		t.Cleanup(other.Close)
-		return []string{"PAPERMAP_API_URL=" + other.URL}
-	}, after: createTenant, want: paused, words: "the host's clock is"},
+	{name: "clock eleven minutes off", slow: true, before: apiElevenMinutesAhead, after: createTenant, want: paused, words: "the host's clock is"},
 
 	// REST
 	{name: "key set of REST that is not there", slow: true, before: func(_ *testing.T, s *system) []string {

@@ -182,7 +182,8 @@ func startProxy(t testing.TB, to string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: listener, to: strings.TrimPrefix(strings.TrimPrefix(to, "http://"), "nats://"), conns: map[net.Conn]bool{}}
+	to = strings.TrimPrefix(strings.TrimPrefix(to, "http://"), "nats://")
+	p := &proxy{listener: listener, to: to, conns: map[net.Conn]bool{}}
 	p.running.Go(p.accept)
 	t.Cleanup(func() {
 		_ = listener.Close()

@@ -223,7 +223,7 @@ func (s *simulation) restartAll() {
 // arm makes the next hits of a failpoint end every worker at once, as with their machine.
 func (s *simulation) arm(random *rand.Rand, length time.Duration) (end func()) {
 	places := slices.DeleteFunc(places(), func(p string) bool {
-		return p == failpoint.Commit // what is begun is finished when the database is closed
+		return p == failpoint.Commit // a transaction that has started is finished when the database is closed
 	})
 	s.setPlace(places[random.IntN(len(places))], 1+random.IntN(2))
 	until := time.Now().Add(length)

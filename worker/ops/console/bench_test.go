@@ -18,7 +18,8 @@ import (
 func fillTenants(t testing.TB, w *world, n int) {
 	t.Helper()
 	_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
-		(tenant_id, workspace_id, dashboard_id, title, status, stage, dashboard_origin, created_at, updated_at)
+		(tenant_id, workspace_id, dashboard_id, title, status, stage, dashboard_origin, created_at,
+			updated_at)
 		WITH RECURSIVE number (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM number WHERE i + 1 < ?)
 		SELECT printf('t-%07d', i), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i,
 			iif(i % 10, 'active', 'held'), iif(i % 10, 'active', 'held'),
@@ -31,7 +32,8 @@ func fillTenants(t testing.TB, w *world, n int) {
 func fillPostgres(t testing.TB, w *world, n int) {
 	t.Helper()
 	_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
-		(tenant_id, workspace_id, dashboard_id, title, status, stage, dashboard_origin, created_at, updated_at)
+		(tenant_id, workspace_id, dashboard_id, title, status, stage, dashboard_origin, created_at,
+			updated_at)
 		SELECT 't-' || lpad(i::text, 7, '0'), 'ws-a', 'd-' || i, 'Dashboard - Company ' || i,
 			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
 			CASE i % 10 WHEN 0 THEN 'held' ELSE 'active' END,
@@ -151,11 +153,11 @@ func benchmarkTenants(b *testing.B, w *world) {
 		{"name and status", "/tenants?q=company&status=held&sort=-name"},
 	} {
 		b.Run(page.name, func(b *testing.B) {
-			begun := processorTime(b)
+			before := processorTime(b)
 			for b.Loop() {
 				get(page.path)
 			}
-			b.ReportMetric(float64((processorTime(b)-begun).Microseconds())/1e3/float64(b.N), "cpu-ms/op")
+			b.ReportMetric(float64((processorTime(b)-before).Microseconds())/1e3/float64(b.N), "cpu-ms/op")
 		})
 	}
 }

@@ -370,7 +370,7 @@ func TestLostConnectionIsShownUntilTheWorkerIsBack(t *testing.T) {
 	b := openTab(t, w)
 	shown := func(want bool) time.Duration {
 		t.Helper()
-		begun := time.Now()
+		started := time.Now()
 		b.Eventually(func() error {
 			var got bool
 			var text string
@@ -385,7 +385,7 @@ func TestLostConnectionIsShownUntilTheWorkerIsBack(t *testing.T) {
 			}
 			return nil
 		})
-		return time.Since(begun)
+		return time.Since(started)
 	}
 	for _, path := range []string{"/", "/tenants"} {
 		b.open(path)

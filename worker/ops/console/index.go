@@ -218,15 +218,15 @@ func (s *indexes) get(ctx context.Context, c *Console) *index {
 func (s *indexes) refresh(c *Console) {
 	ctx, cancel := context.WithTimeout(c.life, indexTime)
 	defer cancel()
-	begun := c.now()
-	x, err := readIndex(ctx, c.db, begun)
+	started := c.now()
+	x, err := readIndex(ctx, c.db, started)
 	if err != nil && c.life.Err() == nil {
 		c.log.Error("the tenants cannot be read for searches", "error", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
-		s.now, s.took = x, c.now().Sub(begun)
+		s.now, s.took = x, c.now().Sub(started)
 	}
 	close(s.reading)
 	s.reading = nil

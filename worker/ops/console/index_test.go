@@ -160,8 +160,9 @@ func TestTenantsAreFoundByHowTheyGotTheirDashboard(t *testing.T) {
 				"whose dashboard was adopted,",
 			"dashboard=adopted&q=name": "1–1 of 1 tenant with “name” in id or name " +
 				"whose dashboard was adopted,",
-			"dashboard=replaced":        "1–1 of 1 tenant whose dashboard was replaced, as of",
-			"dashboard=replaced&q=made": "0 tenants with “made” in id or name whose dashboard was replaced,",
+			"dashboard=replaced": "1–1 of 1 tenant whose dashboard was replaced, as of",
+			"dashboard=replaced&q=made": "0 tenants with “made” in id or name " +
+				"whose dashboard was replaced,",
 		} {
 			if got := text(w.get("/tenants?" + query).body); !strings.Contains(got, want) {
 				t.Errorf("%s: no %q in %s", query, want, got)

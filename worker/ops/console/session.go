@@ -63,7 +63,7 @@ func (s *sessions) find(r *http.Request, now time.Time) (found session, ok bool)
 
 // begin makes a session under a new id. The one that the browser had before ends, whoever gave it
 // that.
-func (s *sessions) begin(r *http.Request, now time.Time, user, hash string) (id string, begun session) {
+func (s *sessions) begin(r *http.Request, now time.Time, user, hash string) (id string, started session) {
 	random := make([]byte, 32)
 	_, _ = rand.Read(random) // never fails
 	id = base64.RawURLEncoding.EncodeToString(random)
@@ -80,9 +80,9 @@ func (s *sessions) begin(r *http.Request, now time.Time, user, hash string) (id 
 		delete(s.all, oldest)
 	}
 	key := sha256.Sum256([]byte(id))
-	begun = session{now.Add(sessionLife), hex.EncodeToString(key[:4]), user, hash}
-	s.all[key] = begun
-	return id, begun
+	started = session{now.Add(sessionLife), hex.EncodeToString(key[:4]), user, hash}
+	s.all[key] = started
+	return id, started
 }
 
 func (s *sessions) end(r *http.Request) {
@@ -155,9 +155,9 @@ func (c *Console) login(rw http.ResponseWriter, v *visit) error {
 		}
 		return c.render(rw, v, status, "login", "Log in", c.loginData(v, wrong))
 	}
-	id, begun := c.sessions.begin(v.Request, c.now(), name, hash)
+	id, started := c.sessions.begin(v.Request, c.now(), name, hash)
 	v.user = name
-	c.log.Info("console log-in", "who", "session "+begun.print, "actor", v.actor(), "remote", v.RemoteAddr)
+	c.log.Info("console log-in", "who", "session "+started.print, "actor", v.actor(), "remote", v.RemoteAddr)
 	c.setCookie(rw, v.Request, sessionCookie, id, int(sessionLife/time.Second))
 	http.Redirect(rw, v.Request, inside(v.FormValue("back")), http.StatusSeeOther)
 	return nil
