@@ -111,7 +111,12 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 	l.mu.Lock()
 	l.archive.Published = l.published
 	l.mu.Unlock()
-	archive, lost, err := proof.Archive(ctx, c.view(), l.archive)
+	var archive proof.History
+	var lost []proof.Published
+	err := waitFor(ctx, time.Minute, func() (err error) { // PostgreSQL may be starting
+		archive, lost, err = proof.Archive(ctx, c.view(), l.archive)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,19 @@ func TestCheckAcceptsWhatWasLostWithADeletedStream(t *testing.T) {
 	}
 }
 
+func TestCheckAcceptsAnyOrderOfEventsWithoutATenant(t *testing.T) {
+	t.Parallel()
+	s := goodHistory()
+	s.run(*s.event(200_200, events.TypeUsageSync, ""), repo.RunDone)
+	s.announce(events.TypeUsageSynced, "", `"from_period":"2026-04"`)
+	of := func(o Out) bool { return o.Tenant == "" }
+	a, b := find(s.Out, of), findLast(s.Out, of)
+	a.Sequence, b.Sequence = b.Sequence, a.Sequence
+	for _, v := range Check(s.History) {
+		t.Error(v)
+	}
+}
+
 func TestCheckFindsEventViolations(t *testing.T) {
 	testViolations(t, []violation{
 		{EventEnded, "an acknowledged event has left no trace", func(s *builder) {

@@ -38,7 +38,8 @@ func (c *checker) outbox() {
 				r.Type, r.EventID, r.SentAt)
 			continue
 		}
-		if before, any := latest[r.TenantID]; any && published[before.EventID] > at {
+		// Runs of several workspaces end at the same time, and their events have no order.
+		if before, any := latest[r.TenantID]; any && r.TenantID != "" && published[before.EventID] > at {
 			c.report(OutOrder, r.TenantID, "%s %s was published before %s %s, which happened first",
 				r.Type, r.EventID, before.Type, before.EventID)
 		}
