@@ -72,7 +72,7 @@ func (d *decision) adoptLater(e Created) (Step, error) {
 	case err != nil:
 		return StepDone, err
 	case owner.TenantID != "" && owner.TenantID != d.TenantID:
-		return StepDone, ErrTaken
+		return StepDone, Taken(owner.TenantID)
 	case d.Stage == Creating:
 		return StepWait, nil
 	}

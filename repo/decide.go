@@ -242,12 +242,12 @@ func (d *decision) record(a *attemptRow, r Result) error {
 	return err
 }
 
-// own makes the dashboard the tenant's forever, with the times given. It returns false if it is
-// another tenant's.
-func (d *decision) own(o owner) (bool, error) {
+// own makes the dashboard the tenant's forever, with the times given. If it is another tenant's, it
+// returns that tenant.
+func (d *decision) own(o owner) (other string, err error) {
 	known, err := d.owner(o.key(), d.set.facts.newDashboards)
 	if err != nil || known.TenantID != "" && known.TenantID != d.TenantID {
-		return false, err
+		return known.TenantID, err
 	}
 	o.TenantID = d.TenantID
 	if o.SetAt.IsZero() {
@@ -260,7 +260,7 @@ func (d *decision) own(o owner) (bool, error) {
 		d.claims = map[dashboardKey]owner{}
 	}
 	d.claims[o.key()] = o
-	return true, nil
+	return "", nil
 }
 
 // owner returns the dashboard's owner. A dashboard that was not read may be assumed to be new.

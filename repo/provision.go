@@ -22,6 +22,9 @@ const maxRetry = 15 * time.Minute
 // ErrTaken means that the dashboard id belongs to another tenant.
 var ErrTaken = errors.New("the dashboard id belongs to another tenant")
 
+// Taken returns ErrTaken with the name of the tenant.
+func Taken(owner string) error { return fmt.Errorf("%w, %q", ErrTaken, owner) }
+
 // Step is what the caller of Begin must do.
 type Step int
 
@@ -224,12 +227,12 @@ func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, 
 // activate makes the dashboard the mapping's, with its origin and the time of the event or the
 // correction, or returns ErrTaken.
 func (d *decision) activate(dashboardID string, origin Origin, event int64) error {
-	mine, err := d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: dashboardID, SetAt: d.now})
+	other, err := d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: dashboardID, SetAt: d.now})
 	if err != nil {
 		return err
 	}
-	if !mine {
-		return ErrTaken
+	if other != "" {
+		return Taken(other)
 	}
 	d.DashboardID, d.Origin, d.DashboardEvent = dashboardID, origin, event
 	d.clearFailures()

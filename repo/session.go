@@ -216,6 +216,8 @@ func (s *session) write(ctx context.Context, result *set) error {
 	err := s.run(ctx, w.list...)
 	for _, st := range w.list {
 		switch {
+		case st.failed && st.taken && s.db.dialect.isUnique(err) && result.facts.newDashboards:
+			return errConflict // decided again, with the owners read
 		case st.failed && st.taken && s.db.dialect.isUnique(err):
 			// Its dashboard was recorded by a replica of a version that does not know
 			// dashboard_owners.

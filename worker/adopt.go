@@ -55,7 +55,7 @@ func (a *API) adopted(ctx context.Context, fields map[string]string) (repo.Mappi
 	case err != nil:
 		return m, err
 	case owner != "" && owner != tenantID:
-		return m, serviceError(409, CodeTaken, 0, "the dashboard belongs to another tenant")
+		return m, serviceError(409, CodeTaken, 0, repo.Taken(owner).Error())
 	case m.Stage == repo.Active && m.Wanted() && (m.DashboardID != id || m.WorkspaceID != workspaceID):
 		return m, serviceError(409, CodeConflict, 0, "the tenant has another dashboard")
 	}

@@ -101,7 +101,7 @@ func (p *provisioner) adopt(ctx context.Context, e events.Event, c repo.Created)
 	})
 	switch {
 	case errors.Is(err, repo.ErrTaken):
-		return permanent(CodeTaken, "dashboard %q belongs to another tenant", c.DashboardID)
+		return permanent(CodeTaken, "%w", err)
 	case err != nil:
 		return err
 	}

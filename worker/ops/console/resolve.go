@@ -41,7 +41,7 @@ func (c *Console) chooseDashboard(rw http.ResponseWriter, v *visit) error {
 	if owner, err := c.db.DashboardTenant(ctx, t.WorkspaceID, choice.Chosen); err != nil {
 		return err
 	} else if owner != "" && owner != t.TenantID {
-		return visible(repo.ErrTaken)
+		return visible(repo.Taken(owner))
 	}
 	if choice.Warning, err = worker.DashboardWarning(ctx, c.db, t.Mapping, choice.Chosen); err != nil {
 		return err
