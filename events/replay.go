@@ -79,13 +79,14 @@ func headersToRepublish(h nats.Header) nats.Header {
 type StoredEvent struct {
 	Event                       // decoded; Data is nil for an event out
 	Raw       Raw               // as it is stored
+	Invalid   string            // why it can't be decoded; empty if it can
 	Dashboard *DashboardCreated // of dashboard.created
 }
 
 // size is the approximate memory that it takes without the stored data.
 func (p StoredEvent) size() int {
 	const fixed = 512
-	texts := len(p.ID) + len(p.Source)
+	texts := len(p.ID) + len(p.Source) + len(p.Invalid)
 	switch data := p.Data.(type) {
 	case TenantCreated:
 		texts += len(data.Name) + len(data.Title) + len(data.Description)
@@ -184,6 +185,9 @@ func (b *Bus) TenantEvents(
 		}
 		stored := StoredEvent{Event: e, Raw: r}
 		stored.Raw.Data = nil
+		if err != nil {
+			stored.Invalid = err.Error()
+		}
 		list, size = append(list, stored), size+stored.size()
 		for len(list) > limit || size > historyBytes && len(list) > 1 {
 			size -= list[0].size()

@@ -190,6 +190,9 @@ func (f Facts) history() []HistoryEntry {
 }
 
 func eventDetail(e events.StoredEvent) string {
+	if e.Invalid != "" {
+		return "invalid: " + e.Invalid
+	}
 	detail := ""
 	switch data := e.Data.(type) {
 	case events.TenantCreated:
@@ -199,8 +202,6 @@ func eventDetail(e events.StoredEvent) string {
 		}
 	case events.TenantChange:
 		detail = data.Reason
-	case nil:
-		return "cannot be read"
 	}
 	if late := e.Raw.Time.Sub(e.Time); late.Abs() >= time.Second {
 		detail = strings.TrimPrefix(detail+", happened at "+e.Time.UTC().Format(time.RFC3339), ", ")
