@@ -167,6 +167,8 @@ func TestAdoptionRefusesAnothersDashboard(t *testing.T) {
 				if !errors.Is(err, ErrTaken) {
 					t.Errorf("%s: %v, want ErrTaken", tenant, err)
 				}
+				same(t, tenant+", the error", strings.HasPrefix(fmt.Sprint(err),
+					fmt.Sprintf("adopt dashboard %q for tenant %q: ", id, tenant)), true)
 				same(t, tenant, snapshot(t, db, tenant), before)
 			}
 			// It changes nothing if the event has no effect anyway.

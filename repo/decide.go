@@ -77,7 +77,7 @@ type set struct {
 
 	tenants map[string]*tenant     // the tenants of the decisions
 	claims  map[dashboardKey]owner // dashboards that got a tenant, or whose times changed
-	created []attemptRow           // attempts that became created
+	created []attemptRow           // attempts that are created, as far as they were read
 	outbox  []OutboxRow
 	sent    []int64 // ids of events out that were published
 	audit   []AuditEntry
@@ -96,7 +96,7 @@ type attemptRow struct {
 	Attempt
 	stored   bool // in the table
 	changed  bool // its outcome, and what belongs to that
-	resolved bool // ResolvedAt
+	resolved bool // the same, and ResolvedAt
 }
 
 // decide makes the jobs' decisions one after the other. A job whose decision fails or panics gets
@@ -165,7 +165,7 @@ func (s *set) keep(d *decision) {
 	s.tenants[d.TenantID] = &d.tenant
 	maps.Copy(s.claims, d.claims)
 	for _, a := range d.attempts {
-		if a.changed && a.Outcome == OutcomeCreated {
+		if a.Outcome == OutcomeCreated {
 			s.created = append(s.created, a)
 		}
 	}

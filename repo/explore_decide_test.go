@@ -133,8 +133,8 @@ var answerNames = [...]string{"", "it makes the dashboard", "it refuses the requ
 // failureOf is the Failure for an answer. TestClassifyIsWhatTheExplorationAssumes in worker compares
 // it with worker.classify.
 func failureOf(answer uint8, hold bool, dashboard string) Failure {
-	f := Failure{Result: Result{Outcome: OutcomeRefused, Error: "why"}, Code: "API_FAILED", MaxFailures: 1,
-		RetryAfter: 3 * time.Second}
+	f := Failure{Result: Result{Outcome: OutcomeRefused, HTTPStatus: 503, Error: "why"},
+		Code: "API_FAILED", MaxFailures: 1, RetryAfter: 3 * time.Second}
 	switch answer {
 	case answerRefused:
 		f.Permanent, f.Code = true, "API_REFUSED"
@@ -211,9 +211,7 @@ func (in *modelDecision) run(d *decision, attempts []Attempt) (c Claim, recorded
 		return OutboxEvent{EventID: m.DashboardID, Type: string(m.Stage),
 			OriginalID: m.CreatedEventID, OriginalTime: m.CreatedEvent}, nil
 	}
-	e := Created{TenantID: "A", WorkspaceID: "w", Title: "t", EventID: eventIDOf[in.time],
-		EventTime: time.Unix(0, eventTimeOf[in.time]), Message: messageOf[in.message],
-		AllowedWorkspace: "w"}
+	e := in.event()
 	id := dashboardOf[in.dashboard]
 	switch in.do {
 	case doCreated:
@@ -240,6 +238,14 @@ func (in *modelDecision) run(d *decision, attempts []Attempt) (c Claim, recorded
 	return c, recorded, err
 }
 
+// event is the event that is handled.
+func (in *modelDecision) event() Created {
+	id := eventIDOf[in.time]
+	return Created{TenantID: "A", WorkspaceID: "w", Title: "title " + id, Description: "about " + id,
+		CreatedBy: "by " + id, EventID: id, EventTime: time.Unix(0, eventTimeOf[in.time]),
+		Message: messageOf[in.message], AllowedWorkspace: "w"}
+}
+
 // mapping is the row as the decision reads it.
 func (in *modelDecision) mapping() Mapping {
 	r := &in.row
@@ -254,6 +260,9 @@ func (in *modelDecision) mapping() Mapping {
 		CreatedEventID: eventIDOf[r.created], DashboardEvent: given, Epoch: epochOf[r.epoch],
 		ClaimableAt: claimableAt[r.claimable], Failures: int(r.failures),
 		FailedMessage: messageOf[r.failedBy],
+	}
+	if r.dashboard >= existing {
+		m.Origin = OriginAdopted
 	}
 	if r.failed == 1 {
 		m.FailedAt = failedAt
@@ -279,7 +288,7 @@ func (in *modelDecision) attempt(i int) Attempt {
 		Outcome: outcomeCodes[a.outcome], DashboardID: dashboardOf[a.dashboard],
 		StartedAt: at(present.Add(time.Duration(i-60) * time.Minute))}
 	if a.outcome != isSent {
-		row.FinishedAt = failedAt
+		row.FinishedAt, row.HTTPStatus, row.Error = failedAt, 418, "before"
 	}
 	if a.resolved == 1 {
 		row.ResolvedAt = failedAt
@@ -297,7 +306,7 @@ func (in *modelDecision) realClaim(attempts []Attempt) Claim {
 	}
 	c.Attempt = attempts[in.claim.attempt]
 	c.Attempt.Outcome, c.Attempt.DashboardID, c.Attempt.FinishedAt = OutcomeSent, "", Time{}
-	c.Attempt.ResolvedAt = Time{}
+	c.Attempt.ResolvedAt, c.Attempt.HTTPStatus, c.Attempt.Error = Time{}, 0, ""
 	return c
 }
 

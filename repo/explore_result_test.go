@@ -39,6 +39,9 @@ func (in *modelDecision) result(out *modelResult, s *set, c Claim) (modelResult,
 	if wrong := in.readClaim(out, c, t.Epoch); wrong != "" {
 		return *out, wrong
 	}
+	if wrong := in.details(out, s, c); wrong != "" && !out.full {
+		return *out, wrong
+	}
 	return *out, in.announced(out, s.outbox)
 }
 

@@ -13,8 +13,9 @@ import (
 )
 
 var (
-	exploreStates = flag.Int("explore.states", 0, "states that TestExplore looks at in each scope; 0: a few")
-	exploreScope  = flag.String("explore.scope", "", "the only scope that TestExplore looks at")
+	exploreStates  = flag.Int("explore.states", 0, "states that TestExplore looks at in each scope; 0: a few")
+	exploreScope   = flag.String("explore.scope", "", "the only scope that TestExplore looks at")
+	exploreMutants = flag.Int("explore.mutants", 0, "how many mutants worker/proof/mutate has built in")
 )
 
 // scopes are what is explored: few events, but each order of them, and each accident at each step.
@@ -51,19 +52,28 @@ func TestExplore(t *testing.T) {
 	if *exploreStates > 0 {
 		list, states = append(list, wide...), *exploreStates
 	}
+	decisions := map[modelDecision]bool{}
 	for i := range list {
-		if sc := &list[i]; *exploreScope == "" || *exploreScope == sc.name {
-			newExploration(sc, states).run(t)
+		sc := &list[i]
+		if *exploreScope != "" && *exploreScope != sc.name {
+			continue
+		}
+		e := newExploration(sc, states)
+		e.run(t)
+		if *exploreMutants > 0 {
+			e.collect(decisions)
 		}
 	}
+	exploreEachMutant(t, decisions)
 }
 
 // exploration is a search. States are known by a hash of 64 bits; how each was reached is kept, so
 // that a history can be made again.
 type exploration struct {
-	scope *scope
-	limit int
-	seed  maphash.Seed
+	scope    *scope
+	limit    int
+	seed     maphash.Seed
+	deciders []decider
 
 	hashes []atomic.Uint64 // a hash table
 	steps  []step          // by place in the table: how the state was reached first
@@ -90,8 +100,13 @@ func newExploration(sc *scope, limit int) *exploration {
 	for size < limit*3/2 {
 		size *= 2
 	}
-	return &exploration{scope: sc, limit: limit, seed: maphash.MakeSeed(),
-		hashes: make([]atomic.Uint64, size), steps: make([]step, size)}
+	e := &exploration{scope: sc, limit: limit, seed: maphash.MakeSeed(),
+		deciders: make([]decider, runtime.GOMAXPROCS(0)),
+		hashes:   make([]atomic.Uint64, size), steps: make([]step, size)}
+	for i := range e.deciders {
+		e.deciders[i].known = map[modelDecision]modelResult{}
+	}
+	return e
 }
 
 func (e *exploration) start() modelState {
@@ -104,20 +119,16 @@ func (e *exploration) run(t *testing.T) {
 	first := e.start()
 	place, _ := e.add(&first, step{})
 	level := [][]node{{{first, place}}}
-	deciders := make([]decider, runtime.GOMAXPROCS(0))
-	for i := range deciders {
-		deciders[i].known = map[modelDecision]modelResult{}
-	}
 	depth := 0
 	for ; len(level) > 0 && e.failure == "" && int(e.count.Load()) < e.limit; depth++ {
-		level = e.next(level, deciders)
+		level = e.next(level)
 	}
 	if e.failure != "" {
 		t.Fatal(e.story())
 	}
 	calls, complete := 0, "all of them"
-	for i := range deciders {
-		calls += deciders[i].calls
+	for i := range e.deciders {
+		calls += e.deciders[i].calls
 	}
 	if len(level) > 0 {
 		complete = "not all"
@@ -129,16 +140,16 @@ func (e *exploration) run(t *testing.T) {
 }
 
 // next looks at the states of one level, and returns those of the next one.
-func (e *exploration) next(level [][]node, deciders []decider) (following [][]node) {
+func (e *exploration) next(level [][]node) (following [][]node) {
 	var group sync.WaitGroup
 	parts := make(chan []node)
-	found := make([][][]node, len(deciders))
-	for i := range deciders {
+	found := make([][][]node, len(e.deciders))
+	for i := range e.deciders {
 		group.Go(func() {
 			list := make([]node, 0, 1024)
 			for part := range parts {
 				for n := range part {
-					list = e.follow(&part[n], &deciders[i], list)
+					list = e.follow(&part[n], &e.deciders[i], list)
 					if len(list) > 900 {
 						found[i], list = append(found[i], list), make([]node, 0, 1024)
 					}

@@ -268,7 +268,7 @@ func (db *DB) Change(ctx context.Context, c Change) (changed bool, err error) {
 			return nil
 		},
 	}, "record that tenant %q is %s", c.TenantID, c.To)
-	return changed && err == nil, err
+	return changed, err
 }
 
 func (d *decision) change(c Change) (changed bool) {

@@ -72,6 +72,13 @@ func TestMappingSavesEachColumnAlone(t *testing.T) {
 	})
 }
 
+func TestMappingAccessWithoutEvents(t *testing.T) {
+	for to, want := range map[Status]bool{Suspended: false, Deleted: false, Active: true} {
+		newest, inForce := new(Mapping).Access(to)
+		same(t, string(to), []any{newest, inForce}, []any{int64(0), want})
+	}
+}
+
 // Every state, and what a created, suspended, resumed and deleted of three times each make of it:
 // one entry for all three, or one for each. For created the step that is to be taken, and the
 // status and generation committed with it. created 5 20 21, suspended and resumed 5 12 25, deleted

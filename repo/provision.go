@@ -200,7 +200,7 @@ func (db *DB) Finish(
 			return err
 		},
 	}, "record dashboard %q of tenant %q", dashboardID, c.Mapping.TenantID)
-	return recorded && err == nil, err
+	return recorded, err
 }
 
 func (d *decision) finish(c Claim, r Result, announce Announce) (recorded bool, err error) {
@@ -297,7 +297,7 @@ func (d *decision) failCurrent(c Claim, f Failure, announce Announce) (err error
 		}
 		f = f.abandoned(&a.Attempt)
 	}
-	if c.Step != StepRecordOutcome || a.Outcome == OutcomeSent {
+	if a.Outcome == OutcomeSent {
 		if err := d.record(a, f.Result); err != nil {
 			return err
 		}

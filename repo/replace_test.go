@@ -149,6 +149,23 @@ func TestReplaceCorrectsTheDashboard(t *testing.T) {
 	})
 }
 
+// Ids are unique within a workspace only: an attempt in another one has made another dashboard.
+func TestReplaceLeavesAttemptsOfOtherWorkspaces(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *DB) {
+		slept := claim(t, db, "a")
+		pass(db, Lease)
+		e := adopting("a", 20, "D")
+		e.WorkspaceID, e.NamesWorkspace = "w2", true
+		adopt(t, db, e)
+		same(t, "whether its dashboard is recorded", finish(t, db, slept), false)
+		replace(t, db, "a", dashboard(slept))
+		same(t, "the attempt in the first workspace", outcomes(t, db, "a"), []Outcome{OutcomeOrphaned})
+		must(t, db.ResolveAttempt(ctx, slept.Attempt.ID))
+		replace(t, db, "a", "E")
+		same(t, "possible orphans", uncertain(t, db), []string{"a", "a"}) // the replaced dashboards
+	})
+}
+
 // An operator who changes their mind gives the tenant the dashboard that it had.
 func TestReplaceCanBeTakenBack(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {

@@ -80,7 +80,7 @@ func (d *decision) resolve(dashboardID string) error {
 			cmp.Compare(a.ID, b.ID))
 	})
 	a.Outcome, a.DashboardID, a.ResolvedAt = OutcomeCreated, dashboardID, d.now
-	a.changed, a.resolved = true, true
+	a.resolved = true
 	return nil
 }
 
@@ -127,7 +127,7 @@ func (d *decision) replace(old, dashboardID string, announce Announce) error {
 		return err
 	}
 	for _, a := range made {
-		a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeCreated, d.now, true, true
+		a.Outcome, a.ResolvedAt, a.resolved = OutcomeCreated, d.now, true
 	}
 	d.Epoch++
 	if err := d.activate(dashboardID, OriginReplaced, d.correction()); err != nil {
@@ -146,7 +146,7 @@ func (d *decision) dropDashboard() error {
 		return err
 	}
 	for _, a := range made {
-		a.Outcome, a.ResolvedAt, a.changed, a.resolved = OutcomeOrphaned, Time{}, true, true
+		a.Outcome, a.ResolvedAt, a.resolved = OutcomeOrphaned, Time{}, true
 	}
 	_, err = d.own(owner{WorkspaceID: d.WorkspaceID, DashboardID: d.DashboardID, ReplacedAt: d.now})
 	return err

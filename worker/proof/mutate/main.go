@@ -9,6 +9,8 @@
 // one line each. Mutants that are in the log are not run again, so a run can be stopped and
 // continued. A mutant is known by its function and text, and not by its line, so that the log
 // survives changes elsewhere in the file.
+//
+// With -explore, the exploration of repo's decisions runs alone, on the mutants of repo.
 package main
 
 import (
@@ -37,7 +39,7 @@ var targets = []target{
 		"repo", "repo",
 		[]string{"decide.go", "provision.go", "mapping.go", "resolve.go", "adopt.go", "attempts.go"},
 		"^Test(Explore|Decisions|AuditEntr|Adopt|Begin|Fail|Finish|Generation|Old|Resolve|Recreate|Replace|Restore" +
-			"|Mapping|OutboxOmits|OutboxIsWritten|PossibleOrphans|BatchRollsBack|BatchesWrite)/SQLite$",
+			"|Mapping|OutboxOmits|OutboxIsWritten|PossibleOrphans|BatchRollsBack|BatchesWrite)",
 	},
 	{
 		"events", "events",
@@ -70,6 +72,7 @@ var (
 	list     = flag.Bool("list", false, "print the mutants without running them")
 	runOnly  = flag.String("run", "", "a regular expression of the tests to be run instead of the target's")
 	summary  = flag.Bool("summary", false, "print the log's table and survivors without running anything")
+	states   = flag.Int("explore", 0, "states for the exploration of repo, which alone is run on its mutants")
 )
 
 func main() {
@@ -90,6 +93,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(folder)
+	if *states > 0 {
+		return explore(ctx, folder)
+	}
 	mutants, programs, err := all(ctx, folder)
 	switch {
 	case err != nil:
