@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,25 @@ type connection struct {
 	closed chan struct{}
 }
 
+// dialer dials for one connection to NATS. It first closes the TCP connection that it dialed before:
+// nats.go leaves it open if the server accepted it and then did not greet or refused the client, so
+// that a worker with wrong credentials, or behind a proxy without a server, would have more and more
+// of them until the next garbage collection.
+type dialer struct {
+	net.Dialer
+	last net.Conn
+}
+
+// Dial implements [nats.CustomDialer].
+func (d *dialer) Dial(network, address string) (net.Conn, error) {
+	if d.last != nil {
+		_ = d.last.Close() // it may be closed
+	}
+	c, err := d.Dialer.Dial(network, address)
+	d.last = c
+	return c, err
+}
+
 // dial makes a connection that reconnects forever, even after authorization errors, because the
 // credentials may be corrected. The connection for reading does not reconnect: it is made again
 // when needed.
@@ -45,6 +65,7 @@ func (b *Bus) dial(purpose string, failed chan<- error) (*connection, error) {
 	}
 	options := append(b.handlers(purpose, c.closed, failed),
 		nats.Name(name), nats.Timeout(connectTimeout), nats.MaxReconnects(-1),
+		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: connectTimeout}}),
 		nats.ReconnectWait(time.Second), nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectBufSize(-1)) // what was reported as failed must not be published later
 	if purpose == forReading {

@@ -3,7 +3,12 @@ package events
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +76,42 @@ func TestBusHasAConnectionForEachPurpose(t *testing.T) {
 	}
 	service.Stop()
 	eventually(t, "none for requests when the service has ended", has("w"))
+}
+
+// Otherwise each attempt to reconnect costs a descriptor until the next garbage collection.
+func TestReconnectClosesTheConnectionThatWasRefused(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	accepted := make(chan net.Conn, 100)
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return // closed
+			}
+			_, _ = io.WriteString(c, "no greeting\r\n")
+			accepted <- c
+		}
+	}()
+	bus, err := Connect(Options{URL: "nats://" + listener.Addr().String(), Wait: true},
+		slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Close(t.Context())
+	refused := []net.Conn{<-accepted, <-accepted}
+	defer (<-accepted).Close()
+	for i, c := range refused {
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("connection %d is still open while there is a newer one", i+1)
+		}
+	}
 }
 
 func TestReadingKeepsLittleOfLargeMessages(t *testing.T) {
