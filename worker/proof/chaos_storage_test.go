@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -143,7 +144,8 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 	for _, p := range lost {
 		msg := &nats.Msg{Subject: subjects.Event(p.Type), Header: p.Header, Data: p.Data}
 		p.Sequence, p.StoredAt, p.Header, p.Lost = 0, time.Time{}, nil, false
-		if err := l.store(ctx, event{msg, p}); err != nil {
+		store := func() error { return l.store(ctx, event{msg, p}) }
+		if err := waitFor(ctx, time.Minute, store); err != nil { // the server may be slow
 			return fmt.Errorf("publish again: %w", err)
 		}
 	}
@@ -241,13 +243,24 @@ func (c *chaos) fill(ctx context.Context, disk, log, says string) (full bool, er
 				return full, err
 			}
 		}
-		text, err := os.ReadFile(filepath.Join(c.dir, log))
+		text, err := tailOf(filepath.Join(c.dir, log), logged.Size())
 		if err != nil {
 			return full, err
 		}
-		if !full && strings.Contains(string(text[logged.Size():]), says) {
+		if !full && strings.Contains(text, says) {
 			full, end = true, time.Now().Add(5*time.Second)
 		}
 	}
 	return full, nil
+}
+
+// tailOf reads a file from an offset on.
+func tailOf(path string, from int64) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.NewSectionReader(file, from, math.MaxInt64-from))
+	return string(text), err
 }

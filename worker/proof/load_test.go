@@ -22,7 +22,9 @@ import (
 type load struct {
 	s      *system
 	random *rand.Rand
-	start  time.Time // of the events' own times
+	start  time.Time     // of the events' own times
+	pause  time.Duration // between two requests for tokens; 0 for 30 ms
+	choose func()        // queues the next events; nil for next
 	queue  []event
 	sent   []event
 	ids    int
@@ -76,7 +78,11 @@ func (l *load) run(ctx context.Context, rate int) error {
 	l.start = time.Now().Add(-time.Hour).Truncate(time.Second)
 	every := time.Second / time.Duration(rate)
 	for sleep(ctx, every/2+time.Duration(l.random.Int64N(int64(every)))) {
-		l.next()
+		if l.choose != nil {
+			l.choose()
+		} else {
+			l.next()
+		}
 		i := l.random.IntN(min(len(l.queue), 12))
 		e := l.queue[i]
 		l.queue = append(l.queue[:i], l.queue[i+1:]...)
@@ -91,6 +97,7 @@ func (l *load) run(ctx context.Context, rate int) error {
 			return err
 		}
 	}
+	l.queue = nil
 	return nil
 }
 
@@ -100,7 +107,7 @@ func (l *load) next() {
 	case n < 10 || len(l.queue) == 0 && n < 12:
 		l.poisoned()
 	case n < 12:
-		l.sync()
+		l.sync(l.random.IntN(2) == 0)
 	case n < 24 && len(l.sent) > 0: // a copy, with or without the header by which the stream recognizes it
 		e := l.sent[l.random.IntN(len(l.sent))]
 		if e.is.EventID != e.msg.Header.Get(nats.MsgIdHdr) && l.random.IntN(2) == 0 {
@@ -173,14 +180,14 @@ const (
 	usageTenants       = 3000
 )
 
-// sync queues an event that requests usage.
-func (l *load) sync() {
+// sync queues an event that requests usage, with an id or without.
+func (l *load) sync(withID bool) {
 	l.ids++
 	id := fmt.Sprintf("%s-%d", l.s.name, l.ids)
 	data := fmt.Appendf(nil, `{"from_period":%q,"to_period":%q}`, usageFrom, usageTo)
 	msg := &nats.Msg{Subject: "papermap.events.usage.sync", Header: nats.Header{}, Data: data}
 	is := proof.Published{Type: "usage.sync", Data: msg.Data}
-	if l.random.IntN(2) == 0 {
+	if withID {
 		msg.Header.Set(nats.MsgIdHdr, "message-"+id)
 		is.EventID = "message-" + id
 	}
@@ -259,7 +266,7 @@ func quote(s string) []byte {
 // tokens requests tokens of known tenants until ctx ends. A request without an answer does not
 // count.
 func (l *load) tokens(ctx context.Context, random *rand.Rand) (tokens []proof.Token) {
-	for sleep(ctx, 30*time.Millisecond) {
+	for sleep(ctx, cmp.Or(l.pause, 30*time.Millisecond)) {
 		l.mu.Lock()
 		id := "unknown"
 		if n := len(l.tenants); n > 0 {
