@@ -58,6 +58,7 @@ type Consumer struct {
 	memory   *semaphore.Weighted // bytes of the events in flight, and of those requested
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
+	idle     bool // the last pull got no event; only Run uses it
 
 	// Limits log lines about failures, which every event causes while something is down.
 	failures, unsettled *rate.Limiter
@@ -201,11 +202,15 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 	if err != nil {
 		return err
 	}
-	batch, err := js.Fetch(n, jetstream.FetchMaxWait(fetchWait))
+	wait, end := c.pullWait(ctx)
+	defer end()
+	batch, err := js.Fetch(n, wait)
 	if err != nil {
 		return fmt.Errorf("fetch: %w", err)
 	}
+	c.idle = true
 	for msg := range batch.Messages() {
+		c.idle = false
 		d := &delivery{Msg: msg, c: c, incarnation: incarnation}
 		if ctx.Err() != nil {
 			// Without a delay, it would come back by this very pull.
@@ -220,13 +225,33 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 			c.handle(work, d)
 		})
 	}
-	if err := batch.Error(); err != nil {
-		if errors.Is(err, jetstream.ErrConsumerDeleted) {
-			c.bus.streamMayBeAnother()
-		}
+	switch err := batch.Error(); {
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return nil
+	case errors.Is(err, jetstream.ErrConsumerDeleted):
+		c.bus.streamMayBeAnother()
+		return fmt.Errorf("fetch: %w", err)
+	default:
 		return fmt.Errorf("fetch: %w", err)
 	}
-	return nil
+}
+
+// pullWait returns how long a pull waits. While events arrive that is short, and a stop waits for
+// its end, so that no event is on its way to a consumer that has gone. While there are none it is
+// until the next check of the streams; a stop or a lost connection cancels it. An event that
+// arrives in that very moment is redelivered after ackWait.
+func (c *Consumer) pullWait(ctx context.Context) (wait jetstream.FetchOpt, end func()) {
+	long := c.bus.untilCheck()
+	if !c.idle || long <= fetchWait {
+		return jetstream.FetchMaxWait(fetchWait), func() {}
+	}
+	connected, disconnect := c.bus.whileConnected(ctx)
+	// The server ends the pull after nine tenths of it.
+	pull, cancel := context.WithTimeout(connected, long*10/9)
+	return jetstream.FetchContext(pull), func() {
+		cancel()
+		disconnect()
+	}
 }
 
 // delivery is a fetched message, and what may be sent to the server about it.

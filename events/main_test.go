@@ -2,8 +2,11 @@ package events
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +36,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(main{m}) }
 // timer must not get into another bubble.
 func virtually(t *testing.T, test func(t *testing.T, b *Bus)) {
 	t.Helper()
+	virtuallyOn(t, func(t *testing.T, b *Bus, _ *way) { test(t, b) })
+}
+
+// virtuallyOn is virtually for tests that cut the connection.
+func virtuallyOn(t *testing.T, test func(t *testing.T, b *Bus, way *way)) {
+	t.Helper()
 	emptyPools()
 	defer emptyPools()
 	dir := t.TempDir()
@@ -44,8 +53,22 @@ func virtually(t *testing.T, test func(t *testing.T, b *Bus)) {
 			t.Fatal(err)
 		}
 		t.Cleanup(server.Close)
-		test(t, connectBus(t, Options{InProcess: server}))
+		w := &way{Server: server}
+		test(t, connectBus(t, Options{InProcess: w}), w)
 	})
+}
+
+// way is a way to a server that can be closed.
+type way struct {
+	*embedded.Server
+	closed atomic.Bool
+}
+
+func (w *way) InProcessConn() (net.Conn, error) {
+	if w.closed.Load() {
+		return nil, errors.New("the way is closed")
+	}
+	return w.Server.InProcessConn()
 }
 
 // emptyPools empties each sync.Pool of the process: their elements survive one garbage collection, and

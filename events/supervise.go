@@ -66,10 +66,13 @@ func (b *Bus) look(ctx context.Context) {
 	defer cancel()
 	t.looked = time.Now()
 	stream, err := b.js.Stream(ctx, b.o.Stream)
-	if t.lookErr = err; err != nil {
-		return
+	if t.lookErr = err; err == nil {
+		t.saw(stream.CachedInfo())
 	}
-	now := stream.CachedInfo()
+}
+
+// saw records the events stream that a look-up has found.
+func (t *supervisor) saw(now *jetstream.StreamInfo) {
 	if t.stream == nil || !sameStream(t.stream, now) {
 		t.incarnation++
 	}
@@ -121,14 +124,16 @@ func (b *Bus) supervise(
 	return t.consumers[name], t.incarnation, nil
 }
 
+// untilCheck returns how long it is until supervise is due to check again.
+func (b *Bus) untilCheck() time.Duration {
+	defer b.lockTopology()()
+	return time.Until(b.top.supervised.Add(checkEvery))
+}
+
 func (b *Bus) restoreTopology(ctx context.Context) error {
 	t := &b.top
 	if _, err := b.ensureStreams(ctx); err != nil {
 		return err
-	}
-	b.look(ctx)
-	if t.lookErr != nil {
-		return fmt.Errorf("look up stream %s: %w", b.o.Stream, t.lookErr)
 	}
 	// An acknowledgement may have been in flight when the stream was recreated. A consumer that
 	// starts over redelivers whatever it removed.
@@ -173,12 +178,16 @@ func (b *Bus) ensureStreams(ctx context.Context) (found []string, err error) {
 		return nil, err
 	}
 	for _, s := range b.streams() {
+		began := time.Now()
 		info, err := b.ensureStream(ctx, s)
 		if err != nil {
 			return nil, err
 		}
 		if s.dead {
 			b.top.deadLimit = int(max(0, info.Config.MaxMsgSize))
+		} else {
+			b.top.looked, b.top.lookErr = began, nil
+			b.top.saw(info)
 		}
 		for _, f := range s.check(info) {
 			if f.Fatal {

@@ -89,18 +89,19 @@ func (s *scheduler) run(ctx context.Context) {
 		return
 	}
 	var warned logOnce
-	var scheduled time.Time
+	var scheduled, next time.Time
 	for more := true; more; more = events.Sleep(ctx, time.Second) {
-		slot := s.schedule.Last(s.now())
-		if slot.Equal(scheduled) {
+		now := s.now()
+		if !now.Before(scheduled) && now.Before(next) {
 			continue
 		}
+		slot := s.schedule.Last(now)
 		err := s.add(ctx, slot)
 		if warned.begins(err != nil) && ctx.Err() == nil {
 			s.log.Warn("cannot schedule usage syncs; retrying", "slot", slot, "error", err)
 		}
 		if err == nil {
-			scheduled = slot
+			scheduled, next = slot, s.schedule.Next(slot)
 		}
 	}
 }

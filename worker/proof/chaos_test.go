@@ -160,7 +160,7 @@ func newChaos(t *testing.T, seed uint64, total *tally, replicas int) *chaos {
 	c.system.start(1, seed, env...)
 	c.must(c.forgetSoon(t.Context()))
 	c.sim.SetUsage(workspace.ID, simulator.Usage{Tenants: usageTenants, Seed: seed})
-	c.load = &load{s: c.system, random: c.random("load")}
+	c.load = newLoad(c.system, c.random("load"))
 	for range replicas {
 		c.links = append(c.links, startProxy(t, c.system.nats[0].url()))
 	}

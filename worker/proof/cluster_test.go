@@ -37,7 +37,7 @@ func TestClusterLosesNoEventWithItsLeader(t *testing.T) {
 	})
 
 	s.sim.SetUsage(workspace.ID, simulator.Usage{Tenants: usageTenants})
-	l := &load{s: s, random: rand.New(rand.NewPCG(1, 1))}
+	l := newLoad(s, rand.New(rand.NewPCG(1, 1)))
 	ctx, end := context.WithCancel(t.Context())
 	defer end()
 	var group sync.WaitGroup

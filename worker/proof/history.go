@@ -345,7 +345,8 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			return nil
 		}
 		indexes := acknowledged[sequence]
-		if eventType == events.TypeUsageSync && own[msg.Headers().Get(jetstream.MsgIDHeader)] {
+		if len(indexes) == 0 && eventType == events.TypeUsageSync &&
+			own[msg.Headers().Get(jetstream.MsgIDHeader)] {
 			h.Published = append(h.Published, Published{ // of the schedule
 				Type: eventType, EventID: msg.Headers().Get(jetstream.MsgIDHeader), Data: msg.Data(),
 			})
@@ -373,6 +374,11 @@ func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, erro
 	replayed := msg.Headers().Get("Papermap-Event-Id")
 	for i, p := range h.Published {
 		if replayed == "" && p.Sequence == 0 && p.Type == eventType && string(p.Data) == string(msg.Data()) {
+			if id := msg.Headers().Get("ce-id"); p.EventID == "" && id != "" { // chosen by a call
+				when, err := time.Parse(time.RFC3339Nano, msg.Headers().Get("ce-time"))
+				h.Published[i].EventID, h.Published[i].Time = id, when
+				return i, err
+			}
 			return i, nil
 		}
 	}
@@ -413,7 +419,7 @@ func (s System) readDead(ctx context.Context, h *History) error {
 			return fmt.Errorf("read the dead letter %d: %w", meta.Sequence.Stream, err)
 		}
 		for _, p := range stored[d.StreamSequence] { // the newest stream that may be meant
-			if d.Time.After(p.StoredAt) && p.Type == d.Type && d.of(p) {
+			if !d.Time.Before(p.StoredAt) && p.Type == d.Type && d.of(p) {
 				d.StreamSequence = p.Sequence
 			}
 		}

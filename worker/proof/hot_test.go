@@ -24,7 +24,8 @@ func TestHotTenantsDoNotDeadlock(t *testing.T) {
 	if !short() {
 		events = int(300 * chaosTime.Seconds())
 	}
-	l := &load{s: s, random: rand.New(rand.NewPCG(1, 1)), start: time.Now().Add(-time.Hour)}
+	l := newLoad(s, rand.New(rand.NewPCG(1, 1)))
+	l.start = time.Now().Add(-time.Hour)
 	for i := range 64 {
 		l.tenants = append(l.tenants, &tenant{id: fmt.Sprint("hot-", i)})
 	}

@@ -29,12 +29,24 @@ type load struct {
 	sent   []event
 	ids    int
 
-	gate    sync.Mutex    // held while events are published
+	gate    gate          // held while events are published
 	archive proof.History // of the streams that were deleted
+
+	patience int // tries to publish an event, 100 ms apart; 0: 300
 
 	mu        sync.Mutex
 	tenants   []*tenant
 	published []proof.Published
+}
+
+// gate is a lock whose wait a bubble of virtual time can pass over.
+type gate chan struct{}
+
+func (g gate) Lock()   { g <- struct{}{} }
+func (g gate) Unlock() { <-g }
+
+func newLoad(s *system, random *rand.Rand) *load {
+	return &load{s: s, random: random, gate: make(gate, 1)}
 }
 
 // event is a message to be published, and its entry in the history.
@@ -225,7 +237,7 @@ func (l *load) poisoned() {
 // Nats-Msg-Id each try may store a copy.
 func (l *load) publish(ctx context.Context, e event) error {
 	var err error
-	for range 300 {
+	for range cmp.Or(l.patience, 300) {
 		if err = l.try(ctx, e); err == nil {
 			l.sent = append(l.sent, e)
 			return nil

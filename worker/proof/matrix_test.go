@@ -128,7 +128,7 @@ func (c *combination) killWorker() (err error) {
 // run restarts each part under load. Then Check must find nothing wrong.
 func (c *combination) run() {
 	t := c.t
-	l := &load{s: c.system, random: randomOf(1, "load")}
+	l := newLoad(c.system, randomOf(1, "load"))
 	ctx, end := context.WithCancel(t.Context())
 	defer end()
 	var group sync.WaitGroup

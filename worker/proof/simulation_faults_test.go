@@ -1,7 +1,6 @@
 package proof_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -9,9 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
-	"papermap-worker/events"
 	"papermap-worker/worker/failpoint"
 	"papermap-worker/worker/proof"
 	"papermap-worker/worker/workertest"
@@ -52,6 +48,8 @@ var faultKinds = []faultKind{
 	{"consumer changed", 1, time.Second, (*simulation).changeConsumer},
 	{"stream changed", 2, 10 * time.Minute, (*simulation).changeStream},
 	{"Papermap's clock off", 2, 2 * time.Hour, (*simulation).turnClock},
+	{"stream rebuilt", 2, time.Second, (*simulation).rebuildStream},
+	{"disk full", 2, 5 * time.Minute, (*simulation).fillDisk},
 }
 
 // plan draws the faults of a run.
@@ -85,7 +83,8 @@ func (s *simulation) plan(length time.Duration, skewed bool) (list []fault) {
 	return slices.DeleteFunc(list, func(f fault) bool {
 		return *simOnly != "" && !keep[f.number] || f.kind == "Papermap's clock off" && !skewed ||
 			f.kind == "killed at a failpoint" && !failpoint.Enabled ||
-			f.kind == "database connections cut" && s.database == "SQLite"
+			f.kind == "database connections cut" && s.database == "SQLite" ||
+			f.kind == "disk full" && !ownDisk()
 	})
 }
 
@@ -142,12 +141,6 @@ func (s *simulation) failAPI(random *rand.Rand, _ time.Duration) (end func()) {
 			s.history.Outages = append(s.history.Outages, proof.Window{From: from, To: time.Now()})
 		}
 	}
-}
-
-// running draws one of the workers that run; nil if none does.
-func (s *simulation) running(random *rand.Rand) (slot int, i *workertest.Instance) {
-	slot = random.IntN(len(s.workers))
-	return slot, s.workers[slot]
 }
 
 func (s *simulation) cutOff(random *rand.Rand, _ time.Duration) (end func()) {
@@ -223,7 +216,7 @@ func (s *simulation) restartAll() {
 // arm makes the next hits of a failpoint end every worker at once, as with their machine.
 func (s *simulation) arm(random *rand.Rand, length time.Duration) (end func()) {
 	places := slices.DeleteFunc(places(), func(p string) bool {
-		return p == failpoint.Commit // a transaction that has started is finished when the database is closed
+		return p == failpoint.Commit && !s.Shared() // SQLite finishes a transaction that has started
 	})
 	s.setPlace(places[random.IntN(len(places))], 1+random.IntN(2))
 	until := time.Now().Add(length)
@@ -264,6 +257,10 @@ func (s *simulation) hit(place string) {
 	}
 	s.armed = ""
 	s.count.add("killed at "+place, 1)
+	if place == failpoint.Migrated {
+		s.mu.Unlock()
+		panic("killed") // to migrate
+	}
 	var dying []*workertest.Instance
 	for _, i := range s.workers {
 		if i != nil && !s.gone[i] {
@@ -272,6 +269,9 @@ func (s *simulation) hit(place string) {
 		}
 	}
 	s.mu.Unlock()
+	if place == failpoint.Commit {
+		s.endSessions() // before the caller commits
+	}
 	for _, i := range dying {
 		i.Sever()
 	}
@@ -290,110 +290,6 @@ func (s *simulation) reap() (any bool) {
 		}
 	}
 	return any
-}
-
-// refuseWrites makes the database refuse writes to a table, as with a full disk.
-func (s *simulation) refuseWrites(random *rand.Rand, _ time.Duration) (end func()) {
-	table, operation := tables[random.IntN(len(tables))], []string{"INSERT", "UPDATE"}[random.IntN(2)]
-	name := fmt.Sprint("full_", time.Now().UnixNano())
-	create := fmt.Sprintf(`CREATE TRIGGER %s BEFORE %s ON %s BEGIN SELECT RAISE(%s, 'disk full'); END`,
-		name, operation, table, []string{"ROLLBACK", "ABORT"}[random.IntN(2)])
-	remove := "DROP TRIGGER " + name
-	if s.Shared() {
-		create = fmt.Sprintf(`CREATE OR REPLACE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS
-			'BEGIN RAISE EXCEPTION ''disk full'' USING ERRCODE = ''53100''; END';
-			CREATE TRIGGER %s BEFORE %s ON %s EXECUTE FUNCTION disk_full()`, name, operation, table)
-		remove += " ON " + table
-	}
-	_, err := s.SQL.Exec(create)
-	s.Must(err)
-	return func() {
-		_, err := s.SQL.Exec(remove)
-		s.Must(err)
-	}
-}
-
-// cutDatabase ends the workers' connections to PostgreSQL.
-func (s *simulation) cutDatabase(*rand.Rand, time.Duration) (end func()) {
-	if s.Shared() {
-		_, err := s.SQL.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name = 'papermap-worker'`)
-		s.Must(err)
-	}
-	return nil
-}
-
-// drawConsumer draws one of the worker's consumers.
-func drawConsumer(random *rand.Rand) string {
-	return []string{events.MainConsumer, events.AccessConsumer}[random.IntN(2)]
-}
-
-func (s *simulation) deleteConsumer(random *rand.Rand, _ time.Duration) (end func()) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := s.system.js.DeleteConsumer(ctx, "PAPERMAP", drawConsumer(random)); err != nil {
-		s.count.add("consumer not deleted, NATS is away", 1)
-	}
-	return nil
-}
-
-func (s *simulation) changeConsumer(random *rand.Rand, _ time.Duration) (end func()) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	c, err := s.system.js.Consumer(ctx, "PAPERMAP", drawConsumer(random))
-	if err != nil {
-		return nil
-	}
-	config := c.CachedInfo().Config
-	switch random.IntN(4) {
-	case 0:
-		config.AckWait = 2 * time.Second
-	case 1:
-		config.MaxAckPending = 1
-	case 2:
-		config.MaxDeliver = 2
-	case 3:
-		config.FilterSubjects = config.FilterSubjects[:1]
-	}
-	_, err = s.system.js.UpdateConsumer(ctx, "PAPERMAP", config)
-	if err != nil {
-		s.count.add("consumer not changed", 1)
-	}
-	return nil
-}
-
-func (s *simulation) changeStream(random *rand.Rand, _ time.Duration) (end func()) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	stream, err := s.system.js.Stream(ctx, "PAPERMAP")
-	if err != nil {
-		return nil
-	}
-	before := stream.CachedInfo().Config
-	config := before
-	switch random.IntN(3) {
-	case 0:
-		config.Discard = jetstream.DiscardOld
-	case 1:
-		n := random.IntN(len(config.Subjects))
-		config.Subjects = slices.Delete(slices.Clone(config.Subjects), n, n+1)
-	case 2:
-		config.Duplicates = 10 * time.Second
-	}
-	if _, err := s.system.js.UpdateStream(ctx, config); err != nil {
-		s.count.add("stream not changed", 1)
-		return nil
-	}
-	return func() { s.setStream(before) }
-}
-
-// setStream gives the stream its settings back, as soon as NATS is there.
-func (s *simulation) setStream(config jetstream.StreamConfig) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if _, err := s.system.js.UpdateStream(ctx, config); err != nil {
-		s.at(time.Now().Add(time.Second), func() { s.setStream(config) })
-	}
 }
 
 // turnClock makes Papermap's clock wrong.

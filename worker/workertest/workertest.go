@@ -32,6 +32,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -91,6 +92,12 @@ type Options struct {
 	Postgres string               // address of an empty PostgreSQL database; empty: SQLite
 	Workers  int                  // how many are started; 0: one
 	NoWorker bool                 // none is started
+
+	// Migrate brings the empty database up to date; nil: DB.Migrate does.
+	Migrate func(*repo.DB) error
+
+	// Disk is the size of a disk of its own for all files, in bytes, which needs root. 0: none.
+	Disk int
 
 	Begin     time.Time // of virtual time; zero: in the middle of a month
 	Unchecked bool      // the test checks itself what is left at its end
@@ -183,6 +190,14 @@ func start(t testing.TB, o Options, virtual *Network) *World {
 			t.Log(w.Logs.String())
 		}
 	})
+	if o.Disk > 0 {
+		w.Must(syscall.Mount("tmpfs", w.Dir, "tmpfs", 0, fmt.Sprint("size=", o.Disk)))
+		t.Cleanup(func() {
+			if err := syscall.Unmount(w.Dir, syscall.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	w.startAPI(o)
 	w.startNATS = o.NATS
 	if o.NATS == nil {
@@ -281,8 +296,13 @@ func (w *World) openDatabase(o Options) {
 	}
 	w.DB = w.OpenDB()
 	w.t.Cleanup(func() { _ = w.DB.Close() })
-	_, err = w.DB.Migrate(w.t.Context())
-	w.Must(err)
+	if o.Migrate == nil {
+		o.Migrate = func(db *repo.DB) error {
+			_, err := db.Migrate(w.t.Context())
+			return err
+		}
+	}
+	w.Must(o.Migrate(w.DB))
 }
 
 // Shared reports whether the database is PostgreSQL, which several workers can share.

@@ -1,0 +1,74 @@
+package events
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+// idle runs a consumer until it has had no event for long. stop returns how long it took to stop.
+func idle(t *testing.T, b *Bus, handled chan<- struct{}) (stop func() time.Duration) {
+	c := b.MainConsumer(4, time.Second)
+	c.Handle = func(context.Context, Event) error {
+		handled <- struct{}{}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { c.Run(ctx); close(done) }()
+	time.Sleep(time.Minute)
+	stop = func() time.Duration {
+		began := time.Now()
+		cancel()
+		<-done
+		return time.Since(began)
+	}
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+func TestIdleConsumerAsksOnlyAsOftenAsItChecksTheStreams(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		idle(t, b, nil)
+		before := b.nc.Stats().OutMsgs
+		time.Sleep(time.Minute)
+		const checks = uint64(time.Minute / checkEvery)
+		// A check asks for two streams and two consumers; a pull follows it.
+		if sent := b.nc.Stats().OutMsgs - before; sent > 5*(checks+1) {
+			t.Errorf("%d requests in a minute, want %d", sent, 5*checks)
+		}
+	})
+}
+
+func TestIdleConsumerStopsAtOnce(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		if took := idle(t, b, nil)(); took > 10*time.Millisecond {
+			t.Errorf("it stopped after %v", took)
+		}
+	})
+}
+
+// The server drops a pull when it has an event for it and nobody listens.
+func TestIdleConsumerPullsAgainAfterALostConnection(t *testing.T) {
+	virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
+		handled := make(chan struct{}, 10)
+		idle(t, b, handled)
+		other := connectBus(t, Options{InProcess: way})
+		for _, id := range []string{"a", "b", "c", "d", "e"} { // at different moments of a pull
+			time.Sleep(21 * time.Second)
+			way.closed.Store(true)
+			if err := b.nc.ForceReconnect(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			publish(t, other, createdEvent(id))
+			way.closed.Store(false)
+			eventually(t, "connected again", func() bool { return b.Connected() == nil })
+			began := time.Now()
+			<-handled
+			if took := time.Since(began); took > 2500*time.Millisecond {
+				t.Errorf("%s was handled after %v", id, took)
+			}
+		}
+	})
+}
