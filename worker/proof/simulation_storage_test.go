@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -179,8 +180,21 @@ func (s *simulation) rebuildStream(random *rand.Rand, _ time.Duration) (end func
 	return nil
 }
 
-// ownDisk reports whether a run has a disk that can be filled, which needs root.
-func ownDisk() bool { return *simDays > 0 && os.Geteuid() == 0 }
+// ownDisk reports whether a run has a disk that can be filled, which needs the right to mount.
+var ownDisk = sync.OnceValue(func() bool {
+	if *simDays == 0 {
+		return false
+	}
+	dir, err := os.MkdirTemp("", "papermap-mount-")
+	if err != nil {
+		return false
+	}
+	defer os.Remove(dir)
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		return false
+	}
+	return syscall.Unmount(dir, 0) == nil
+})
 
 const diskSize = 256 << 20
 

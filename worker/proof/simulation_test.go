@@ -40,6 +40,7 @@ import (
 // -sim.shrink. -sim.only repeats a run with those faults alone.
 var (
 	simDays   = flag.Float64("sim.days", 0, "simulated days on each database; 0 for the short form")
+	simTime   = flag.Duration("sim.time", 0, "begin no more runs after this time; 0 for no limit")
 	simPart   = flag.Float64("sim.part", 10, "simulated days of one run; each has a seed of its own")
 	simSeed   = flag.Uint64("sim.seed", 0, "seed of load and faults; 0 takes one from the clock")
 	simOnly   = flag.String("sim.only", "", "numbers of the faults to keep, such as 3,17; none for no faults")
@@ -65,12 +66,21 @@ func TestSimulationKeepsEveryPromise(t *testing.T) {
 				minutes := map[string]float64{"SQLite": shortSQLite, "PostgreSQL": shortPostgres}[database]
 				left, part = minutes/60/24, minutes/60/24
 			}
-			for n := seed; left > 0 && !t.Failed(); n++ {
+			began, days := time.Now(), 0.0
+			for n := seed; left > 1e-6 && !t.Failed(); n++ {
+				if *simTime > 0 && time.Since(began) > *simTime {
+					break
+				}
 				length := time.Duration(min(left, part) * float64(24*time.Hour)).Round(time.Minute)
 				t.Run(fmt.Sprint("seed ", n), func(t *testing.T) {
 					simulate(t, database, n, length)
 				})
+				days += min(left, part)
 				left -= part
+			}
+			if *simDays > 0 {
+				t.Logf("%s, from seed %d: %.3g days in %v", database, seed, days,
+					time.Since(began).Round(time.Second))
 			}
 		})
 	}
