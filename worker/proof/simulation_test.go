@@ -275,13 +275,14 @@ func (s *simulation) judge(begin time.Time) {
 // measurement is what must not grow without end.
 type measurement struct {
 	goroutines int
+	files      int   // open ones, and sockets
 	heap, wal  int64 // bytes
 	rows       map[string]int
 }
 
 func (m measurement) String() string {
-	return fmt.Sprintf("%d goroutines, heap %d KiB (with the test's history), WAL %d KiB, rows %v",
-		m.goroutines, m.heap>>10, m.wal>>10, m.rows)
+	return fmt.Sprintf("%d goroutines, %d open files, heap %d KiB (with the test's history), WAL %d KiB, rows %v",
+		m.goroutines, m.files, m.heap>>10, m.wal>>10, m.rows)
 }
 
 var tables = []string{
@@ -293,6 +294,9 @@ func (s *simulation) measure() (m measurement) {
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	m = measurement{goroutines: runtime.NumGoroutine(), heap: int64(stats.HeapAlloc), rows: map[string]int{}}
+	if list, err := os.ReadDir("/proc/self/fd"); err == nil {
+		m.files = len(list)
+	}
 	if info, err := os.Stat(filepath.Join(s.Dir, "papermap.db-wal")); err == nil {
 		m.wal = info.Size()
 	}
