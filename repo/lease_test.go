@@ -84,3 +84,20 @@ func TestLeaseIsNotCutShortByATransactionThatWaited(t *testing.T) {
 	}
 	same(t, "ends of the lease", count(t, db, "(SELECT DISTINCT until FROM leases) AS ends"), 1)
 }
+
+// So does a decision that waits for the tenant's row.
+func TestBeginReadsTheClockAfterTheLock(t *testing.T) {
+	db := onPostgres(t)
+	claim(t, db, "a")
+	release := rival(t, db, "SELECT FROM tenant_dashboards WHERE tenant_id = 'a' FOR UPDATE")
+	go func() {
+		waiting(t, db)
+		release(`UPDATE tenant_dashboards SET claimable_at = clock_timestamp() + interval '25 seconds';
+			INSERT INTO leases SELECT 'as it was', '', claimable_at FROM tenant_dashboards; COMMIT`)
+	}()
+	if c := begin(t, db, created("a", 10, "again")); c.Step != StepWait {
+		t.Fatalf("began with step %d, want Wait", c.Step)
+	}
+	const ends = "(SELECT claimable_at FROM tenant_dashboards UNION SELECT until FROM leases) AS ends"
+	same(t, "ends of the lease", count(t, db, ends), 1)
+}

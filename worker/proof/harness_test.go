@@ -47,6 +47,9 @@ var postgres *pgtest.Server
 // built are the programs that the tests run, once a test has asked for them.
 var built programs
 
+var programsFolder = flag.String("programs", "",
+	"where papermap-worker, built with failpoints, and nats-server are; empty: they are built")
+
 type programs struct {
 	dir, worker, nats string
 	once              sync.Once
@@ -74,6 +77,11 @@ func TestMain(m *testing.M) {
 func build(t testing.TB) *programs {
 	t.Helper()
 	built.once.Do(func() {
+		if *programsFolder != "" {
+			built.worker = filepath.Join(*programsFolder, "papermap-worker")
+			built.nats = filepath.Join(*programsFolder, "nats-server")
+			return
+		}
 		built.worker, built.nats = filepath.Join(built.dir, "papermap-worker"), filepath.Join(built.dir,
 			"nats-server")
 		var group sync.WaitGroup

@@ -20,11 +20,12 @@ var mutants = flag.String("mutants", "", "regular expression of names in mutants
 // mutant is a build with one mistake. Its file says in the first line what is wrong, in lines
 // "Test:" with which arguments of go test (package, -run, name) it is caught, in one "In:" the
 // package, and then the edits: lines with - become lines with +. An edit names no file and no line,
-// and white space does not matter, so that it survives moves within a package.
+// and white space does not matter, so that it survives moves within a package. A line "Repaired:"
+// names the commit that repaired the mistake, if it is one of an earlier version.
 type mutant struct {
-	about, dir string
-	tests      []string
-	edits      []edit
+	about, dir, repaired string
+	tests                []string
+	edits                []edit
 }
 
 type edit struct{ before, after []string }
@@ -42,6 +43,8 @@ func readMutant(path string) (m mutant, err error) {
 		switch mark {
 		case "Test:":
 			m.tests = append(m.tests, rest)
+		case "Repaired:":
+			m.repaired = rest
 		case "In:":
 			m.dir = filepath.Join("..", "..", rest)
 		case "-":
@@ -131,13 +134,18 @@ func passes(t *testing.T, flags, arguments string) (string, error) {
 		strings.Fields(arguments)...)...)
 }
 
-// mutantFiles calls do for each file in mutants/ whose name matches.
-func mutantFiles(t *testing.T, expression string, do func(*testing.T, mutant)) {
+// mutantPaths are all files in mutants/.
+func mutantPaths(t *testing.T) []string {
 	paths, err := filepath.Glob("mutants/*.mutant")
-	if err != nil || len(paths) < 45 {
+	if err != nil || len(paths) < 65 {
 		t.Fatalf("%d mutants, error %v", len(paths), err)
 	}
-	for _, path := range paths {
+	return paths
+}
+
+// mutantFiles calls do for each file in mutants/ whose name matches.
+func mutantFiles(t *testing.T, expression string, do func(*testing.T, mutant)) {
+	for _, path := range mutantPaths(t) {
 		name := strings.TrimSuffix(filepath.Base(path), ".mutant")
 		if !regexp.MustCompile(expression).MatchString(name) {
 			continue
