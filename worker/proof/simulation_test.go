@@ -125,7 +125,8 @@ func (s *simulation) random(name string) *rand.Rand {
 // simulate runs one part, in a bubble of its own.
 func simulate(t *testing.T, database string, seed uint64, length time.Duration) {
 	s := &simulation{
-		seed: seed, database: database, length: length, gone: map[*workertest.Instance]bool{}, created: map[string]string{},
+		seed: seed, database: database, length: length,
+		gone: map[*workertest.Instance]bool{}, created: map[string]string{},
 	}
 	failpoint.Watch(s.hit)
 	defer failpoint.Watch(func(string) {})
@@ -281,8 +282,8 @@ type measurement struct {
 }
 
 func (m measurement) String() string {
-	return fmt.Sprintf("%d goroutines, %d open files, heap %d KiB (with the test's history), WAL %d KiB, rows %v",
-		m.goroutines, m.files, m.heap>>10, m.wal>>10, m.rows)
+	return fmt.Sprintf("%d goroutines, %d open files, heap %d KiB (with the test's history), WAL %d KiB, "+
+		"rows %v", m.goroutines, m.files, m.heap>>10, m.wal>>10, m.rows)
 }
 
 var tables = []string{
