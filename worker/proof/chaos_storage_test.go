@@ -102,6 +102,9 @@ func (c *chaos) rebuildStream(ctx context.Context, random *rand.Rand) error {
 	l := c.load
 	l.gate.Lock()
 	defer l.gate.Unlock()
+	if _, err := c.db.Unsent(ctx, 1); err != nil {
+		return nil // no worker has migrated the database yet, or it is away: next time
+	}
 	// Sealed, it takes no event from workers either, of which nothing would be known.
 	seal := func() error {
 		return c.edit(ctx, "PAPERMAP", func(s *jetstream.StreamConfig) { s.Sealed = true })
