@@ -146,7 +146,7 @@ func simulate(t *testing.T, database string, seed uint64, length time.Duration) 
 			o.DatabaseAhead = time.Duration(random.IntN(180)-90) * time.Second
 		}
 	}
-	s.exact = length > 3*time.Hour || database == "SQLite" && !skewed
+	s.exact = length >= 3*time.Hour || database == "SQLite" && !skewed
 	if ownDisk() {
 		o.Disk = diskSize
 	}
