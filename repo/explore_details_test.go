@@ -110,7 +110,8 @@ func (in *modelDecision) wrongAttempt(a attemptRow) string {
 	}
 	switch {
 	case a.HTTPStatus != status || a.Error != why:
-		return fmt.Sprintf("an attempt ended by %d, %q, and should by %d, %q", a.HTTPStatus, a.Error, status, why)
+		return fmt.Sprintf("an attempt ended by %d, %q, and should by %d, %q", a.HTTPStatus, a.Error,
+			status, why)
 	case a.FinishedAt != finished:
 		return "an attempt ended at another time"
 	case a.resolved && !a.ResolvedAt.IsZero() && a.ResolvedAt != present:

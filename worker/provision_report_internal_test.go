@@ -116,7 +116,8 @@ func TestProvisionerReportsWhatHappened(t *testing.T) {
 			name: "refused", fault: "status=400", err: "400", log: failed, attempts: "1 refused",
 			wakes: 1, events: 1,
 		}, {
-			name: "deferred", fault: "status=429 retry-after=60", err: "429", log: failed, attempts: "1 refused",
+			name: "deferred", fault: "status=429 retry-after=60", err: "429", log: failed,
+			attempts: "1 refused",
 		}, {
 			name: "unknown", fault: "status=500", err: "500", log: failed, attempts: "1 unknown",
 		}, {
@@ -182,7 +183,7 @@ func TestProvisionerReportsAnOrphan(t *testing.T) {
 		t.Errorf("attempts are counted as %q; %d wakes; changed: %q", got, r.wakes, r.changed)
 	}
 	made := r.api.Dashboards()
-	if len(made) != 1 || !strings.HasPrefix(made[0].Description, "\n\npmw:") && made[0].Mark == "" {
+	if len(made) != 1 || made[0].Mark == "" || !strings.HasSuffix(made[0].Description, made[0].Mark) {
 		t.Fatalf("dashboards: %+v", made)
 	}
 	want := fmt.Sprintf("level=WARN msg=%q tenant_id=a event_id=e dashboard_id=%s attempt=%s",

@@ -38,8 +38,8 @@ var targets = []target{
 	{
 		"repo", "repo",
 		[]string{"decide.go", "provision.go", "mapping.go", "resolve.go", "adopt.go", "attempts.go"},
-		"^Test(Explore|Decisions|AuditEntr|Adopt|Begin|Fail|Finish|Generation|Old|Resolve|Recreate|Replace|Restore" +
-			"|Mapping|OutboxOmits|OutboxIsWritten|PossibleOrphans|BatchRollsBack|BatchesWrite)",
+		"^Test(Explore|Decisions|AuditEntr|Adopt|Begin|Fail|Finish|Generation|Old|Resolve|Recreate|Replace" +
+			"|Restore|Mapping|OutboxOmits|OutboxIsWritten|PossibleOrphans|BatchRollsBack|BatchesWrite)",
 	},
 	{
 		"events", "events",
