@@ -56,7 +56,7 @@ func (s *soak) measureAll(ctx context.Context) {
 
 // measure reads all figures. It fails while something is down.
 func (s *soak) measure(ctx context.Context) (sample, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	now := sample{time.Since(s.started), map[string]int64{}}
 	for i := range s.workers {
