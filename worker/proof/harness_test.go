@@ -122,6 +122,9 @@ type system struct {
 	broker   string // the NATS server's program; empty for the one that go.mod has
 	disks    bool   // NATS and SQLite have disks of their own, which can be filled
 
+	prepare  func(dir string) error // if not nil, puts files into dir before anything is started
+	settings string                 // a configuration file of the NATS servers; may be empty
+
 	workspaces []papermap.Workspace
 }
 
@@ -143,6 +146,9 @@ func (s *system) start(servers int, seed uint64, env ...string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.keepLogs)
+	if s.prepare != nil {
+		s.must(s.prepare(s.dir))
+	}
 	s.sim = simulator.New(simulator.Options{Workspaces: []papermap.Workspace{workspace}, Seed: seed})
 	api, err := simulator.Serve(s.sim, "127.0.0.1:0")
 	s.must(err)
@@ -157,6 +163,9 @@ func (s *system) start(servers int, seed uint64, env ...string) {
 	var urls []string
 	for _, n := range s.nats {
 		n.program = cmp.Or(s.broker, n.program)
+		if s.settings != "" {
+			n.cluster = append(n.cluster, "-c", s.settings)
+		}
 		s.must(n.start())
 		t.Cleanup(func() { n.process.kill() })
 		urls = append(urls, n.url())
@@ -171,7 +180,7 @@ func (s *system) start(servers int, seed uint64, env ...string) {
 		"USAGE_SYNC_SCHEDULE=off", "LOG_LEVEL=debug", "LOG_FORMAT=json",
 	}, env...)
 
-	if servers == 1 { // so that there is something to publish to before the first worker is up
+	if servers == 1 && s.prepare == nil { // so that there is something to publish to before the first worker is up
 		eventually(t, 20*time.Second, func() error {
 			return s.withBus(func(ctx context.Context, b *events.Bus) error { return b.EnsureStreams(ctx) })
 		})
@@ -190,8 +199,8 @@ func (s *system) openDatabase() {
 	driver, address := "pgx", s.database
 	if s.database == "" {
 		path := filepath.Join(s.dir, "papermap.db")
-		if s.disks {
-			path = filepath.Join(s.dir, "database", "papermap.db")
+		if folder := filepath.Join(s.dir, "database"); isFolder(folder) {
+			path = filepath.Join(folder, "papermap.db")
 		}
 		s.database, driver, address = "sqlite:"+path, "sqlite3", "file:"+path+"?_busy_timeout=5000"
 	}
@@ -202,6 +211,11 @@ func (s *system) openDatabase() {
 	s.db, err = repo.Open(s.t.Context(), s.database)
 	s.must(err)
 	s.t.Cleanup(func() { _ = s.db.Close() })
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func (s *system) must(err error) {
