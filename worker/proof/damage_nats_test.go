@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"papermap-worker/repo"
@@ -25,7 +23,7 @@ import (
 
 // go test ./worker/proof -run TestDamagedJetStream -v -timeout 3h -args -damage.nats 24
 var (
-	damagesNATS = flag.Int("damage.nats", 0, "how often each part of JetStream's files is damaged in each way")
+	damagesNATS = flag.Int("damage.nats", 0, "how often each part of JetStream's files is damaged")
 	damageSeed  = flag.Uint64("damage.seed", 1, "seed of the first round; the next ones count up from it")
 )
 
@@ -50,8 +48,9 @@ type ledger struct {
 func (l *ledger) publish(ctx context.Context, phase int, kind, tenant string) error {
 	e := stored{tenant: tenant, kind: kind, phase: phase}
 	msg := &nats.Msg{
-		Subject: subjects.Event("tenant." + kind), Data: fmt.Appendf(nil, `{"tenant_id":%q,"name":"n"}`, tenant),
-		Header: nats.Header{nats.MsgIdHdr: {e.id()}, "Padding": {strings.Repeat("x", 7000)}},
+		Subject: subjects.Event("tenant." + kind),
+		Data:    fmt.Appendf(nil, `{"tenant_id":%q,"name":"n"}`, tenant),
+		Header:  nats.Header{nats.MsgIdHdr: {e.id()}, "Padding": {strings.Repeat("x", 7000)}},
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -108,7 +107,8 @@ func newStoredFiles(t *testing.T, servers int) storedFiles {
 
 func storedSettings(servers int) []string {
 	return []string{
-		"WORKER_CONCURRENCY=16", fmt.Sprint("NATS_STREAM_REPLICAS=", servers), "NATS_STREAM_MAX_BYTES=2000000",
+		"WORKER_CONCURRENCY=16", "NATS_STREAM_MAX_BYTES=2000000",
+		fmt.Sprint("NATS_STREAM_REPLICAS=", servers),
 	}
 }
 
@@ -132,7 +132,7 @@ func (k damageKind) damage(node string, random *rand.Rand) (string, error) {
 		}
 		return err
 	})
-	if err != nil || len(files) == 0 {
+	if len(files) == 0 {
 		return "", errors.Join(err, errors.New("there is no such file"))
 	}
 	path := files[random.IntN(len(files))]
@@ -461,42 +461,4 @@ func (l *ledger) secondDashboards() {
 			l.t.Errorf("tenant %s has two dashboards", d.TenantID)
 		}
 	}
-}
-
-// warnings are the first ones in the log of a NATS server.
-func warnings(p *process) string {
-	var b strings.Builder
-	for line := range strings.Lines(p.output()) {
-		if strings.Contains(line, "[WRN]") || strings.Contains(line, "[ERR]") {
-			b.WriteString(line)
-		}
-	}
-	return b.String()[:min(1500, b.Len())]
-}
-
-// findings are what doctor and the worker's log say beyond what they say without damage.
-func (d *damagedRun) findings() (found []string) {
-	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
-	defer cancel()
-	doctor := exec.CommandContext(ctx, build(d.t).worker, "doctor", "--json")
-	doctor.Env = append(os.Environ(), d.env...)
-	out, _ := doctor.Output() // the exit code is 1 after an error
-	var list []struct{ Status, Check, Found string }
-	if err := json.Unmarshal(out, &list, json.MatchCaseInsensitiveNames(true)); err != nil {
-		found = append(found, "doctor: "+err.Error()+string(out))
-	}
-	for _, f := range list {
-		if f.Status != "ok" && (strings.HasPrefix(f.Check, "stream") || strings.HasPrefix(f.Check, "consumer") ||
-			f.Check == "JetStream") {
-			found = append(found, "doctor "+f.Status+": "+f.Check+": "+f.Found)
-		}
-	}
-	for _, says := range []string{
-		"stream was recreated", "created a stream", "stream is misconfigured", "cannot consume",
-	} {
-		if strings.Contains(d.worker.output(), says) {
-			found = append(found, "log: "+says)
-		}
-	}
-	return found
 }

@@ -180,7 +180,7 @@ func (s *system) start(servers int, seed uint64, env ...string) {
 		"USAGE_SYNC_SCHEDULE=off", "LOG_LEVEL=debug", "LOG_FORMAT=json",
 	}, env...)
 
-	if servers == 1 && s.prepare == nil { // so that there is something to publish to before the first worker is up
+	if servers == 1 && s.prepare == nil { // so that there is a stream before the first worker is up
 		eventually(t, 20*time.Second, func() error {
 			return s.withBus(func(ctx context.Context, b *events.Bus) error { return b.EnsureStreams(ctx) })
 		})

@@ -36,7 +36,8 @@ func powerNATSRun(t *testing.T, interval string, workerRuns bool, count *tally) 
 	s := &system{t: t, name: "earlier"}
 	s.prepare = func(dir string) error {
 		s.settings = filepath.Join(dir, "nats.conf")
-		return os.WriteFile(s.settings, fmt.Appendf(nil, "jetstream { sync_interval: %s }\n", interval), 0o600)
+		text := fmt.Sprintf("jetstream { sync_interval: %s }\n", interval)
+		return os.WriteFile(s.settings, []byte(text), 0o600)
 	}
 	s.start(1, 1, storedSettings(1)...)
 	l := &ledger{system: s}

@@ -218,7 +218,8 @@ func (p *powerTest) missing(db *sqlx.DB, at int64) (missing, total int) {
 	rows := map[string]map[string]int64{}
 	var list []repo.Mapping
 	if err := db.Select(&list, "SELECT tenant_id, created_event, suspended_event, resumed_event, "+
-		"deleted_event FROM tenant_dashboards"); err != nil && !strings.Contains(err.Error(), "no such table") {
+		"deleted_event FROM tenant_dashboards"); err != nil &&
+		!strings.Contains(err.Error(), "no such table") {
 		p.t.Error(err)
 	}
 	for _, m := range list {
@@ -234,7 +235,8 @@ func (p *powerTest) missing(db *sqlx.DB, at int64) (missing, total int) {
 	counted := map[uint64]bool{}
 	for _, e := range p.load.published {
 		when, acked := p.acked[e.Sequence]
-		if !acked || counted[e.Sequence] || when.UnixNano() > at || e.Poison || e.Type == events.TypeUsageSync {
+		ignored := e.Poison || e.Type == events.TypeUsageSync
+		if !acked || ignored || counted[e.Sequence] || when.UnixNano() > at {
 			continue
 		}
 		counted[e.Sequence] = true
