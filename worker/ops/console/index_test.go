@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -186,4 +187,37 @@ func TestPartsOfAListByDashboardAreLinked(t *testing.T) {
 	if l != "/tenants?dashboard=adopted&page=2&q=a+b&sort=name" {
 		t.Error(l)
 	}
+}
+
+func TestSearchFindsTenantsBeyondTheIndexByTheBeginning(t *testing.T) {
+	virtual(t, Config{Dev: true}, nil, func(t *testing.T, w *world) {
+		x, err := readIndex(t.Context(), w.DB, time.Now())
+		w.Must(err)
+		x.whole = false // as if others had filled it
+		for i, title := range []string{"Dashboard - Zeta Foods", "Dashboard - Acme"} {
+			_, err := w.SQL.Exec(`INSERT INTO tenant_dashboards
+				(tenant_id, workspace_id, title, status, stage, created_at, updated_at)
+				VALUES (?, 'ws-a', ?, 'pending', 'pending', '2026-03-01T12:00:00.000Z',
+					'2026-03-01T12:00:00.000Z')`, fmt.Sprint("beyond-", i), title)
+			w.Must(err)
+		}
+		t.Cleanup(func() {
+			_, err := w.SQL.Exec("DELETE FROM tenant_dashboards")
+			w.Must(err)
+		})
+		for query, want := range map[string][]string{
+			"zeta": {"beyond-0"}, "BEYOND-1": nil, "beyond-1": {"beyond-1"}, "beyond": {"beyond-0", "beyond-1"},
+			"foods": nil,
+		} {
+			page := tenants{Query: query, Sort: "id", Page: 1}
+			w.Must(page.find(&visit{Request: httptest.NewRequest(http.MethodGet, "/tenants", nil)}, w.DB, x))
+			var got []string
+			for _, m := range page.List {
+				got = append(got, m.TenantID)
+			}
+			if !slices.Equal(got, want) || page.Total != len(want) {
+				t.Errorf("%q finds %q, total %d; want %q", query, got, page.Total, want)
+			}
+		}
+	})
 }

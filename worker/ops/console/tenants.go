@@ -78,6 +78,11 @@ func (t *tenants) find(v *visit, db *repo.DB, x *index) (err error) {
 	if first && len(ids) < perPage && !slices.Contains(ids, t.Query) {
 		ids = append([]string{t.Query}, ids...)
 	}
+	if !x.whole && t.Page == 1 && t.Query != "" && t.Dashboard == "" {
+		if ids, err = t.beyond(v, db, ids); err != nil {
+			return err
+		}
+	}
 	if t.List, err = db.MappingsOf(v.Context(), ids); err != nil {
 		return err
 	}
@@ -90,6 +95,25 @@ func (t *tenants) find(v *visit, db *repo.DB, x *index) (err error) {
 		t.Next = t.link(t.Page+1, t.Sort)
 	}
 	return nil
+}
+
+// beyond adds tenants that the index has no room for, if their id or name begins with the query.
+func (t *tenants) beyond(v *visit, db *repo.DB, ids []string) ([]string, error) {
+	status := repo.Status(t.Status)
+	for _, search := range []repo.Search{
+		{Status: status, TenantID: t.Query}, {Status: status, Name: t.Query},
+	} {
+		list, err := db.Search(v.Context(), search, repo.Cursor{Limit: perPage})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range list {
+			if len(ids) < perPage && !slices.Contains(ids, m.TenantID) {
+				ids = append(ids, m.TenantID)
+			}
+		}
+	}
+	return ids, nil
 }
 
 // link is the address of another page of the same search.

@@ -7,6 +7,7 @@
 //	go run -C worker/proof/race . -tenants 300 -rounds 1 -in-flight 64
 //	go run -C worker/proof/race . -only papermap-sqlite,nats-sqlite -json
 //	go run -C worker/proof/race . -worker /tmp/old,/tmp/new     # two builds against each other
+//	go run -C worker/proof/race . -only papermap-postgres -workers 1,2,4,8 -in-flight 4 -delay 50ms
 //
 // The contenders are this program, River, watermill, and a plain nats.go consumer. Each is a
 // process of its own and works off a queue that was filled before it started. So are the API,
@@ -37,8 +38,9 @@ import (
 type options struct {
 	tenants, rounds int
 	inFlight        []int
+	workers         []int         // processes of a contender that share the work
 	delay           time.Duration // of each answer of the API
-	workers         []string      // builds of papermap-worker
+	builds          []string      // of papermap-worker
 	only            []string      // names of contenders; empty: all
 	postgres        string        // URL of a server to use; empty: start one
 	json            bool
@@ -65,9 +67,12 @@ func parseFlags() options {
 	var o options
 	flag.IntVar(&o.tenants, "tenants", 3000, "tenants in each run")
 	flag.IntVar(&o.rounds, "rounds", 3, "runs of each contender")
-	inFlight := flag.String("in-flight", "64,256", "jobs processed concurrently; several, comma-separated")
+	inFlight := flag.String("in-flight", "64,256",
+		"jobs that each worker processes concurrently; several numbers, comma-separated")
+	workers := flag.String("workers", "1",
+		"worker processes of each contender on PostgreSQL; several numbers, comma-separated")
 	flag.DurationVar(&o.delay, "delay", 5*time.Millisecond, "latency of the API")
-	workers := flag.String("worker", "",
+	builds := flag.String("worker", "",
 		"papermap-worker binaries, as absolute paths, comma-separated; default: build one")
 	only := flag.String("only", "", "contenders to run, comma-separated; default: all of "+
 		strings.Join(names(contenders([]string{""})), ","))
@@ -76,23 +81,32 @@ func parseFlags() options {
 	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.Parse()
 
-	o.workers, o.only = split(*workers), split(*only)
-	for _, path := range o.workers {
+	o.builds, o.only = split(*builds), split(*only)
+	for _, path := range o.builds {
 		if _, err := exec.LookPath(path); err != nil || !filepath.IsAbs(path) {
 			usage("-worker: %q is not the absolute path of a program", path)
 		}
 	}
-	for _, text := range split(*inFlight) {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			usage("-in-flight: %q is not a positive number", text)
-		}
-		o.inFlight = append(o.inFlight, n)
-	}
-	if o.tenants < 100 || o.rounds < 1 || len(o.inFlight) == 0 || flag.NArg() > 0 {
-		usage("want at least 100 tenants, 1 round, one number in flight, and no arguments")
+	o.inFlight, o.workers = numbers("-in-flight", *inFlight), numbers("-workers", *workers)
+	if o.tenants < 100 || o.rounds < 1 || flag.NArg() > 0 {
+		usage("want at least 100 tenants, 1 round, and no arguments")
 	}
 	return o
+}
+
+// numbers reads a flag's list of positive numbers.
+func numbers(name, list string) (all []int) {
+	for _, text := range split(list) {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			usage("%s: %q is not a positive number", name, text)
+		}
+		all = append(all, n)
+	}
+	if len(all) == 0 {
+		usage("%s: want a number", name)
+	}
+	return all
 }
 
 func usage(format string, args ...any) {
@@ -112,14 +126,14 @@ func compare(ctx context.Context, o options) (r *report, err error) {
 		return nil, fmt.Errorf("make a folder: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
-	if len(o.workers) == 0 {
+	if len(o.builds) == 0 {
 		built, err := build(ctx, folder)
 		if err != nil {
 			return nil, err
 		}
-		o.workers = []string{built}
+		o.builds = []string{built}
 	}
-	racers, err := choose(contenders(o.workers), o.only)
+	racers, err := choose(contenders(o.builds), o.only)
 	if err != nil {
 		return nil, err
 	}
@@ -134,17 +148,25 @@ func compare(ctx context.Context, o options) (r *report, err error) {
 	// Interleaved, so that a change of the machine's load meets all contenders.
 	for round := range o.rounds {
 		for _, inFlight := range o.inFlight {
-			for _, c := range racers {
-				fmt.Fprintf(os.Stderr, "round %d, %d in flight, %s: ", round+1, inFlight, c.name)
-				one := run{options: o, contender: c, inFlight: inFlight, folder: folder, postgres: pg}
-				result, err := one.measure(ctx)
-				if err != nil {
-					fmt.Fprintln(os.Stderr, "failed")
-					return nil, fmt.Errorf("%s, %d in flight: %w", c.name, inFlight, err)
+			for _, workers := range o.workers {
+				for _, c := range racers {
+					if c.database == onSQLite && workers > 1 {
+						continue // refused by papermap-worker
+					}
+					one := run{
+						options: o, contender: c, inFlight: inFlight, workers: workers, folder: folder,
+						postgres: pg,
+					}
+					result, err := one.measure(ctx)
+					what := fmt.Sprintf("%d x %d in flight, %s", workers, inFlight, c.name)
+					if err != nil {
+						return nil, fmt.Errorf("%s: %w", what, err)
+					}
+					result.Round = round + 1
+					fmt.Fprintf(os.Stderr, "round %d, %s: %.0f tenants/s, %.0f us each\n",
+						round+1, what, result.Rate, result.CPU)
+					r.Runs = append(r.Runs, result)
 				}
-				result.Round = round + 1
-				fmt.Fprintf(os.Stderr, "%.0f tenants/s, %.0f us each\n", result.Rate, result.CPU)
-				r.Runs = append(r.Runs, result)
 			}
 		}
 	}

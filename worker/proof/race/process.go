@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -139,6 +144,73 @@ func (p *process) cpu() (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
+// family is the processor time of the process and of its children, also of those that have ended, to
+// a hundredth of a second.
+func (p *process) family() (time.Duration, error) {
+	const hertz = 100 // USER_HZ, on every architecture that Go supports
+	all, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, fmt.Errorf("list processes: %w", err)
+	}
+	var ticks int64
+	for _, path := range all {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		// The name, in brackets, may have spaces and brackets. After it: 0 is the state, 1 the parent,
+		// 11 to 14 are the user and system times, its own and of children that it has waited for.
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		pid := strconv.Itoa(p.cmd.Process.Pid)
+		if fields[1] != pid && filepath.Base(filepath.Dir(path)) != pid {
+			continue
+		}
+		for _, field := range fields[11:15] {
+			n, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read %s: %w", path, err)
+			}
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * (time.Second / hertz), nil
+}
+
+// group is the worker processes of a contender.
+type group []*process
+
+func (g group) cpu() (sum time.Duration, err error) {
+	for _, p := range g {
+		used, err := p.cpu()
+		if err != nil {
+			return 0, err
+		}
+		sum += used
+	}
+	return sum, nil
+}
+
+// stop ends all of them at the same time.
+func (g group) stop(signal syscall.Signal) error {
+	failed := make([]error, len(g))
+	var wait sync.WaitGroup
+	for i, p := range g {
+		wait.Go(func() { failed[i] = p.stop(signal) })
+	}
+	wait.Wait()
+	return errors.Join(failed...)
+}
+
+// waitUntil asks until the answer is true. It fails when one of them exits or it takes too long.
+func (g group) waitUntil(ctx context.Context, done func() bool) error {
+	ended := func() int { return slices.IndexFunc(g, (*process).ended) }
+	err := g[0].waitUntil(ctx, func() bool { return ended() >= 0 || done() })
+	if i := ended(); err == nil && i >= 0 {
+		return g[i].failure()
+	}
+	return err
+}
+
 // stop ends the process and returns when it has exited.
 func (p *process) stop(signal syscall.Signal) error {
 	_ = p.cmd.Process.Signal(signal) // fails if it has exited
@@ -159,13 +231,27 @@ func (p *process) waitUntil(ctx context.Context, done func() bool) error {
 	for !done() {
 		select {
 		case <-p.exited:
-			return fmt.Errorf("%s has exited (%s); it wrote:\n%s", p.name, p.cmd.ProcessState, p.output())
+			return p.failure()
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w; it wrote:\n%s", p.name, ctx.Err(), p.output())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 	return nil
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// failure is the error of a process that has ended too early.
+func (p *process) failure() error {
+	return fmt.Errorf("%s has exited (%s); it wrote:\n%s", p.name, p.cmd.ProcessState, p.output())
 }
 
 // output is the last of what the process wrote.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
 	"testing"
 	"time"
 )
@@ -51,6 +52,19 @@ func TestSummaryComparesRoundsWithTheRivalOnTheSameDatabase(t *testing.T) {
 	}
 }
 
+func TestSummaryComparesNumbersOfWorkersWithTheFirst(t *testing.T) {
+	const name = "papermap-postgres"
+	got := summarize([]result{
+		{Contender: name, InFlight: 4, Workers: 1, Rate: 100}, {Contender: name, InFlight: 4, Workers: 8, Rate: 700},
+		{Contender: name, InFlight: 9, Workers: 1, Rate: 200}, {Contender: name, InFlight: 9, Workers: 8, Rate: 400},
+	}, 100)
+	for i, want := range []float64{1, 7, 1, 2} {
+		if got[i].Ratio != want {
+			t.Errorf("%d workers, %d in flight: ratio %v, want %v", got[i].Workers, got[i].InFlight, got[i].Ratio, want)
+		}
+	}
+}
+
 func TestOnlyChoosesEachBuildOfTheProgram(t *testing.T) {
 	all := contenders([]string{"/a/worker", "/b/worker"})
 	chosen, err := choose(all, []string{"papermap-sqlite", baselineSQLite})
@@ -67,7 +81,9 @@ func TestEveryContenderFinishes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the program and starts PostgreSQL")
 	}
-	o := options{tenants: 100, rounds: 1, inFlight: []int{16}, delay: time.Millisecond, json: true}
+	o := options{
+		tenants: 100, rounds: 1, inFlight: []int{16}, workers: []int{1, 2}, delay: time.Millisecond, json: true,
+	}
 	r, err := compare(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -75,11 +91,13 @@ func TestEveryContenderFinishes(t *testing.T) {
 	if err := r.print(io.Discard, true); err != nil {
 		t.Error(err)
 	}
-	if got, want := len(r.Summary), len(contenders([]string{""})); got != want {
+	all := contenders([]string{""})
+	onBoth := slices.DeleteFunc(slices.Clone(all), func(c contender) bool { return c.database == onSQLite })
+	if got, want := len(r.Summary), len(all)+len(onBoth); got != want {
 		t.Errorf("%d contenders were measured, want %d", got, want)
 	}
 	for _, s := range r.Summary {
-		if s.Rate <= 0 || s.CPU <= 0 || s.Extra != 0 {
+		if s.Rate <= 0 || s.CPU <= 0 || s.API <= 0 || s.Extra != 0 {
 			t.Errorf("improbable: %+v", s)
 		}
 	}
@@ -87,7 +105,7 @@ func TestEveryContenderFinishes(t *testing.T) {
 
 func TestWorkerThatExitsFailsTheRun(t *testing.T) {
 	o := options{tenants: 100, delay: time.Millisecond}
-	r := run{options: o, inFlight: 1, folder: t.TempDir(), contender: contender{
+	r := run{options: o, inFlight: 1, workers: 2, folder: t.TempDir(), contender: contender{
 		name: "broken", database: onSQLite, binary: "/bin/false",
 	}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

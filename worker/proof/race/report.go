@@ -35,10 +35,14 @@ type report struct {
 // summary is the medians of one contender's rounds.
 type summary struct {
 	Contender string  `json:"contender"`
-	InFlight  int     `json:"in_flight"`
+	InFlight  int     `json:"in_flight"` // of each worker
+	Workers   int     `json:"workers"`
 	Rate      float64 `json:"tenants_per_second"`
 	CPU       float64 `json:"cpu_us_per_tenant"`
-	Baseline  string  `json:"baseline"`         // a contender on the same database
+	Postgres  float64 `json:"postgres_cpu_us_per_tenant,omitzero"`
+	NATS      float64 `json:"nats_cpu_us_per_tenant,omitzero"`
+	API       float64 `json:"api_cpu_us_per_tenant"`
+	Baseline  string  `json:"baseline"`         // a contender on the same database, or with fewer workers
 	Ratio     float64 `json:"ratio"`            // of rates, to the baseline in the same round: median,
 	RatioMin  float64 `json:"ratio_min"`        // lowest
 	RatioMax  float64 `json:"ratio_max"`        // and highest
@@ -80,13 +84,13 @@ func cpuModel() string {
 // summarize computes the medians, in the order of the runs.
 func summarize(runs []result, tenants int) []summary {
 	type key struct {
-		contender string
-		inFlight  int
+		contender         string
+		inFlight, workers int
 	}
 	groups := map[key][]result{}
 	var order []key
 	for _, r := range runs {
-		k := key{r.Contender, r.InFlight}
+		k := key{r.Contender, r.InFlight, r.Workers}
 		if _, known := groups[k]; !known {
 			order = append(order, k)
 		}
@@ -94,25 +98,29 @@ func summarize(runs []result, tenants int) []summary {
 	}
 	var list []summary
 	for _, k := range order {
-		s := summary{Contender: k.contender, InFlight: k.inFlight}
-		var rates, cpus, ratios []float64
+		s := summary{Contender: k.contender, InFlight: k.inFlight, Workers: k.workers}
+		var rates, cpus, postgres, nats, api, ratios []float64
 		rival, database := baselinePostgres, onPostgres
 		if strings.HasSuffix(k.contender, onSQLite) {
 			rival, database = baselineSQLite, onSQLite
 		}
 		// Without the rival, such as between two builds, the first on this database is the baseline.
-		base := groups[key{rival, k.inFlight}]
+		base := groups[key{rival, k.inFlight, k.workers}]
 		if base == nil {
-			i := slices.IndexFunc(order, func(k key) bool { return strings.HasSuffix(k.contender, database) })
-			base = groups[key{order[i].contender, k.inFlight}]
+			i := slices.IndexFunc(order, func(other key) bool {
+				return strings.HasSuffix(other.contender, database) && other.inFlight == k.inFlight
+			})
+			base = groups[order[i]]
 		}
 		s.Baseline = base[0].Contender
 		for i, r := range groups[k] {
 			rates, cpus = append(rates, r.Rate), append(cpus, r.CPU)
+			postgres, nats, api = append(postgres, r.Postgres), append(nats, r.NATS), append(api, r.API)
 			s.Extra += r.Created - tenants
 			ratios = append(ratios, r.Rate/base[i].Rate)
 		}
 		s.Rate, s.CPU, s.Ratio = median(rates), median(cpus), median(ratios)
+		s.Postgres, s.NATS, s.API = median(postgres), median(nats), median(api)
 		s.RatioMin, s.RatioMax = slices.Min(ratios), slices.Max(ratios)
 		list = append(list, s)
 	}
@@ -143,9 +151,11 @@ func (r *report) print(w io.Writer, asJSON bool) error {
 		r.Tenants, r.Delay, cmp.Or(r.Postgres, "not used"), r.Rounds)
 	fmt.Fprint(w, "over the last 90 % of each\n\n")
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "in flight\tcontender\ttenants/s\tCPU us/tenant\tratio\tlowest\thighest\tto\textra\t")
+	fmt.Fprintln(table, "workers\tin flight\tcontender\ttenants/s\tCPU us/tenant\tPostgreSQL\tNATS\tAPI\t"+
+		"ratio\tlowest\thighest\tto\textra\t")
 	for _, s := range r.Summary {
-		fmt.Fprintf(table, "%d\t%s\t%.0f\t%.0f\t", s.InFlight, s.Contender, s.Rate, s.CPU)
+		fmt.Fprintf(table, "%d\t%d\t%s\t%.0f\t%.0f\t", s.Workers, s.InFlight, s.Contender, s.Rate, s.CPU)
+		fmt.Fprintf(table, "%.0f\t%.0f\t%.0f\t", s.Postgres, s.NATS, s.API)
 		fmt.Fprintf(table, "%.2f\t%.2f\t%.2f\t%s\t", s.Ratio, s.RatioMin, s.RatioMax, s.Baseline)
 		fmt.Fprintf(table, "%d\t\n", s.Extra)
 	}

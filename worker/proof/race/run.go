@@ -19,21 +19,28 @@ import (
 type run struct {
 	options   options
 	contender contender
-	inFlight  int
+	inFlight  int // of each worker
+	workers   int
 	folder    string // the race's; measure makes one in it
 	postgres  *postgres
 
 	task task // where the servers are
 	js   jetstream.JetStream
+
+	api, nats *process // nats: nil for River
 }
 
 // result is what a run measured.
 type result struct {
 	Contender string  `json:"contender"`
 	Round     int     `json:"round"`
-	InFlight  int     `json:"in_flight"`
-	Rate      float64 `json:"tenants_per_second"` // over the last 90 %
-	CPU       float64 `json:"cpu_us_per_tenant"`  // of the worker, over the last 90 %
+	InFlight  int     `json:"in_flight"` // of each worker
+	Workers   int     `json:"workers"`
+	Rate      float64 `json:"tenants_per_second"`                  // over the last 90 %
+	CPU       float64 `json:"cpu_us_per_tenant"`                   // of the workers, over the last 90 %
+	Postgres  float64 `json:"postgres_cpu_us_per_tenant,omitzero"` // if the race started the server
+	NATS      float64 `json:"nats_cpu_us_per_tenant,omitzero"`
+	API       float64 `json:"api_cpu_us_per_tenant"`
 	Created   int     `json:"dashboards_created"`
 }
 
@@ -57,13 +64,17 @@ func (r *run) measure(ctx context.Context) (res result, err error) {
 	if err := r.fill(ctx, db); err != nil {
 		return result{}, fmt.Errorf("fill the queue: %w", err)
 	}
-	worker, err := r.startWorker()
-	if err != nil {
-		return result{}, err
+	var workers group
+	later(func() error { return workers.stop(syscall.SIGTERM) })
+	for range r.workers {
+		worker, err := r.startWorker()
+		if err != nil {
+			return result{}, err
+		}
+		workers = append(workers, worker)
 	}
-	later(func() error { return worker.stop(syscall.SIGTERM) })
-	res = result{Contender: r.contender.name, InFlight: r.inFlight}
-	start, used, err := r.drain(ctx, worker, func() (int, error) { return recorded(ctx, db) })
+	res = result{Contender: r.contender.name, InFlight: r.inFlight, Workers: r.workers}
+	start, used, err := r.drain(ctx, workers, func() (int, error) { return recorded(ctx, db) })
 	if err != nil {
 		return result{}, err
 	}
@@ -72,7 +83,11 @@ func (r *run) measure(ctx context.Context) (res result, err error) {
 		return result{}, err
 	}
 	res.Rate = rate(times)
-	res.CPU = float64(used.Microseconds()) / float64(max(r.options.tenants-start, 1))
+	each := func(d time.Duration) float64 {
+		return float64(d.Microseconds()) / float64(max(r.options.tenants-start, 1))
+	}
+	res.CPU, res.Postgres = each(used.workers), each(used.postgres)
+	res.NATS, res.API = each(used.nats), each(used.api)
 	res.Created, err = created(ctx, r.task.API)
 	return res, err
 }
@@ -91,7 +106,7 @@ func (r *run) serve(ctx context.Context, later func(func() error)) error {
 		return err
 	}
 	later(func() error { return api.stop(syscall.SIGKILL) })
-	r.task.API = "http://" + address
+	r.api, r.task.API = api, "http://"+address
 
 	if r.contender.role != roleRiver {
 		files := task{Folder: filepath.Join(folder, "nats")}
@@ -100,7 +115,7 @@ func (r *run) serve(ctx context.Context, later func(func() error)) error {
 			return err
 		}
 		later(func() error { return server.stop(syscall.SIGKILL) })
-		r.task.NATS = "nats://" + address
+		r.nats, r.task.NATS = server, "nats://"+address
 		nc, js, err := connect(ctx, r.task.NATS)
 		if err != nil {
 			return err
@@ -172,14 +187,32 @@ func (r *run) prepareWorker(ctx context.Context) error {
 	return errors.Join(err, worker.stop(syscall.SIGTERM))
 }
 
-// drain waits until all tenants are recorded and the worker is idle. It returns how many tenants
-// had a dashboard when it began to count the worker's processor time, and that time.
-func (r *run) drain(ctx context.Context, worker *process, recorded func() (int, error)) (
-	start int, used time.Duration, err error,
+// used is the processor time of each part.
+type used struct{ workers, postgres, nats, api time.Duration }
+
+// cpu reads the processor time that each part has used so far.
+func (r *run) cpu(workers group) (u used, err error) {
+	u.workers, err = workers.cpu()
+	if err == nil {
+		u.api, err = r.api.cpu()
+	}
+	if err == nil && r.nats != nil {
+		u.nats, err = r.nats.cpu()
+	}
+	if err == nil && r.contender.database == onPostgres && r.postgres.server != nil {
+		u.postgres, err = r.postgres.server.family()
+	}
+	return u, err
+}
+
+// drain waits until all tenants are recorded and the workers are idle. It returns how many tenants
+// had a dashboard when it began to count the processor time, and that time.
+func (r *run) drain(ctx context.Context, workers group, recorded func() (int, error)) (
+	start int, _ used, err error,
 ) {
 	var failed error
 	reach := func(ask func() (int, error), want int) (n int, err error) {
-		err = worker.waitUntil(ctx, func() bool {
+		err = workers.waitUntil(ctx, func() bool {
 			n, failed = ask()
 			return failed != nil || n >= want
 		})
@@ -188,39 +221,44 @@ func (r *run) drain(ctx context.Context, worker *process, recorded func() (int, 
 	api := func() (int, error) { return created(ctx, r.task.API) }
 	n := r.options.tenants
 	if start, err = reach(api, n/10); err != nil {
-		return 0, 0, err
+		return 0, used{}, err
 	}
-	before, err := worker.cpu()
+	before, err := r.cpu(workers)
 	if err != nil {
-		return 0, 0, err
+		return 0, used{}, err
 	}
 	if _, err := reach(api, n); err != nil {
-		return 0, 0, err
+		return 0, used{}, err
 	}
 	if _, err := reach(recorded, n); err != nil {
-		return 0, 0, err
+		return 0, used{}, err
 	}
-	after, err := idle(worker)
-	return start, after - before, err
+	after, err := r.idle(workers)
+	return start, used{
+		workers: after.workers - before.workers, postgres: after.postgres - before.postgres,
+		nats: after.nats - before.nats, api: after.api - before.api,
+	}, err
 }
 
-// idle waits until the worker has done what is left, such as acknowledgements and events out, and
-// returns its processor time.
-func idle(worker *process) (time.Duration, error) {
+// idle waits until the workers have done what is left, such as acknowledgements and events out, and
+// returns the processor time.
+func (r *run) idle(workers group) (used, error) {
 	const window = 250 * time.Millisecond
-	last, err := worker.cpu()
+	last, err := r.cpu(workers)
 	for range 120 {
 		if err != nil {
-			return 0, err
+			return used{}, err
 		}
 		time.Sleep(window)
-		var now time.Duration
-		if now, err = worker.cpu(); err == nil && now-last < window/10 { // some poll while idle
+		var now used
+		now, err = r.cpu(workers)
+		// Some poll while idle.
+		if err == nil && now.workers-last.workers < window/10*time.Duration(len(workers)) {
 			return last, nil
 		}
 		last = now
 	}
-	return 0, errors.Join(errors.New("the worker is still busy 30 s after its last tenant"), err)
+	return used{}, errors.Join(errors.New("the workers are still busy 30 s after their last tenant"), err)
 }
 
 // rate is the tenants per second over the last 90 % of the times.
