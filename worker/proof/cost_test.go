@@ -65,7 +65,8 @@ func TestCostPerTenant(t *testing.T) {
 			}
 			c.must(c.askEach(0, min(c.tenants, 1000))) // until they are in memory
 			c.measure("token", "request", 0, func() int {
-				latencies, err := c.askNATS(subjects.RPC("embed-token"), 64, *costTokens, min(c.tenants, 1000))
+				latencies, err := c.askNATS(subjects.RPC("embed-token"), 64, *costTokens,
+					min(c.tenants, 1000))
 				c.must(err)
 				return len(latencies)
 			})

@@ -206,8 +206,8 @@ func TestSearchFindsTenantsBeyondTheIndexByTheBeginning(t *testing.T) {
 			w.Must(err)
 		})
 		for query, want := range map[string][]string{
-			"zeta": {"beyond-0"}, "BEYOND-1": nil, "beyond-1": {"beyond-1"}, "beyond": {"beyond-0", "beyond-1"},
-			"foods": nil,
+			"zeta": {"beyond-0"}, "BEYOND-1": nil, "beyond-1": {"beyond-1"},
+			"beyond": {"beyond-0", "beyond-1"}, "foods": nil,
 		} {
 			page := tenants{Query: query, Sort: "id", Page: 1}
 			w.Must(page.find(&visit{Request: httptest.NewRequest(http.MethodGet, "/tenants", nil)}, w.DB, x))

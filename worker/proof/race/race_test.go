@@ -55,12 +55,15 @@ func TestSummaryComparesRoundsWithTheRivalOnTheSameDatabase(t *testing.T) {
 func TestSummaryComparesNumbersOfWorkersWithTheFirst(t *testing.T) {
 	const name = "papermap-postgres"
 	got := summarize([]result{
-		{Contender: name, InFlight: 4, Workers: 1, Rate: 100}, {Contender: name, InFlight: 4, Workers: 8, Rate: 700},
-		{Contender: name, InFlight: 9, Workers: 1, Rate: 200}, {Contender: name, InFlight: 9, Workers: 8, Rate: 400},
+		{Contender: name, InFlight: 4, Workers: 1, Rate: 100},
+		{Contender: name, InFlight: 4, Workers: 8, Rate: 700},
+		{Contender: name, InFlight: 9, Workers: 1, Rate: 200},
+		{Contender: name, InFlight: 9, Workers: 8, Rate: 400},
 	}, 100)
 	for i, want := range []float64{1, 7, 1, 2} {
 		if got[i].Ratio != want {
-			t.Errorf("%d workers, %d in flight: ratio %v, want %v", got[i].Workers, got[i].InFlight, got[i].Ratio, want)
+			t.Errorf("%d workers, %d in flight: ratio %v, want %v",
+				got[i].Workers, got[i].InFlight, got[i].Ratio, want)
 		}
 	}
 }
@@ -82,7 +85,8 @@ func TestEveryContenderFinishes(t *testing.T) {
 		t.Skip("builds the program and starts PostgreSQL")
 	}
 	o := options{
-		tenants: 100, rounds: 1, inFlight: []int{16}, workers: []int{1, 2}, delay: time.Millisecond, json: true,
+		tenants: 100, rounds: 1, inFlight: []int{16}, workers: []int{1, 2}, delay: time.Millisecond,
+		json: true,
 	}
 	r, err := compare(t.Context(), o)
 	if err != nil {
