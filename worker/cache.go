@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,12 @@ const (
 	// tenant soon gets tokens.
 	unknownLife = time.Second
 
+	// renewBefore is how long before the end of its life a mapping that is in use is read again, so
+	// that no request waits for the database.
+	renewBefore  = time.Second
+	renewAtOnce  = 100                    // mappings in one query
+	renewalPause = 250 * time.Millisecond // after a query that failed
+
 	maxTenants = 200_000 // in memory
 	maxUnknown = 20_000
 
@@ -28,17 +35,31 @@ const (
 	maxLookups = 2000
 )
 
-// tenant is what minting needs of a mapping: 64 bytes and a text, because very many may be in
+// tenant is what minting needs of a mapping: 80 bytes and a text, because very many may be in
 // memory.
 type tenant struct {
 	id, dashboardID string
 	ws              *workspace           // without a client if it is not configured
 	refused         *events.ServiceError // why there are no tokens; nil: there are
 
+	// The cache's lock guards all below.
+
 	// It is fresh until both times: on the monotonic clock, since the cache was made, which cannot
 	// be set; and on the wall clock, in Unix nanoseconds, which continues while the host sleeps.
 	until time.Duration
 	wall  int64
+
+	renewing bool   // its mapping is being read again
+	minted   uint32 // tokens that tokenCounts has not collected yet
+	volume   volume
+}
+
+// replaces makes t the tenant's entry instead of old.
+func (t *tenant) replaces(old *tenant) { t.volume = old.volume }
+
+// sameAs reports whether both entries give the same tokens.
+func (t *tenant) sameAs(o *tenant) bool {
+	return t.refused == nil && o.refused == nil && t.ws == o.ws && t.dashboardID == o.dashboardID
 }
 
 // tenantCache keeps mappings in memory: filled on demand, bounded, and used for a few seconds at
@@ -49,8 +70,11 @@ type tenantCache struct {
 	lookups *rate.Limiter // of tenants that turned out to be unknown
 	start   time.Time
 
+	renew chan struct{} // holds an element while renewal may not be empty
+
 	mu      sync.Mutex
 	known   twoGenCache[*tenant]
+	renewal []*tenant              // whose mappings are to be read again
 	unknown twoGenCache[time.Time] // until when
 	rates   twoGenCache[*rate.Limiter]
 }
@@ -58,6 +82,7 @@ type tenantCache struct {
 func newTenantCache(load func(context.Context, string) (*tenant, error)) *tenantCache {
 	return &tenantCache{
 		load: load, lookups: rate.NewLimiter(maxLookups, maxLookups), start: time.Now(),
+		renew:   make(chan struct{}, 1),
 		known:   twoGenCache[*tenant]{size: maxTenants / 2},
 		unknown: twoGenCache[time.Time]{size: maxUnknown / 2},
 		rates:   twoGenCache[*rate.Limiter]{size: maxTenants / 2},
@@ -91,13 +116,17 @@ func (c *tenantCache) limiter(tenantID string, limit rate.Limit, burst int) *rat
 func (c *tenantCache) lookup(tenantID []byte, now time.Time) (t *tenant, stale bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known, _ := c.known.get(tenantID)
+	if known, ok := c.known.get(tenantID); ok {
+		if !c.fresh(known, now) {
+			return nil, true, nil
+		}
+		if !known.renewing && known.refused == nil && !c.fresh(known, now.Add(renewBefore)) {
+			c.queueRenewal(known)
+		}
+		return known, false, nil
+	}
 	until, _ := c.unknown.get(tenantID)
 	switch {
-	case known != nil && c.fresh(known, now):
-		return known, false, nil
-	case known != nil:
-		return nil, true, nil
 	case now.Before(until):
 		return nil, false, errUnknownTenant
 	case c.lookups.TokensAt(now) < 1:
@@ -126,7 +155,10 @@ func (c *tenantCache) get(ctx context.Context, tenantID string) (*tenant, error)
 		if loaded.Err != nil {
 			return nil, loaded.Err
 		}
-		if t := loaded.Val.(*tenant); c.fresh(t, time.Now()) {
+		t := loaded.Val.(*tenant)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.fresh(t, time.Now()) {
 			return t, nil
 		}
 	case <-ctx.Done():
@@ -151,13 +183,107 @@ func (c *tenantCache) query(ctx context.Context, tenantID string) (*tenant, erro
 	if err != nil {
 		return nil, err
 	}
+	return c.keep(t, asked), nil
+}
+
+// keep puts a mapping into memory that was queried at asked, and returns its entry. The caller has
+// locked the cache.
+func (c *tenantCache) keep(t *tenant, asked time.Time) *tenant {
 	life := tenantLife
 	if t.refused != nil {
 		life = unknownLife
 	}
+	known, ok := c.known.get([]byte(t.id))
+	if ok && t.sameAs(known) {
+		c.setLife(known, asked, life)
+		return known
+	}
+	if ok {
+		t.replaces(known)
+	}
 	c.setLife(t, asked, life)
 	c.known.put(t.id, t) // the same copy of the id as in t
-	return t, nil
+	return t
+}
+
+// queueRenewal has a mapping read again by renewals. The caller has locked the cache.
+func (c *tenantCache) queueRenewal(t *tenant) {
+	t.renewing = true
+	c.renewal = append(c.renewal, t)
+	select {
+	case c.renew <- struct{}{}:
+	default:
+	}
+}
+
+// renewals reads queued mappings again, many in one query, until ctx ends.
+func (c *tenantCache) renewals(
+	ctx context.Context, load func(ctx context.Context, tenantIDs []string) ([]*tenant, error),
+) {
+	for {
+		select {
+		case <-c.renew:
+		case <-ctx.Done():
+			return
+		}
+		for batch := c.nextRenewal(); len(batch) > 0 && ctx.Err() == nil; batch = c.nextRenewal() {
+			if err := c.renewAll(ctx, batch, load); err != nil { // requests will meet the same error
+				events.Sleep(ctx, renewalPause)
+			}
+		}
+	}
+}
+
+func (c *tenantCache) nextRenewal() []*tenant {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(renewAtOnce, len(c.renewal))
+	batch := slices.Clone(c.renewal[:n])
+	clear(c.renewal[:n])
+	c.renewal = c.renewal[n:]
+	return batch
+}
+
+func (c *tenantCache) renewAll(
+	ctx context.Context, batch []*tenant,
+	load func(ctx context.Context, tenantIDs []string) ([]*tenant, error),
+) error {
+	ids := make([]string, len(batch))
+	for i, t := range batch {
+		ids[i] = t.id
+	}
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, renewBefore)
+	defer cancel()
+	loaded, err := load(ctx, ids)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	current := map[string]bool{} // not changed since the query began
+	for _, t := range batch {
+		t.renewing = false
+		now, _ := c.known.get([]byte(t.id))
+		current[t.id] = now == t
+	}
+	for _, t := range loaded {
+		if current[t.id] {
+			c.keep(t, asked)
+		}
+	}
+	return err
+}
+
+// each calls do for each tenant in memory. It must be short: nobody gets a token meanwhile.
+func (c *tenantCache) each(do func(*tenant)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.known.young {
+		do(t)
+	}
+	for id, t := range c.known.old {
+		if _, ok := c.known.young[id]; !ok {
+			do(t)
+		}
+	}
 }
 
 // size is how many tenants are in memory.
@@ -174,9 +300,10 @@ func (c *tenantCache) invalidate(tenantID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if known, ok := c.known.get([]byte(tenantID)); ok {
-		expired := *known
-		expired.until = 0
-		c.known.put(known.id, &expired) // it stays known, so that its next query goes ahead of unknown ones
+		// It stays known, so that its next query goes ahead of unknown ones.
+		expired := &tenant{id: known.id, dashboardID: known.dashboardID, ws: known.ws, refused: known.refused}
+		expired.replaces(known)
+		c.known.put(known.id, expired)
 	}
 	c.unknown.drop(tenantID)
 }

@@ -150,3 +150,84 @@ func TestCacheKeepsAnInactiveTenantForASecond(t *testing.T) {
 		check(true)
 	})
 }
+
+// A tenant that gets tokens all the time waits for the database only once.
+func TestCacheRenewsMappingsInUse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tenants := newTenantCache(func(_ context.Context, id string) (*tenant, error) {
+			return &tenant{id: id}, nil
+		})
+		const all = 250
+		renewed := 0
+		ctx, stop := context.WithCancel(t.Context())
+		go tenants.renewals(ctx, func(_ context.Context, ids []string) (list []*tenant, _ error) {
+			if renewed += len(ids); len(ids) > renewAtOnce {
+				t.Errorf("%d in one query", len(ids))
+			}
+			for _, id := range ids {
+				list = append(list, &tenant{id: id})
+			}
+			return list, nil
+		})
+		for id := range all {
+			if _, err := tenants.get(t.Context(), fmt.Sprint(id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 20 { // until 10 s
+			time.Sleep(500 * time.Millisecond)
+			for id := range all {
+				known, _, err := tenants.lookup(fmt.Append(nil, id), time.Now())
+				if known == nil || err != nil {
+					t.Fatalf("tenant %d after %v: %v, %v", id, time.Since(tenants.start), known, err)
+				}
+			}
+		}
+		synctest.Wait()
+		if renewed != 3*all { // at 3, 6 and 9 s
+			t.Errorf("%d mappings were read again, want %d", renewed, 3*all)
+		}
+		stop()
+		synctest.Wait()
+	})
+}
+
+// Promise 6: a renewal prolongs nothing that it did not read, and undoes no change.
+func TestCacheRenewalProlongsOnlyWhatItRead(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]func(*tenantCache) ([]*tenant, error){
+		"failed":  func(*tenantCache) ([]*tenant, error) { return nil, errors.New("no database") },
+		"missing": func(*tenantCache) ([]*tenant, error) { return nil, nil },
+		"suspended": func(*tenantCache) ([]*tenant, error) {
+			return []*tenant{{id: "t", refused: tokenRefused(repo.Suspended)}}, nil
+		},
+		"invalidated": func(c *tenantCache) ([]*tenant, error) {
+			c.invalidate("t") // by a change that the answer does not have yet
+			return []*tenant{{id: "t"}}, nil
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			tenants := newTenantCache(func(context.Context, string) (*tenant, error) {
+				return &tenant{id: "t"}, nil
+			})
+			if _, err := tenants.get(t.Context(), "t"); err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			go tenants.renewals(ctx, func(context.Context, []string) ([]*tenant, error) {
+				return answer(tenants)
+			})
+			time.Sleep(tenantLife - renewBefore)
+			if known, _, _ := tenants.lookup([]byte("t"), time.Now()); known == nil {
+				t.Errorf("%s: not in memory before the renewal", name)
+			}
+			time.Sleep(renewBefore)
+			if known, _, _ := tenants.lookup([]byte("t"), time.Now()); known != nil && known.refused == nil {
+				t.Errorf("%s: still gets tokens after %v", name, tenantLife)
+			}
+			stop()
+			synctest.Wait()
+		})
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/time/rate"
 
 	"papermap-worker/events"
@@ -65,9 +64,12 @@ func newTokenService(
 ) *tokenService {
 	s := &tokenService{
 		workspaces: all, db: db, metrics: m, limits: limits, clock: clock,
-		counts: &tokenCounts{volume: newTokenVolume(m.unusual)}, audit: newTokenAudit(auditRate),
+		audit: newTokenAudit(auditRate),
 	}
 	s.cache = newTenantCache(s.loadTenant)
+	s.counts = &tokenCounts{
+		tenants: s.cache, volume: &tokenVolume{unusual: m.unusual, tenants: s.cache},
+	}
 	return s
 }
 
@@ -198,7 +200,7 @@ func (s *tokenService) mint(
 	if err != nil {
 		return nil, fmt.Errorf("tenant %q: %w", t.id, err)
 	}
-	s.counts.add(t.ws.ID, t.id, now)
+	s.counts.add(t, now)
 	s.audit.minted(ctx, t, now, expires, signed[len(dst):])
 	return signed, nil
 }
@@ -223,7 +225,7 @@ func (s *tokenService) appendToken(
 		{`,"tenant_id":`, t.id}, {`,"workspace_id":`, t.ws.ID}, {`,"dashboard_id":`, t.dashboardID},
 	} {
 		dst = append(dst, f.name...)
-		dst, _ = jsontext.AppendQuote(dst, f.value) // no token is minted for invalid UTF-8
+		dst, _ = papermap.AppendQuote(dst, f.value) // no token is minted for invalid UTF-8
 	}
 	dst = append(dst, `,"expires_at":`...)
 	dst = strconv.AppendInt(dst, life.expires.Unix(), 10)
@@ -266,13 +268,29 @@ func tokenRefused(status repo.Status) *events.ServiceError {
 		"the tenant has no dashboard yet: it is "+string(status))
 }
 
-// loadTenant reads a mapping and prepares it for minting.
+// loadTenant reads a mapping.
 func (s *tokenService) loadTenant(ctx context.Context, tenantID string) (*tenant, error) {
 	s.metrics.database.Inc()
 	m, err := s.db.Mapping(ctx, tenantID)
 	if err != nil {
 		return nil, err
 	}
+	return s.tenantOf(m), nil
+}
+
+// loadTenants is loadTenant for several, in one query.
+func (s *tokenService) loadTenants(ctx context.Context, tenantIDs []string) ([]*tenant, error) {
+	s.metrics.database.Add(float64(len(tenantIDs)))
+	list, err := s.db.MappingsOf(ctx, tenantIDs)
+	loaded := make([]*tenant, len(list))
+	for i, m := range list {
+		loaded[i] = s.tenantOf(m)
+	}
+	return loaded, err
+}
+
+// tenantOf prepares a mapping for minting.
+func (s *tokenService) tenantOf(m repo.Mapping) *tenant {
 	ids := m.TenantID + m.DashboardID // one allocation for both
 	t := &tenant{
 		id: ids[:len(m.TenantID)], dashboardID: ids[len(m.TenantID):],
@@ -281,5 +299,5 @@ func (s *tokenService) loadTenant(ctx context.Context, tenantID string) (*tenant
 	if t.ws == nil {
 		t.ws = &workspace{Workspace: papermap.Workspace{ID: m.WorkspaceID}}
 	}
-	return t, nil
+	return t
 }

@@ -5,12 +5,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -99,36 +96,50 @@ func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 // A crash loses the last few seconds. That is acceptable: the counts only have to show whether a
 // tenant had any tokens in a month.
 type tokenCounts struct {
-	volume *tokenVolume
+	volume  *tokenVolume
+	tenants *tenantCache // its lock guards the fields below
 
-	mu     sync.Mutex
-	counts map[tokenCountKey]int64
+	period   string    // the month, as YYYY-MM, in which tokens are counted now
+	from, to int64     // its beginning and end, in Unix seconds
+	minted   []*tenant // with tokens that are not in rows yet
+	rows     []repo.TokenCount
 }
-
-type tokenCountKey struct {
-	workspaceID, tenantID string
-	month                 int // since the year 0
-}
-
-func (k tokenCountKey) period() string { return fmt.Sprintf("%04d-%02d", k.month/12, k.month%12+1) }
 
 const (
 	countsEvery = 5 * time.Second
 	countsBatch = 500 // rows in one transaction
 )
 
-func (c *tokenCounts) add(workspaceID, tenantID string, now time.Time) {
-	year, month, _ := now.UTC().Date()
-	c.addN(tokenCountKey{workspaceID, tenantID, year*12 + int(month) - 1}, 1)
+// add counts a token of a tenant.
+func (c *tokenCounts) add(t *tenant, now time.Time) {
+	c.tenants.mu.Lock()
+	defer c.tenants.mu.Unlock()
+	if at := now.Unix(); at < c.from || at >= c.to {
+		c.collect(len(c.minted))
+		c.setMonth(now.UTC())
+	}
+	if t.minted == 0 {
+		c.minted = append(c.minted, t)
+	}
+	t.minted++
 }
 
-func (c *tokenCounts) addN(k tokenCountKey, n int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.counts == nil {
-		c.counts = map[tokenCountKey]int64{}
+func (c *tokenCounts) setMonth(now time.Time) {
+	first := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
+	c.period, c.from, c.to = first.Format("2006-01"), first.Unix(), first.AddDate(0, 1, 0).Unix()
+}
+
+// collect moves the tokens of the first n tenants to rows.
+func (c *tokenCounts) collect(n int) {
+	for _, t := range c.minted[:n] {
+		c.rows = append(c.rows, repo.TokenCount{
+			WorkspaceID: t.ws.ID, TenantID: t.id, Period: c.period, Tokens: int64(t.minted),
+		})
+		t.volume.now += t.minted
+		t.minted = 0
 	}
-	c.counts[k] += n
+	clear(c.minted[:n])
+	c.minted = c.minted[n:]
 }
 
 // run writes the counts every few seconds, and once more when ctx ends.
@@ -146,29 +157,41 @@ func (c *tokenCounts) run(ctx context.Context, db *repo.DB, log *slog.Logger) {
 	}
 }
 
+// write writes the counts that there are now. After an error the next write continues.
 func (c *tokenCounts) write(ctx context.Context, db *repo.DB) error {
-	c.mu.Lock()
-	counts := c.counts
-	c.counts = nil
-	c.mu.Unlock()
-	keys := slices.Collect(maps.Keys(counts))
-	for batch := range slices.Chunk(keys, countsBatch) {
-		rows := make([]repo.TokenCount, len(batch))
-		for i, k := range batch {
-			rows[i] = repo.TokenCount{
-				WorkspaceID: k.workspaceID, TenantID: k.tenantID, Period: k.period(), Tokens: counts[k],
-			}
-		}
-		if err := db.AddTokens(ctx, rows); err != nil {
-			for _, k := range keys { // keep the counts for the next write
-				c.addN(k, counts[k])
-			}
+	for left := c.left(); left > 0; {
+		batch := c.batch()
+		if err := db.AddTokens(ctx, batch); err != nil {
 			return err
 		}
-		for _, r := range rows {
-			c.volume.add(r.TenantID, r.Tokens)
-		}
-		keys = keys[len(batch):]
+		c.written(len(batch))
+		left -= len(batch)
 	}
 	return nil
+}
+
+// left is the number of rows that are still to be written.
+func (c *tokenCounts) left() int {
+	c.tenants.mu.Lock()
+	defer c.tenants.mu.Unlock()
+	return len(c.rows) + len(c.minted)
+}
+
+// batch returns the first rows.
+func (c *tokenCounts) batch() []repo.TokenCount {
+	c.tenants.mu.Lock()
+	defer c.tenants.mu.Unlock()
+	if len(c.rows) == 0 {
+		c.collect(min(countsBatch, len(c.minted)))
+	}
+	return c.rows[:min(countsBatch, len(c.rows))]
+}
+
+// written drops the first n rows.
+func (c *tokenCounts) written(n int) {
+	c.tenants.mu.Lock()
+	defer c.tenants.mu.Unlock()
+	if c.rows = slices.Delete(c.rows, 0, n); len(c.rows) == 0 && cap(c.rows) > 2*countsBatch {
+		c.rows = nil // it was large because a month has ended
+	}
 }

@@ -20,32 +20,20 @@ const (
 	volumeLines = 10 // of log about one window
 )
 
-// tokenVolume compares the tokens that each tenant gets from this process with the tenant's usual
-// number. This reveals a stolen permission to request tokens, whatever is usual for other tenants.
-// One goroutine uses it.
+// tokenVolume compares the tokens that each tenant in memory gets from this process with the
+// tenant's usual number. This reveals a stolen permission to request tokens, whatever is usual for
+// other tenants.
 type tokenVolume struct {
 	unusual prometheus.Counter
-	tenants map[string]volume
+	tenants *tenantCache
 	end     time.Time // of the window
 	windows int       // that have ended
 }
 
 // volume is a tenant's number of tokens.
-type volume struct{ now, usual float64 }
-
-func newTokenVolume(unusual prometheus.Counter) *tokenVolume {
-	return &tokenVolume{unusual: unusual, tenants: map[string]volume{}}
-}
-
-// add counts tokens of a tenant. Once the maximum number of tenants is in memory, new ones are not
-// counted.
-func (v *tokenVolume) add(tenantID string, n int64) {
-	one, known := v.tenants[tenantID]
-	if !known && len(v.tenants) >= maxTenants {
-		return
-	}
-	one.now += float64(n)
-	v.tenants[tenantID] = one
+type volume struct {
+	now   uint32 // in this window
+	usual float32
 }
 
 // judge counts and logs the tenants with unusually many tokens, when a window has ended.
@@ -58,20 +46,24 @@ func (v *tokenVolume) judge(now time.Time, log *slog.Logger) {
 	}
 	v.end = now.Add(volumeWindow)
 	v.windows++
-	lines := 0
-	for id, one := range v.tenants {
-		if v.windows > volumeWarmUp && one.now >= unusualTokens && one.now >= unusualTimes*one.usual {
+	type line struct {
+		tenantID string
+		volume
+	}
+	var lines []line
+	v.tenants.each(func(t *tenant) {
+		one, now := &t.volume, float32(t.volume.now)
+		if v.windows > volumeWarmUp && now >= unusualTokens && now >= unusualTimes*one.usual {
 			v.unusual.Inc()
-			if lines++; lines <= volumeLines {
-				log.Warn("a tenant got unusually many tokens", "tenant_id", id, "tokens", one.now,
-					"usual", int(one.usual), "within", volumeWindow)
+			if len(lines) < volumeLines {
+				lines = append(lines, line{t.id, *one})
 			}
 		}
-		one.usual += (one.now - one.usual) / float64(min(v.windows, volumeMemory))
-		if one.now = 0; one.usual < 0.5 {
-			delete(v.tenants, id)
-			continue
-		}
-		v.tenants[id] = one
+		one.usual += (now - one.usual) / float32(min(v.windows, volumeMemory))
+		one.now = 0
+	})
+	for _, l := range lines {
+		log.Warn("a tenant got unusually many tokens", "tenant_id", l.tenantID, "tokens", l.now,
+			"usual", int(l.usual), "within", volumeWindow)
 	}
 }

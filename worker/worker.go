@@ -173,6 +173,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	supporters.Go(func() { w.relay.run(support) })
 	supporters.Go(func() { w.health.run(support) })
 	supporters.Go(func() { prune(support, w.db, cmp.Or(w.cfg.AuditKept, DefaultAuditKept), w.log) })
+	supporters.Go(func() { w.tokens.cache.renewals(support, w.tokens.loadTenants) })
 	supporters.Go(func() { w.tokens.counts.run(support, w.db, w.log) })
 	supporters.Go(func() { w.tokens.audit.run(support, w.log) })
 

@@ -3,8 +3,12 @@ package cli
 import (
 	"context"
 	"log/slog"
+	"os"
 	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -95,14 +99,34 @@ func ambiguousID(id string) bool {
 	return last >= '0' && last <= '9' && !isUUID
 }
 
-// gcReserve is how many bytes of garbage may gather in addition to what GOGC allows. The worker's
-// live heap is so small, about 5 MB, that under load it would be collected 16 times a second.
-const gcReserve = 16 << 20
+// The heap is collected when it has grown to heapBytes, or by heapPercent if that is more. The live
+// heap is so small, about 5 MB, that with Go's default, 100 %, it would be collected 16 times a
+// second under load. A large one, of very many tenants in memory, needs less than the default.
+const (
+	heapBytes   = 24 << 20
+	heapPercent = 25
+)
+
+var garbageLimited sync.Once
+
+// limitGarbage sets how much garbage gathers before the next collection, and again after each. The
+// variable GOGC overrides it.
+func limitGarbage() {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	// Not less than 6 MiB: the limit follows from the live heap, and is too high for a moment when that
+	// grows suddenly.
+	heap := max(6<<20, int(live[0].Value.Uint64()))
+	debug.SetGCPercent(max(heapPercent, 100*(heapBytes-heap)/heap))
+	runtime.AddCleanup(new([16]byte), func(struct{}) { limitGarbage() }, struct{}{})
+}
 
 // serve wires the worker together and runs it until ctx ends.
 func serve(ctx context.Context, cfg serveConfig, log *slog.Logger) error {
-	reserve := make([]byte, gcReserve) // counts as live, but is never touched, so it takes no memory
-	defer runtime.KeepAlive(reserve)
+	garbageLimited.Do(limitGarbage)
 	tracer, log, stopTracing, err := startTracing(cfg.tracing, cfg.worker.Build, log)
 	if err != nil {
 		return err
