@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -50,6 +51,9 @@ func TestMain(m *testing.M) {
 type inRepository struct{ *testing.M }
 
 func (m inRepository) Run() int {
+	if signal.Ignored(syscall.SIGHUP) { // as under nohup; the programs would ignore it, too
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	if err := os.Chdir("../.."); err != nil {
 		panic(err)
 	}

@@ -211,7 +211,8 @@ func (s *simulation) checkBudgets(h proof.History, begin time.Time) {
 				due = 1
 			}
 			if n := len(announced[k]); n != due {
-				s.t.Errorf("violation: %+v with %s credits was announced %d times, want %d", k, u.Credits, n, due)
+				s.t.Errorf("violation: %+v with %s credits was announced %d times, want %d",
+					k, u.Credits, n, due)
 			}
 			delete(announced, k)
 		}
