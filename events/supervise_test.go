@@ -83,6 +83,7 @@ func snapshot(t *testing.T, b *Bus, name string) (restore func()) {
 
 func recreateStream(t *testing.T, b *Bus) {
 	t.Helper()
+	time.Sleep(time.Millisecond) // a stream is known by the time at which it was created
 	if err := b.js.DeleteStream(t.Context(), b.o.Stream); err != nil {
 		t.Fatal(err)
 	}
