@@ -206,13 +206,7 @@ func (c *chaos) run() {
 	}
 	var history proof.History
 	var group sync.WaitGroup
-	group.Go(func() {
-		if err := c.load.run(ctx, rate); err != nil {
-			t.Error(err)
-		}
-	})
-	group.Go(func() { history.Tokens = c.load.tokens(ctx, c.random("tokens")) })
-	group.Go(func() { history.Commits = c.load.commits(ctx) })
+	c.load.begin(ctx, &group, rate, c.random("tokens"), &history)
 	group.Go(func() { history.Outages = c.faults(ctx, c.random("api")) })
 	group.Go(func() { c.brokers(ctx, c.random("nats")) })
 	group.Go(func() { c.cutOffs(ctx, c.random("links")) })
@@ -246,13 +240,8 @@ func (c *chaos) run() {
 		p.terminate(t)
 	}
 	c.reportMissed()
-	history.Published, history.Duplicates = c.load.published, duplicateWindow()
-	history.Streams, history.Out = c.load.archive.Streams, c.load.archive.Out
-	var err error
-	if history.Reported, err = c.load.reported(); err != nil {
-		t.Error(err)
-	}
-	c.report(c.check(history))
+	history.Duplicates = duplicateWindow()
+	c.report(c.load.judge(history))
 }
 
 // reportMissed reports what was to happen and did not. The short form has no time for everything.

@@ -42,13 +42,7 @@ func TestClusterLosesNoEventWithItsLeader(t *testing.T) {
 	defer end()
 	var group sync.WaitGroup
 	var history proof.History
-	group.Go(func() { history.Tokens = l.tokens(ctx, rand.New(rand.NewPCG(2, 2))) })
-	group.Go(func() { history.Commits = l.commits(ctx) })
-	group.Go(func() {
-		if err := l.run(ctx, 100); err != nil {
-			t.Error(err)
-		}
-	})
+	l.begin(ctx, &group, 100, rand.New(rand.NewPCG(2, 2)), &history)
 	kills := 2
 	if short() {
 		kills = 1
@@ -72,10 +66,7 @@ func TestClusterLosesNoEventWithItsLeader(t *testing.T) {
 		t.Errorf("the consumer has %d copies", n)
 	}
 	worker.terminate(t)
-	history.Published = l.published
-	history.Reported, err = l.reported()
-	s.must(err)
-	s.check(history)
+	l.judge(history)
 }
 
 // leader waits until all copies of the stream are up to date, and returns the number of the server

@@ -85,6 +85,31 @@ var poisons = []string{
 	`{"specversion":"1.0","id":"x","type":"tenant.other","data":{"tenant_id":%q,"name":"n"}}`,
 }
 
+// begin publishes rate events a second and requests tokens until ctx ends, as goroutines of group.
+// What callers and the database say meanwhile goes to h.
+func (l *load) begin(
+	ctx context.Context, group *sync.WaitGroup, rate int, asks *rand.Rand, h *proof.History,
+) {
+	group.Go(func() {
+		if err := l.run(ctx, rate); err != nil {
+			l.s.t.Error(err)
+		}
+	})
+	group.Go(func() { h.Tokens = l.tokens(ctx, asks) })
+	group.Go(func() { h.Commits = l.commits(ctx) })
+}
+
+// judge completes the history with what was published and what the API reports, and checks it.
+func (l *load) judge(h proof.History) proof.History {
+	l.s.t.Helper()
+	h.Published, h.Streams, h.Out = l.published, l.archive.Streams, l.archive.Out
+	var err error
+	if h.Reported, err = l.reported(); err != nil {
+		l.s.t.Error(err)
+	}
+	return l.s.check(h)
+}
+
 // run publishes rate events a second until ctx ends, then what is left.
 func (l *load) run(ctx context.Context, rate int) error {
 	l.start = time.Now().Add(-time.Hour).Truncate(time.Second)

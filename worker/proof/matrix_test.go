@@ -133,13 +133,7 @@ func (c *combination) run() {
 	defer end()
 	var group sync.WaitGroup
 	var history proof.History
-	group.Go(func() { history.Tokens = l.tokens(ctx, randomOf(1, "tokens")) })
-	group.Go(func() { history.Commits = l.commits(ctx) })
-	group.Go(func() {
-		if err := l.run(ctx, 30); err != nil {
-			t.Error(err)
-		}
-	})
+	l.begin(ctx, &group, 30, randomOf(1, "tokens"), &history)
 	var restarted []string
 	for _, p := range c.parts {
 		sleep(ctx, 4*time.Second)
@@ -162,11 +156,7 @@ func (c *combination) run() {
 	for _, p := range c.workers {
 		p.terminate(t)
 	}
-	history.Published = l.published
-	var err error
-	history.Reported, err = l.reported()
-	c.must(err)
-	h := c.check(history)
+	h := l.judge(history)
 	t.Logf("NATS %s, %s %s: restarted %s; %d events, %d tenants, %d dashboards, %d events out, %d usage runs",
 		version, c.name, database, strings.Join(restarted, ", "), len(h.Published), len(h.Mappings),
 		len(h.Dashboards), len(h.Out), len(h.Runs))

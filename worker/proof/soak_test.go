@@ -161,13 +161,7 @@ func (s *soak) run() {
 	defer end()
 	var history proof.History
 	var group sync.WaitGroup
-	group.Go(func() {
-		if err := s.load.run(ctx, soakRate); err != nil {
-			t.Error(err)
-		}
-	})
-	group.Go(func() { history.Tokens = s.load.tokens(ctx, s.random("tokens")) })
-	group.Go(func() { history.Commits = s.load.commits(ctx) })
+	s.load.begin(ctx, &group, soakRate, s.random("tokens"), &history)
 	group.Go(func() { history.Outages = s.trouble(ctx, s.random("faults")) })
 	group.Go(func() { s.measureAll(ctx) })
 	for _, p := range s.workers {
@@ -189,12 +183,7 @@ func (s *soak) run() {
 	for _, p := range s.workers {
 		p.terminate(t)
 	}
-	history.Published = s.load.published
-	var err error
-	if history.Reported, err = s.load.reported(); err != nil {
-		t.Error(err)
-	}
-	s.report(s.check(history))
+	s.report(s.load.judge(history))
 }
 
 // soakFault is a kind of fault, as it is logged and counted. do returns when it is over.
