@@ -57,7 +57,7 @@ func (a *API) adopted(ctx context.Context, fields map[string]string) (repo.Mappi
 	case owner != "" && owner != tenantID:
 		return m, serviceError(409, CodeTaken, 0, repo.Taken(owner).Error())
 	case m.Stage == repo.Active && m.Wanted() && (m.DashboardID != id || m.WorkspaceID != workspaceID):
-		return m, serviceError(409, CodeConflict, 0, "the tenant has another dashboard")
+		return m, serviceError(409, CodeConflict, 0, conflict(m.DashboardID).Error())
 	}
 	return m, nil
 }

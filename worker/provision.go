@@ -219,7 +219,7 @@ func (a *attempt) create(ctx context.Context, permit permit) error {
 	switch {
 	case errors.Is(err, repo.ErrTaken):
 		log.ErrorContext(ctx, "Papermap returned another tenant's dashboard",
-			"dashboard_id", dashboard.ID)
+			"dashboard_id", dashboard.ID, "error", err)
 		cause := unknownOutcome("the answer names another tenant's dashboard")
 		return a.recordFailure(ctx, cause, dashboard.ID)
 	case err != nil:

@@ -311,14 +311,15 @@ func TestCreateAdoptsADashboard(t *testing.T) {
 			t.Errorf("created %s", a.body)
 		}
 		w.ok(w.ask("POST", api, root, `{"tenant_id":"org-1","dashboard_id":"old-1"}`), 201)
-		for body, code := range map[string]string{
-			`{"tenant_id":"org-1","dashboard_id":"old-2"}`:            "DASHBOARD_CONFLICT",
-			`{"tenant_id":"org-2","dashboard_id":"old-1"}`:            "DASHBOARD_TAKEN",
-			`{"tenant_id":"org-3","name":"x","dashboard_id":"old-1"}`: "DASHBOARD_TAKEN",
+		for body, want := range map[string][2]string{ // the code, and what the message names
+			`{"tenant_id":"org-1","dashboard_id":"old-2"}`:            {"DASHBOARD_CONFLICT", `"old-1"`},
+			`{"tenant_id":"org-2","dashboard_id":"old-1"}`:            {"DASHBOARD_TAKEN", `"org-1"`},
+			`{"tenant_id":"org-3","name":"x","dashboard_id":"old-1"}`: {"DASHBOARD_TAKEN", `"org-1"`},
 		} {
-			if refused := w.ask("POST", api, root, body); refused.status != 409 ||
-				refused.field("code") != code {
-				t.Errorf("%s: %d %s, want 409 %s", body, refused.status, refused.body, code)
+			refused := w.ask("POST", api, root, body)
+			if refused.status != 409 || refused.field("code") != want[0] ||
+				!strings.Contains(refused.field("detail"), want[1]) {
+				t.Errorf("%s: %d %s, want 409 %s", body, refused.status, refused.body, want)
 			}
 		}
 		for _, body := range []string{`{"tenant_id":"org-4","dashboard_id":" x"}`, `{"dashboard_id":"x"}`,
