@@ -231,3 +231,40 @@ func TestCacheRenewalProlongsOnlyWhatItRead(t *testing.T) {
 		})
 	}
 }
+
+// Promise 6: what was read may be old by the time of the answer.
+func TestCacheRenewalCountsFromTheBeginningOfItsQuery(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tenants := newTenantCache(func(context.Context, string) (*tenant, error) {
+			return &tenant{id: "t"}, nil
+		})
+		if _, err := tenants.get(t.Context(), "t"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		go tenants.renewals(ctx, func(context.Context, []string) ([]*tenant, error) {
+			time.Sleep(renewBefore / 2)
+			return []*tenant{{id: "t"}}, nil
+		})
+		time.Sleep(tenantLife - renewBefore)
+		asked := time.Now()
+		fresh := func() bool {
+			known, _, _ := tenants.lookup([]byte("t"), time.Now())
+			return known != nil
+		}
+		if !fresh() {
+			t.Error("not in memory before the renewal")
+		}
+		time.Sleep(renewBefore) // the first life has ended
+		if !fresh() {
+			t.Error("it was not renewed")
+		}
+		stop()
+		synctest.Wait()
+		time.Sleep(time.Until(asked.Add(tenantLife)))
+		if fresh() {
+			t.Errorf("still in memory %v after it was read", tenantLife)
+		}
+	})
+}
