@@ -80,7 +80,8 @@ var brokenSystems = []struct {
 		"ERROR +Papermap.*\\(configuration\\)", "→ correct the address"}},
 	{"API unreachable", with("PAPERMAP_API_URL=http://127.0.0.1:1"), 1, []string{
 		"ERROR +Papermap.*nothing was sent", "→ can this host reach the address"}},
-	{"clock eleven minutes off", apiElevenMinutesAhead, 1, []string{"ERROR +clock +the host's clock is 1(0m59|1m0)", "→ set it; no tokens are minted"}},
+	{"clock eleven minutes off", apiElevenMinutesAhead, 1,
+		[]string{"ERROR +clock +the host's clock is 1(0m59|1m0)", "→ set it; no tokens are minted"}},
 	{"API that asks to wait", func(t *testing.T, s *system) []string {
 		s.sim.SetFaults(simulator.Fault{Status: 429, RetryAfter: "60"})
 		return nil

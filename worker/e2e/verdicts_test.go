@@ -276,7 +276,8 @@ var brokenEnvironments = []brokenEnvironment{
 		want: paused, words: "calls to Papermap keep failing"},
 	{name: "quota used up", slow: true, before: fault(simulator.Fault{Status: 402}), after: createTenant,
 		want: paused, words: "Papermap says that the workspace's quota is used up"},
-	{name: "clock eleven minutes off", slow: true, before: apiElevenMinutesAhead, after: createTenant, want: paused, words: "the host's clock is"},
+	{name: "clock eleven minutes off", slow: true, before: apiElevenMinutesAhead, after: createTenant,
+		want: paused, words: "the host's clock is"},
 
 	// REST
 	{name: "key set of REST that is not there", slow: true, before: func(_ *testing.T, s *system) []string {
