@@ -90,7 +90,7 @@ func (l logged) Write(p []byte) (int, error) {
 
 func (l logged) wait(t *testing.T, text string) string {
 	t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(30 * time.Second)
 	for {
 		select {
 		case line := <-l:

@@ -226,7 +226,8 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 		})
 	}
 	switch err := batch.Error(); {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, jetstream.ErrNoHeartbeat): // the pull was lost with its server
 		return nil
 	case errors.Is(err, jetstream.ErrConsumerDeleted):
 		c.bus.streamMayBeAnother()
@@ -238,16 +239,16 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 
 // pullWait returns how long a pull waits. While events arrive that is short, and a stop waits for
 // its end, so that no event is on its way to a consumer that has gone. While there are none it is
-// until the next check of the streams; a stop or a lost connection cancels it. An event that
-// arrives in that very moment is redelivered after ackWait.
+// until the next check of the streams; a stop, a lost connection or ten seconds without a heartbeat
+// end it. An event that arrives in that very moment is redelivered after ackWait.
 func (c *Consumer) pullWait(ctx context.Context) (wait jetstream.FetchOpt, end func()) {
-	long := c.bus.untilCheck()
+	long := c.bus.untilIdleCheck()
 	if !c.idle || long <= fetchWait {
 		return jetstream.FetchMaxWait(fetchWait), func() {}
 	}
 	connected, disconnect := c.bus.whileConnected(ctx)
-	// The server ends the pull after nine tenths of it.
-	pull, cancel := context.WithTimeout(connected, long*10/9)
+	// The server is asked to end the pull a tenth, at most a second, before the context does.
+	pull, cancel := context.WithTimeout(connected, long+min(long/9, time.Second))
 	return jetstream.FetchContext(pull), func() {
 		cancel()
 		disconnect()

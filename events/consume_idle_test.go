@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"time"
 )
@@ -32,8 +33,8 @@ func TestIdleConsumerAsksOnlyAsOftenAsItChecksTheStreams(t *testing.T) {
 		idle(t, b, nil)
 		before := b.nc.Stats().OutMsgs
 		time.Sleep(time.Minute)
-		const checks = uint64(time.Minute / checkEvery)
-		// A check asks for two streams and two consumers; a pull follows it.
+		const checks = uint64(time.Minute / checkIdle)
+		// A check asks for two streams and two consumers. A pull subscribes, asks and unsubscribes.
 		if sent := b.nc.Stats().OutMsgs - before; sent > 5*(checks+1) {
 			t.Errorf("%d requests in a minute, want %d", sent, 5*checks)
 		}
@@ -69,6 +70,30 @@ func TestIdleConsumerPullsAgainAfterALostConnection(t *testing.T) {
 			if took := time.Since(began); took > 2500*time.Millisecond {
 				t.Errorf("%s was handled after %v", id, took)
 			}
+		}
+	})
+}
+
+// A server that fails takes the pulls that wait at it along, and the connection may be to another one.
+func TestIdleConsumerPullsAgainWhenItHearsNoHeartbeat(t *testing.T) {
+	virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
+		said := make(logged, 100)
+		b.log = slog.New(slog.NewTextHandler(said, nil))
+		handled := make(chan struct{}, 1)
+		idle(t, b, handled)
+		way.losesPulls.Store(true)
+		time.Sleep(checkIdle)
+		way.losesPulls.Store(false)
+		began := time.Now()
+		publish(t, b, createdEvent("a"))
+		<-handled
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("it was handled after %v", took)
+		}
+		select {
+		case line := <-said:
+			t.Errorf("logged: %s", line)
+		default:
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -58,17 +59,30 @@ func virtuallyOn(t *testing.T, test func(t *testing.T, b *Bus, way *way)) {
 	})
 }
 
-// way is a way to a server that can be closed.
+// way is a way to a server that can be closed, and that can lose requests for events.
 type way struct {
 	*embedded.Server
-	closed atomic.Bool
+	closed, losesPulls atomic.Bool
 }
 
 func (w *way) InProcessConn() (net.Conn, error) {
 	if w.closed.Load() {
 		return nil, errors.New("the way is closed")
 	}
-	return w.Server.InProcessConn()
+	c, err := w.Server.InProcessConn()
+	return lossyConn{c, w}, err
+}
+
+type lossyConn struct {
+	net.Conn
+	way *way
+}
+
+func (c lossyConn) Write(p []byte) (int, error) {
+	if c.way.losesPulls.Load() && bytes.Contains(p, []byte("CONSUMER.MSG.NEXT")) {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
 }
 
 // emptyPools empties each sync.Pool of the process: their elements survive one garbage collection, and

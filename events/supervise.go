@@ -13,8 +13,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// checkEvery is the time between checks of the streams and the consumers, while events are fetched.
-const checkEvery = 5 * time.Second
+// The time between checks of the streams and the consumers: while events arrive, and while none do.
+const (
+	checkEvery = 5 * time.Second
+	checkIdle  = 20 * time.Second
+)
 
 // supervisor is the state of the streams and the consumers. Both consumers of a process use the
 // same supervisor.
@@ -124,10 +127,10 @@ func (b *Bus) supervise(
 	return t.consumers[name], t.incarnation, nil
 }
 
-// untilCheck returns how long it is until supervise is due to check again.
-func (b *Bus) untilCheck() time.Duration {
+// untilIdleCheck returns how long it is until an idle consumer is due to check again.
+func (b *Bus) untilIdleCheck() time.Duration {
 	defer b.lockTopology()()
-	return time.Until(b.top.supervised.Add(checkEvery))
+	return time.Until(b.top.supervised.Add(checkIdle))
 }
 
 func (b *Bus) restoreTopology(ctx context.Context) error {

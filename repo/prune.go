@@ -19,12 +19,12 @@ const (
 // pruneBatch is how many rows one transaction deletes, so that it stays short.
 const pruneBatch = 1000
 
-// Prune deletes old rows in short transactions, until none is left or ctx ends. Entries of the
-// audit log are kept for auditKept.
-func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
+// Prune deletes old rows in short transactions, until none is left or ctx ends. It returns how many
+// it deleted. Entries of the audit log are kept for auditKept.
+func (db *DB) Prune(ctx context.Context, auditKept time.Duration) (deleted int64, err error) {
 	now, err := db.clock(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	before := func(kept time.Duration) Time { return at(now.Add(-kept)) }
 	judged, _ := judgedPeriods(at(now))
@@ -58,25 +58,26 @@ func (db *DB) Prune(ctx context.Context, auditKept time.Duration) error {
 			[]any{judged, pruneBatch},
 		},
 	} {
-		if err := db.prune(ctx, d.query, d.args); err != nil {
-			return err
+		n, err := db.prune(ctx, d.query, d.args)
+		if deleted += n; err != nil {
+			return deleted, err
 		}
 	}
-	return nil
+	return deleted, nil
 }
 
 // prune repeats a statement until it deletes less than a batch.
-func (db *DB) prune(ctx context.Context, query string, args []any) error {
-	for deleted := int64(pruneBatch); deleted == pruneBatch && ctx.Err() == nil; {
+func (db *DB) prune(ctx context.Context, query string, args []any) (deleted int64, err error) {
+	for n := int64(pruneBatch); n == pruneBatch && ctx.Err() == nil; deleted += n {
 		err := db.update(ctx, func(ctx context.Context, t *tx) (err error) {
-			deleted, err = t.execCount(ctx, query, args...)
+			n, err = t.execCount(ctx, query, args...)
 			return err
 		}, "prune the database")
 		if err != nil {
-			return err
+			return deleted, err
 		}
 	}
-	return ctx.Err()
+	return deleted, ctx.Err()
 }
 
 // firstID is the smallest UUID of version 7 at a time: it begins with the milliseconds.

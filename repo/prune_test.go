@@ -46,7 +46,9 @@ func TestPruneDeletesWhatIsOldAndNothingElse(t *testing.T) {
 			insert(`INSERT INTO audit_log (at, actor, via, action, detail)
 				VALUES (?, 'a', 'cli', 'sync', ?)`, at, detail)
 		}
-		must(t, db.Prune(ctx, 10*day))
+		deleted, err := db.Prune(ctx, 10*day)
+		must(t, err)
+		same(t, "deleted rows", deleted, int64(2504))
 		values := func(query string) []string {
 			t.Helper()
 			list, err := list[string](ctx, db.read, "read what is left", query)
@@ -67,7 +69,7 @@ func TestPruneEndsWithItsContext(t *testing.T) {
 	db := openTest(t)
 	ended, end := context.WithCancel(ctx)
 	end()
-	if err := db.Prune(ended, day); err == nil {
+	if _, err := db.Prune(ended, day); err == nil {
 		t.Error("it went on")
 	}
 }

@@ -9,17 +9,23 @@ import (
 	"papermap-worker/repo"
 )
 
-// pruneEvery is how often old rows are deleted.
-const pruneEvery = time.Minute
+// How often old rows are deleted: while there are some, and at least.
+const (
+	pruneEvery = time.Minute
+	pruneIdle  = 16 * time.Minute
+)
 
 // prune deletes old rows until ctx ends. All replicas do so; one finds nothing left where another
 // has deleted.
 func prune(ctx context.Context, db *repo.DB, auditKept time.Duration, log *slog.Logger) {
 	var warned logOnce
-	for events.Sleep(ctx, pruneEvery) {
-		err := db.Prune(ctx, auditKept)
+	for wait := pruneEvery; events.Sleep(ctx, wait); {
+		deleted, err := db.Prune(ctx, auditKept)
 		if ctx.Err() == nil && warned.begins(err != nil) {
 			log.Warn("cannot prune the database", "error", err)
+		}
+		if wait = min(2*wait, pruneIdle); deleted > 0 || err != nil {
+			wait = pruneEvery
 		}
 	}
 }
