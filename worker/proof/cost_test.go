@@ -162,8 +162,8 @@ type figure struct {
 func (c *cost) read() (all []figure) {
 	c.t.Helper()
 	add := func(name, unit string, value float64) { all = append(all, figure{name, unit, value}) }
-	add("processor time of the worker", "us", c.processorTime(c.worker.cmd.Process.Pid))
-	add("processor time of NATS", "us", c.processorTime(c.nats[0].process.cmd.Process.Pid))
+	add("CPU time of the worker", "us", c.processorTime(c.worker.cmd.Process.Pid))
+	add("CPU time of NATS", "us", c.processorTime(c.nats[0].process.cmd.Process.Pid))
 	add("anonymous memory of the worker", "MiB", c.number("status", "RssAnon")/1024)
 	add("bytes written to files by the worker", "bytes", c.number("io", "write_bytes"))
 	add("requests of the API", "", float64(len(c.sim.Log())))
@@ -183,7 +183,7 @@ func (c *cost) read() (all []figure) {
 	}
 	var backend int
 	c.must(c.sql.GetContext(c.t.Context(), &backend, "SELECT pg_backend_pid()"))
-	add("processor time of PostgreSQL", "us", c.processorTime(c.family(backend)...))
+	add("CPU time of PostgreSQL", "us", c.processorTime(c.family(backend)...))
 	var wal float64
 	c.must(c.sql.GetContext(c.t.Context(), &wal, "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 	add("bytes in the write-ahead log", "bytes", wal)
