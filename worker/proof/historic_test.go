@@ -255,7 +255,7 @@ func (b *historicBuild) appendResult(t *testing.T, line string) {
 // resultTable is the table of docs/historic-bugs.md.
 func resultTable(bugs map[string]mutant, names []string, results map[string]string) string {
 	var b strings.Builder
-	b.WriteString("| bug | repaired in |")
+	b.WriteString("| bug | fixed in |")
 	for _, by := range methods {
 		fmt.Fprintf(&b, " %s |", by.name)
 	}
