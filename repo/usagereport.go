@@ -17,7 +17,7 @@ type MonthlyUsage struct {
 // UsageByMonth sums usage by month, the newest last. It reads all rows.
 func (db *DB) UsageByMonth(ctx context.Context) ([]MonthlyUsage, error) {
 	return list[MonthlyUsage](ctx, db.read, "sum usage", `SELECT period,
-		SUM(CAST(credits AS DOUBLE PRECISION)) AS credits, CAST(SUM(requests) AS BIGINT) AS requests,
+		CAST(SUM(credits) AS DOUBLE PRECISION) AS credits, CAST(SUM(requests) AS BIGINT) AS requests,
 		COUNT(*) AS tenants FROM tenant_usage GROUP BY period ORDER BY period`)
 }
 
@@ -26,7 +26,7 @@ func (db *DB) TopUsage(ctx context.Context, period string, limit int) ([]Usage, 
 	return list[Usage](ctx, db.read, "read the most usage of "+period,
 		`SELECT u.tenant_id, u.workspace_id, u.period, CAST(u.credits AS TEXT) AS credits, u.requests,
 		u.synced_at, `+budgetOf+` AS budget FROM tenant_usage u WHERE u.period = ?
-		ORDER BY CAST(u.credits AS DOUBLE PRECISION) DESC, u.tenant_id LIMIT ?`, period, limit)
+		ORDER BY u.credits + 0 DESC, u.tenant_id LIMIT ?`, period, limit)
 }
 
 // UsageChange is a total that went down: the API corrected itself.
