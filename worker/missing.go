@@ -63,6 +63,7 @@ func (m *missingTenants) create(ctx context.Context, r TokenRequest, workspaces 
 	case err == nil:
 		return errBeingCreated // since it was looked up
 	case !errors.Is(err, repo.ErrNotFound):
+		m.forget(r.TenantID)
 		return err
 	}
 	e.ID = "missing-" + events.EncodeTenant(r.TenantID)
