@@ -344,6 +344,9 @@ func (s *Service) answerFast(r request) (v FastResult) {
 		}
 		return FastQueue // Handle meets the same error, which is logged
 	}
+	if s.refusedAsTooLarge(r, reply) {
+		return FastAnswered
+	}
 	*buffer = reply
 	r.answers.add(r, false)
 	if err := r.nc.Publish(r.reply, reply); err != nil { // which copies it
@@ -435,17 +438,24 @@ func (s *Service) refuse(r request, e *ServiceError) {
 // respond replies over the connection and not through micro's methods: those write their result
 // into the request, which micro reads when its callback returns, which may be earlier.
 func (s *Service) respond(r request, m *nats.Msg) {
-	m.Subject = r.reply
-	r.answers.add(r, m.Header != nil)
-	err := r.nc.PublishMsg(m)
-	if errors.Is(err, nats.ErrMaxPayload) && m.Header == nil {
-		s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",
-			Message: "the answer would be larger than the NATS server accepts: ask for less"})
+	if m.Header == nil && s.refusedAsTooLarge(r, m.Data) {
 		return
 	}
-	if err != nil {
+	m.Subject = r.reply
+	r.answers.add(r, m.Header != nil)
+	if err := r.nc.PublishMsg(m); err != nil {
 		s.log.Warn("cannot answer a request", "endpoint", r.endpoint.Name, "error", err)
 	}
+}
+
+// refusedAsTooLarge refuses a request if the NATS server would not accept the answer.
+func (s *Service) refusedAsTooLarge(r request, answer []byte) bool {
+	if int64(len(answer)) <= r.nc.MaxPayload() {
+		return false
+	}
+	s.refuse(r, &ServiceError{Status: 400, Code: "INVALID_REQUEST",
+		Message: "the answer would be larger than the NATS server accepts: ask for less"})
+	return true
 }
 
 // readReply is the caller's side: it returns the data, or the reply's error as a *ServiceError.

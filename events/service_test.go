@@ -401,6 +401,14 @@ func TestServiceStatsHaveErrorsAndTimesOfAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if d := statsOf(t, nc)[0]; d.Answers != 3 || d.Errors != 2 || d.AverageMicros < 5000 {
+		t.Errorf("%+v", d)
+	}
+}
+
+// statsOf returns what $SRV.STATS says of each endpoint's answers.
+func statsOf(t *testing.T, nc *nats.Conn) (list []answerStats) {
+	t.Helper()
 	reply, err := nc.Request("$SRV.STATS.papermap-worker", nil, 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -413,7 +421,35 @@ func TestServiceStatsHaveErrorsAndTimesOfAnswers(t *testing.T) {
 	if err := json.Unmarshal(reply.Data, &stats); err != nil {
 		t.Fatal(err)
 	}
-	if d := stats.Endpoints[0].Data; d.Answers != 3 || d.Errors != 2 || d.AverageMicros < 5000 {
-		t.Errorf("%+v", d)
+	for _, e := range stats.Endpoints {
+		list = append(list, e.Data)
+	}
+	return list
+}
+
+// An answer that NATS cannot carry is refused, by whichever way it was made, and counted once.
+func TestServiceRefusesAnAnswerThatIsTooLarge(t *testing.T) {
+	t.Parallel()
+	b := startBus(t)
+	large := func() []byte { return make([]byte, b.nc.MaxPayload()+1) }
+	s, err := b.Serve("1.2.3", nil,
+		Endpoint{Name: "echo", Handle: func(context.Context, Request) ([]byte, error) { return large(), nil }},
+		Endpoint{Name: "fast", Fast: func([]byte, Request) ([]byte, FastResult, error) {
+			return large(), FastAnswered, nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	for _, name := range []string{"echo", "fast"} {
+		reply, err := b.nc.Request("papermap.rpc."+name, nil, 5*time.Second)
+		if err != nil || reply.Header.Get("Nats-Service-Error-Code") != "400" {
+			t.Errorf("%s: %v, %v", name, reply, err)
+		}
+	}
+	for _, d := range statsOf(t, b.nc.Conn) {
+		if d.Answers != 1 || d.Errors != 1 {
+			t.Errorf("%+v", d)
+		}
 	}
 }
