@@ -55,7 +55,10 @@ type tenant struct {
 }
 
 // replaces makes t the tenant's entry instead of old.
-func (t *tenant) replaces(old *tenant) { t.volume = old.volume }
+func (t *tenant) replaces(old *tenant) {
+	t.volume = old.volume
+	t.volume.now += old.minted
+}
 
 // sameAs reports whether both entries give the same tokens.
 func (t *tenant) sameAs(o *tenant) bool {

@@ -129,3 +129,20 @@ func TestTokenCountsBelongToTheMonthOfTheToken(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+func TestTokenVolumeHasTokensThatWereMintedRightBeforeAChange(t *testing.T) {
+	v, _ := volumeOf()
+	c := &tokenCounts{volume: v, tenants: v.tenants}
+	one := v.tenants.keep(&tenant{id: "t", ws: &workspace{}}, time.Now())
+	c.add(one, time.Now())
+	c.add(one, time.Now())
+	v.tenants.invalidate("t")
+	c.collect(len(c.minted))
+	v.tenants.keep(&tenant{id: "t", dashboardID: "another", ws: &workspace{}}, time.Now())
+	if known, _ := v.tenants.known.get([]byte("t")); known.volume.now != 2 {
+		t.Errorf("%d tokens are known of, want 2", known.volume.now)
+	}
+	if rows := c.batch(); len(rows) != 1 || rows[0].Tokens != 2 {
+		t.Errorf("counted as %+v, want 2 tokens", rows)
+	}
+}
