@@ -119,6 +119,9 @@ func (c *tokenCounts) add(t *tenant, now time.Time) {
 		c.setMonth(now.UTC())
 	}
 	if t.minted == 0 {
+		if len(c.minted) >= maxTenants {
+			return // nothing could be written for long, while tenants left memory and came back
+		}
 		c.minted = append(c.minted, t)
 	}
 	t.minted++

@@ -146,3 +146,16 @@ func TestTokenVolumeHasTokensThatWereMintedRightBeforeAChange(t *testing.T) {
 		t.Errorf("counted as %+v, want 2 tokens", rows)
 	}
 }
+
+// While nothing can be written, tenants that left memory and came back are counted apart.
+func TestTokenCountsAreBoundedWhileTheyCannotBeWritten(t *testing.T) {
+	v, _ := volumeOf()
+	c := &tokenCounts{volume: v, tenants: v.tenants}
+	ws := &workspace{}
+	for range 2 * maxTenants {
+		c.add(&tenant{id: "t", ws: ws}, time.Now())
+	}
+	if n := c.left(); n > maxTenants {
+		t.Errorf("%d are kept to be written", n)
+	}
+}
