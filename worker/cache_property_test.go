@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,7 +33,7 @@ type tokenStory struct {
 	t    *testing.T
 	seed uint64
 	s    *tokenService
-	slow bool // the database
+	slow atomic.Bool // the database
 
 	mu      sync.Mutex
 	random  *rand.Rand
@@ -40,6 +41,9 @@ type tokenStory struct {
 	minted  map[string]int64
 	written map[string]int64
 }
+
+// storyTenants are the tenants' ids.
+const storyTenants = "abcdefg"
 
 type storyState struct {
 	from      time.Time
@@ -54,11 +58,11 @@ func newTokenStory(t *testing.T, seed uint64) *tokenStory {
 		EmbedKey: papermap.KeyPair{ID: "k", Secret: papermap.NewSecret("s")},
 	})
 	y := &tokenStory{
-		t: t, seed: seed, slow: true, random: rand.New(rand.NewPCG(seed, 1)),
+		t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 1)),
 		history: map[string][]storyState{}, minted: map[string]int64{}, written: map[string]int64{},
 	}
-	for _, id := range []string{"a", "b", "c", "d", "e", "f", "g"} {
-		y.history[id] = []storyState{{from: began, dashboard: "first"}}
+	for _, id := range storyTenants {
+		y.history[string(id)] = []storyState{{from: began, dashboard: "first"}}
 	}
 	y.s = newTokenService(workspaces{byID: map[string]*workspace{"w": ws}}, nil, newMetrics(Build{}),
 		tokenLimits{ttl: time.Hour, maxTTL: time.Hour}, func() time.Time { // a month ends meanwhile
@@ -74,6 +78,7 @@ func newTokenStory(t *testing.T, seed uint64) *tokenStory {
 		}
 		return list[0], nil
 	}
+	y.slow.Store(true)
 	y.s.cache.known.size = []int{2, 3, 5, 100}[seed%4]
 	return y
 }
@@ -100,7 +105,7 @@ func (y *tokenStory) run() {
 	all.Wait()
 	time.Sleep(tenantLife) // all queries have ended, and what they read is too old
 
-	y.slow = false
+	y.slow.Store(false)
 	for id := range y.history {
 		if now := y.now(id); now.status == repo.Active {
 			if token := y.request(id); token.DashboardID != now.dashboard {
@@ -127,7 +132,7 @@ func (y *tokenStory) n(n int) int {
 
 func (y *tokenStory) upTo(d time.Duration) time.Duration { return time.Duration(y.n(int(d))) + 1 }
 
-func (y *tokenStory) tenant() string { return string(rune('a' + y.n(len(y.history)))) }
+func (y *tokenStory) tenant() string { return string(storyTenants[y.n(len(storyTenants))]) }
 
 func (y *tokenStory) now(id string) storyState {
 	y.mu.Lock()
@@ -151,7 +156,7 @@ func (y *tokenStory) load(ctx context.Context, ids []string) (list []*tenant, er
 }
 
 func (y *tokenStory) delay(ctx context.Context) error {
-	if !y.slow {
+	if !y.slow.Load() {
 		return nil
 	}
 	if y.n(40) == 0 {
