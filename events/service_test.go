@@ -433,7 +433,9 @@ func TestServiceRefusesAnAnswerThatIsTooLarge(t *testing.T) {
 	b := startBus(t)
 	large := func() []byte { return make([]byte, b.nc.MaxPayload()+1) }
 	s, err := b.Serve("1.2.3", nil,
-		Endpoint{Name: "echo", Handle: func(context.Context, Request) ([]byte, error) { return large(), nil }},
+		Endpoint{
+			Name: "echo", Handle: func(context.Context, Request) ([]byte, error) { return large(), nil },
+		},
 		Endpoint{Name: "fast", Fast: func([]byte, Request) ([]byte, FastResult, error) {
 			return large(), FastAnswered, nil
 		}})

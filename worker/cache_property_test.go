@@ -109,7 +109,8 @@ func (y *tokenStory) run() {
 	for id := range y.history {
 		if now := y.now(id); now.status == repo.Active {
 			if token := y.request(id); token.DashboardID != now.dashboard {
-				y.t.Errorf("seed %d: %s has %q in the end, and got %q", y.seed, id, now.dashboard, token.DashboardID)
+				y.t.Errorf("seed %d: %s has %q in the end, and got %q", y.seed, id, now.dashboard,
+					token.DashboardID)
 			}
 		}
 	}
