@@ -247,7 +247,7 @@ func (c *Consumer) pullWait(ctx context.Context) (wait jetstream.FetchOpt, end f
 		return jetstream.FetchMaxWait(fetchWait), func() {}
 	}
 	connected, disconnect := c.bus.whileConnected(ctx)
-	// The server is asked to end the pull a tenth, at most a second, before the context does.
+	// FetchContext asks the server to end the pull a tenth of the time earlier, at most a second.
 	pull, cancel := context.WithTimeout(connected, long+min(long/9, time.Second))
 	return jetstream.FetchContext(pull), func() {
 		cancel()

@@ -97,3 +97,23 @@ func TestIdleConsumerPullsAgainWhenItHearsNoHeartbeat(t *testing.T) {
 		}
 	})
 }
+
+// A consumer that vanishes has probably gone with its stream, which may be back with other events by the
+// time of the next look.
+func TestIdleConsumerTakesTheStreamForAnotherWhenItsConsumerVanishes(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		idle(t, b, nil)
+		before, err := b.incarnation(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.js.DeleteConsumer(t.Context(), b.o.Stream, MainConsumer); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		after, err := b.incarnation(t.Context())
+		if err != nil || after == before {
+			t.Errorf("events of before would be acknowledged (error: %v)", err)
+		}
+	})
+}

@@ -35,6 +35,7 @@ type dialect struct {
 	clock     string // reads started; empty: the process's clock counts
 
 	collate   string // the collation by code points, which is SQLite's default
+	asNumber  string // follows credits that are sorted: SQLite stores them as text
 	unlimited string // removes the timeout of a transaction's statements; empty if there is none
 
 	// The maximum number of usage pages in one transaction, normally and while tenants are
@@ -52,7 +53,8 @@ type dialect struct {
 var sqliteDialect = dialect{
 	schema: schema.SQLite, engine: "SQLite", version: "SELECT sqlite_version()", system: "sqlite",
 	set: setOfJSON, inSet: " IN (SELECT value FROM json_each(?))", list: listOfJSON,
-	pages: 8, pagesWhileBusy: 1,
+	asNumber: " + 0",
+	pages:    8, pagesWhileBusy: 1,
 	isUnique: func(err error) bool {
 		var e sqlite3.Error
 		return errors.As(err, &e) && e.ExtendedCode == sqlite3.ErrConstraintUnique

@@ -26,7 +26,7 @@ func (db *DB) TopUsage(ctx context.Context, period string, limit int) ([]Usage, 
 	return list[Usage](ctx, db.read, "read the most usage of "+period,
 		`SELECT u.tenant_id, u.workspace_id, u.period, CAST(u.credits AS TEXT) AS credits, u.requests,
 		u.synced_at, `+budgetOf+` AS budget FROM tenant_usage u WHERE u.period = ?
-		ORDER BY u.credits + 0 DESC, u.tenant_id LIMIT ?`, period, limit)
+		ORDER BY u.credits`+db.dialect.asNumber+` DESC, u.tenant_id LIMIT ?`, period, limit)
 }
 
 // UsageChange is a total that went down: the API corrected itself.

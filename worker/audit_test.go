@@ -84,3 +84,29 @@ func TestWorkerPrunesTheAuditLog(t *testing.T) {
 			})
 	}
 }
+
+func TestWorkerLooksForOldRowsLessOftenWhileThereAreNone(t *testing.T) {
+	virtual(t, options{}, func(t *testing.T, w *world) {
+		left := func() int {
+			list, err := w.DB.AuditLog(t.Context(), repo.AuditFilter{}, 10)
+			w.Must(err)
+			return len(list)
+		}
+		entry := func() {
+			w.Must(w.DB.Audit(t.Context(), repo.AuditEntry{Actor: "cli:me", Via: "cli", Action: "sync"}))
+			w.SQL.MustExec("UPDATE audit_log SET at = '2020-01-01T00:00:00.000Z'")
+		}
+		time.Sleep(64 * time.Minute) // it looked after 1, 3, 7, 15, 31, 47 and 63 minutes
+		entry()
+		if time.Sleep(10 * time.Minute); left() == 0 {
+			t.Error("it looked although it had found nothing for an hour")
+		}
+		if time.Sleep(6 * time.Minute); left() > 0 {
+			t.Error("it did not look for 16 minutes")
+		}
+		entry()
+		if time.Sleep(2 * time.Minute); left() > 0 {
+			t.Error("it did not look a minute after it had found something")
+		}
+	})
+}

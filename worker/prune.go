@@ -9,7 +9,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// How often old rows are deleted: while there are some, and at least.
+// The time between looks for old rows: while there are some, and the longest.
 const (
 	pruneEvery = time.Minute
 	pruneIdle  = 16 * time.Minute

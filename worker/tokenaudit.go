@@ -93,8 +93,8 @@ func (a *tokenAudit) run(ctx context.Context, log *slog.Logger) {
 }
 
 // tokenCounts counts minted tokens per tenant and month in memory, so that minting writes nothing.
-// A crash loses the last few seconds. That is acceptable: the counts only have to show whether a
-// tenant had any tokens in a month.
+// A crash loses the last few seconds, and a database that takes no writes for long may lose more.
+// That is acceptable: the counts only have to show whether a tenant had any tokens in a month.
 type tokenCounts struct {
 	volume  *tokenVolume
 	tenants *tenantCache // its lock guards the fields below
