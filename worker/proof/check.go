@@ -118,6 +118,11 @@ func newChecker(h History) *checker {
 	for _, d := range h.Dead {
 		c.dead[d.StreamSequence] = append(c.dead[d.StreamSequence], d)
 	}
+	for _, m := range h.Mappings {
+		if _, again := c.rows[m.TenantID]; !again {
+			c.rows[m.TenantID] = m
+		}
+	}
 	for _, p := range h.Published {
 		if p.Adopts != "" && !p.Lost && c.taken(p) {
 			c.copyTaken[p.Tenant+" "+p.Adopts] = true
@@ -135,11 +140,6 @@ func newChecker(h History) *checker {
 		}
 	}
 	slices.SortStableFunc(c.stored, func(a, b Published) int { return cmp.Compare(a.Sequence, b.Sequence) })
-	for _, m := range h.Mappings {
-		if _, again := c.rows[m.TenantID]; !again {
-			c.rows[m.TenantID] = m
-		}
-	}
 	for _, a := range h.Attempts {
 		c.attempts[a.TenantID] = append(c.attempts[a.TenantID], a)
 		c.byMark[a.Mark] = a

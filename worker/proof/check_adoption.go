@@ -77,10 +77,15 @@ func (c *checker) adoptionRefused(p Published, code string) bool {
 }
 
 // taken reports whether the event was refused because its dashboard is another tenant's. Such an
-// event records nothing. Of a lost event, the copies decide.
+// event records nothing. Of a lost event, the copies decide, unless it was recorded before it was
+// lost: while it waited for a create, or in conflict with the tenant's own dashboard.
 func (c *checker) taken(p Published) bool {
-	if p.Lost {
-		return p.Adopts != "" && c.copyTaken[p.Tenant+" "+p.Adopts]
+	refused := func(code string) bool {
+		return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == code })
 	}
-	return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == codeTaken })
+	if p.Lost {
+		return p.Adopts != "" && c.copyTaken[p.Tenant+" "+p.Adopts] && !refused(codeConflict) &&
+			c.rows[p.Tenant].CreatedEvent != p.when().UnixNano()
+	}
+	return refused(codeTaken)
 }

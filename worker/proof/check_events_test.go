@@ -31,6 +31,15 @@ func TestCheckAcceptsWhatWasLostWithADeletedStream(t *testing.T) {
 	s.event(96_005, events.TypeTenantResumed, "unborn")
 	s.row(96_200, "unborn", repo.Pending, "none", 1, "")
 	s.mapping("unborn").CreatedEvent = 0
+	// It was recorded in conflict with the tenant's own dashboard. Its copy was refused.
+	s.event(94_000, events.TypeTenantCreated, "stays")
+	own := s.created(94_100, "stays", 1)
+	s.event(94_700, events.TypeTenantDeleted, "stays")
+	conflict := s.adopting(94_800, "stays", taken)
+	conflict.Lost = true
+	s.buried(94_900, conflict, codeConflict)
+	s.row(95_000, "stays", repo.Active, repo.Active, 1, own)
+	s.buried(96_300, s.adopting(96_200, "stays", taken), codeTaken)
 	poison := s.event(96_001, events.TypeTenantCreated, "lost")
 	poison.Lost, poison.Poison = true, true
 	sync := s.event(96_002, events.TypeUsageSync, "")
