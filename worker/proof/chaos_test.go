@@ -356,7 +356,10 @@ func (c *chaos) draw(slot, generation int, random *rand.Rand) life {
 		case failpoint.DeadStored:
 			l.nth = 1
 		case failpoint.Draining: // at the signal, or after the first event in flight
-			l.action, l.nth = "term", 1+random.IntN(2)
+			l.action = "term"
+			if c.hits(l.place) > 0 {
+				l.nth = 1 + random.IntN(2)
+			}
 			l.limit = l.limit/12 + time.Duration(random.Int64N(int64(l.limit*2/3)))
 		}
 	default:
@@ -426,11 +429,7 @@ func (c *chaos) bury(p *process, place string) {
 		p.kill()
 		c.count("killed at a random time")
 		c.total.kills.Add(1)
-		if place != "" {
-			c.mu.Lock()
-			c.next = append(c.next, place) // it was not reached
-			c.mu.Unlock()
-		}
+		c.drawAgain(place)
 		return
 	}
 	signal, code := p.exit()
@@ -443,8 +442,10 @@ func (c *chaos) bury(p *process, place string) {
 		c.mu.Unlock()
 	case signal == 0 && code == 0:
 		c.count("drained")
+		c.drawAgain(place)
 	case signal == syscall.SIGTERM && p.output() == "":
 		c.count("terminated before it had started")
+		c.drawAgain(place)
 	case time.Now().UnixNano() < c.away.Load():
 		c.count("did not start without its database")
 		time.Sleep(100 * time.Millisecond)
@@ -452,6 +453,16 @@ func (c *chaos) bury(p *process, place string) {
 		c.t.Errorf("%s: a worker ended by itself (signal %v, code %d):\n%s", c.name, signal, code,
 			p.tail(3000))
 	}
+}
+
+// drawAgain puts a failpoint that was not reached back into the bag.
+func (c *chaos) drawAgain(place string) {
+	if place == "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next = append(c.next, place)
 }
 
 // report logs how much there was to check.
