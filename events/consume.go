@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -58,7 +59,10 @@ type Consumer struct {
 	memory   *semaphore.Weighted // bytes of the events in flight, and of those requested
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
-	idle     bool // the last pull got no event; only Run uses it
+
+	// Only Run uses these, of the last pull.
+	idle       bool // it got no event
+	unanswered bool
 
 	// Limits log lines about failures, which every event causes while something is down.
 	failures, unsettled *rate.Limiter
@@ -130,7 +134,7 @@ func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
 	}
-	if _, _, err := c.bus.supervise(ctx, c.Durable, 0); err != nil {
+	if _, err := c.bus.supervise(ctx, 0); err != nil {
 		return err
 	}
 	ready()
@@ -198,66 +202,63 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 			c.release(largest)
 		}
 	}()
-	js, incarnation, err := c.bus.supervise(ctx, c.Durable, checkEvery)
+	incarnation, err := c.bus.supervise(ctx, checkEvery)
 	if err != nil {
 		return err
 	}
-	wait, end := c.pullWait(ctx)
+	until, wait, end := c.pullWait(ctx)
 	defer end()
-	batch, err := js.Fetch(n, wait)
-	if err != nil {
-		return fmt.Errorf("fetch: %w", err)
-	}
+	request := pullRequest{Batch: n}
 	c.idle = true
-	for msg := range batch.Messages() {
+	nc, stream := c.bus.nc.Conn, c.bus.o.Stream
+	err = c.bus.pull(until, nc, stream, c.Durable, wait, request, func(msg *nats.Msg) bool {
 		c.idle = false
-		d := &delivery{Msg: msg, c: c, incarnation: incarnation}
+		d := &delivery{msg, c, incarnation}
 		if ctx.Err() != nil {
 			// Without a delay, it would come back by this very pull.
 			d.finish(work, "return", func() error { return msg.NakWithDelay(fetchWait) })
-			continue
+			return true
 		}
 		n-- // the handler releases this slot
-		size := min(largest, int64(headerSize(msg.Headers())+len(msg.Data())))
+		size := min(largest, int64(headerSize(msg.Header)+len(msg.Data)))
 		c.memory.Release(largest - size)
 		c.inFlight.Go(func() {
 			defer c.release(size)
 			c.handle(work, d)
 		})
-	}
-	switch err := batch.Error(); {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
-		errors.Is(err, jetstream.ErrNoHeartbeat): // the pull was lost with its server
+		return true
+	})
+	once := errors.Is(err, errUnanswered) && !c.unanswered // it was lost with its server
+	c.unanswered = errors.Is(err, errUnanswered)
+	if err == nil {
 		return nil
-	case errors.Is(err, jetstream.ErrConsumerDeleted):
-		c.bus.streamMayBeAnother()
-		return fmt.Errorf("fetch: %w", err)
-	default:
-		return fmt.Errorf("fetch: %w", err)
 	}
+	c.idle = false // the server says why it refuses a pull only if it has no heartbeats
+	if errors.Is(err, jetstream.ErrConsumerDeleted) {
+		c.bus.streamMayBeAnother()
+	}
+	if once {
+		return nil
+	}
+	return fmt.Errorf("fetch: %w", err)
 }
 
-// pullWait returns how long a pull waits. While events arrive that is short, and a stop waits for
-// its end, so that no event is on its way to a consumer that has gone. While there are none it is
-// until the next check of the streams; a stop, a lost connection or ten seconds without a heartbeat
-// end it. An event that arrives in that very moment is redelivered after ackWait.
-func (c *Consumer) pullWait(ctx context.Context) (wait jetstream.FetchOpt, end func()) {
-	long := c.bus.untilIdleCheck()
-	if !c.idle || long <= fetchWait {
-		return jetstream.FetchMaxWait(fetchWait), func() {}
+// pullWait returns how long a pull waits, and a context that ends it earlier. While events arrive, a
+// pull is short and a stop waits for its end, so that no event is on its way to a consumer that has
+// gone. While there are none, it lasts until the next check of the streams, and a stop or a lost
+// connection ends it. An event that arrives in that very moment is redelivered after ackWait.
+func (c *Consumer) pullWait(ctx context.Context) (until context.Context, wait time.Duration, end func()) {
+	wait = c.bus.untilIdleCheck()
+	if !c.idle || wait <= fetchWait {
+		return context.WithoutCancel(ctx), fetchWait, func() {}
 	}
-	connected, disconnect := c.bus.whileConnected(ctx)
-	// FetchContext asks the server to end the pull a tenth of the time earlier, at most a second.
-	pull, cancel := context.WithTimeout(connected, long+min(long/9, time.Second))
-	return jetstream.FetchContext(pull), func() {
-		cancel()
-		disconnect()
-	}
+	until, end = c.bus.whileConnected(ctx)
+	return until, wait, end
 }
 
 // delivery is a fetched message, and what may be sent to the server about it.
 type delivery struct {
-	jetstream.Msg
+	*nats.Msg
 	c           *Consumer
 	incarnation uint64 // of the stream that it is a message of
 }
@@ -276,7 +277,7 @@ func (d *delivery) settle(ctx context.Context, tell func() error) error {
 func (d *delivery) finish(ctx context.Context, operation string, tell func() error) {
 	if err := d.settle(ctx, tell); err != nil {
 		d.c.log.Warn("cannot acknowledge an event; it will be delivered again",
-			"operation", operation, "subject", d.Subject(), "error", err)
+			"operation", operation, "subject", d.Subject, "error", err)
 	}
 }
 
@@ -305,8 +306,8 @@ func (d *delivery) extend(ctx context.Context) (stop func()) {
 	var beats sync.WaitGroup
 	beats.Go(func() {
 		for Sleep(ctx, ackWait/3) {
-			if err := d.settle(ctx, d.InProgress); err != nil && ctx.Err() == nil {
-				d.c.log.Debug("cannot extend the deadline of an event", "subject", d.Subject(), "error", err)
+			if err := d.settle(ctx, func() error { return d.InProgress() }); err != nil && ctx.Err() == nil {
+				d.c.log.Debug("cannot extend the deadline of an event", "subject", d.Subject, "error", err)
 			}
 		}
 	})
@@ -319,16 +320,16 @@ func (d *delivery) extend(ctx context.Context) (stop func()) {
 // handle handles one event and acknowledges it. Until then it extends the event's AckWait, also
 // during a drain.
 func (c *Consumer) handle(ctx context.Context, d *delivery) {
-	defer logPanic(c.log, d.Subject()) // what is not acknowledged is delivered again
+	defer logPanic(c.log, d.Subject) // what is not acknowledged is delivered again
 	start := time.Now()
 	stop := d.extend(ctx)
 	defer stop()
-	raw, meta, err := c.bus.raw(d)
-	ctx, span := c.startProcess(ctx, d.Subject(), raw, int(meta.NumDelivered))
+	raw, deliveries, err := c.bus.raw(d.Msg)
+	ctx, span := c.startProcess(ctx, d.Subject, raw, deliveries)
 	defer span.End()
-	e := Event{Deliveries: int(meta.NumDelivered)}
+	e := Event{Deliveries: deliveries}
 	if err == nil {
-		e, err = c.process(ctx, raw, e.Deliveries)
+		e, err = c.process(ctx, raw, deliveries)
 	}
 	stop()
 	outcome := c.ack(ctx, d, raw, e, err)
@@ -375,7 +376,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 	}
 	switch {
 	case err == nil:
-		d.finish(ctx, "acknowledge", d.Ack)
+		d.finish(ctx, "acknowledge", func() error { return d.Ack() })
 		span.AddEvent("acknowledged")
 		failpoint.Hit(failpoint.Acked)
 		return "acknowledged"
@@ -395,7 +396,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 		span.SetStatus(codes.Error, permanent.Code)
 		failpoint.Hit(failpoint.DeadStored)
 		log.WarnContext(ctx, "event became a dead letter", "code", permanent.Code, "error", permanent)
-		d.finish(ctx, "terminate", d.Term)
+		d.finish(ctx, "terminate", func() error { return d.Term() })
 		return "dead"
 	case errors.As(err, &retry):
 		log.DebugContext(ctx, "event will be redelivered", "after", retry.After, "reason", err)
@@ -413,15 +414,13 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 	return "failed"
 }
 
-// raw returns a message as the stream stores it, with the server's delivery metadata.
-func (b *Bus) raw(msg jetstream.Msg) (Raw, *jetstream.MsgMetadata, error) {
+// raw returns a message as the stream stores it, and how often it was delivered.
+func (b *Bus) raw(msg *nats.Msg) (r Raw, deliveries int, err error) {
+	r = Raw{Type: b.o.Subjects.typeOf(msg.Subject), Header: msg.Header, Data: msg.Data}
 	meta, err := msg.Metadata()
 	if err != nil {
-		return Raw{Type: b.o.Subjects.typeOf(msg.Subject())}, &jetstream.MsgMetadata{NumDelivered: 1},
-			fmt.Errorf("read a message's metadata: %w", err)
+		return r, 1, fmt.Errorf("read a message's metadata: %w", err)
 	}
-	return Raw{
-		Type: b.o.Subjects.typeOf(msg.Subject()), Header: msg.Headers(), Data: msg.Data(),
-		Sequence: meta.Sequence.Stream, Time: meta.Timestamp,
-	}, meta, nil
+	r.Sequence, r.Time = meta.Sequence.Stream, meta.Timestamp
+	return r, int(meta.NumDelivered), nil
 }

@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 )
@@ -56,7 +57,7 @@ func TestIdleConsumerPullsAgainAfterALostConnection(t *testing.T) {
 		idle(t, b, handled)
 		other := connectBus(t, Options{InProcess: way})
 		for _, id := range []string{"a", "b", "c", "d", "e"} { // at different moments of a pull
-			time.Sleep(21 * time.Second)
+			time.Sleep(checkIdle + time.Second)
 			way.closed.Store(true)
 			if err := b.nc.ForceReconnect(); err != nil {
 				t.Fatal(err)
@@ -82,7 +83,9 @@ func TestIdleConsumerPullsAgainWhenItHearsNoHeartbeat(t *testing.T) {
 		handled := make(chan struct{}, 1)
 		idle(t, b, handled)
 		way.losesPulls.Store(true)
-		time.Sleep(checkIdle)
+		for way.lost.Load() == 0 {
+			time.Sleep(time.Second)
+		}
 		way.losesPulls.Store(false)
 		began := time.Now()
 		publish(t, b, createdEvent("a"))
@@ -94,6 +97,24 @@ func TestIdleConsumerPullsAgainWhenItHearsNoHeartbeat(t *testing.T) {
 		case line := <-said:
 			t.Errorf("logged: %s", line)
 		default:
+		}
+	})
+}
+
+func TestIdleConsumerIsUnhealthyWhileNobodyAnswersItsPulls(t *testing.T) {
+	virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
+		said := make(logged, 100)
+		b.log = slog.New(slog.NewTextHandler(said, nil))
+		idle(t, b, nil)
+		way.losesPulls.Store(true)
+		time.Sleep(time.Minute)
+		select {
+		case line := <-said:
+			if !strings.Contains(string(line), "the server did not answer") {
+				t.Errorf("logged: %s", line)
+			}
+		default:
+			t.Error("logged nothing")
 		}
 	})
 }

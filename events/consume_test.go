@@ -371,7 +371,10 @@ func TestConsumerReturnsAnEventOnceWhenStopped(t *testing.T) {
 		const slots = 8
 		c := b.MainConsumer(slots, time.Second)
 		c.Handle = func(context.Context, Event) error { t.Error("handled while stopping"); return nil }
-		js, _, err := b.supervise(t.Context(), MainConsumer, 0)
+		if _, err := b.supervise(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		js, err := b.js.Consumer(t.Context(), b.o.Stream, MainConsumer)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -87,7 +87,9 @@ func deadLetter(raw Raw, e Event, p *Permanent, limit int) *nats.Msg {
 	for name, values := range raw.Header {
 		isOwn := func(own string) bool { return strings.EqualFold(own, name) }
 		switch {
-		case hasPrefixFold(name, "nats-"): // the server would obey: expected sequence, rollup, time to live
+		case hasPrefixFold(name, "nats-"), // the server would obey: expected sequence, rollup, time to live
+			// Clients would take it for a status message of the server, as Bus.pull says.
+			len(raw.Data) == 0 && strings.EqualFold(name, "Status"):
 			msg.Header[originalPrefix+name] = values
 		case !isOwn(headerTruncated) && !slices.ContainsFunc(slices.Collect(maps.Keys(own)), isOwn):
 			msg.Header[name] = values
@@ -238,7 +240,7 @@ func (b *Bus) EachDeadLetter(
 	ctx context.Context, f DeadFilter, limit int, each func(DeadLetter) error,
 ) error {
 	var failed error
-	err := b.scan(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
+	err := b.scan(ctx, b.deadStream(), jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, f.From),
 	}, func(r Raw) bool {
 		if d := newDeadLetter(r); f.selects(d) {
@@ -296,8 +298,8 @@ func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter))
 	}
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
 		defer logPanic(b.log, msg.Subject())
-		if raw, _, err := b.raw(msg); err == nil && raw.Type == eventType {
-			do(newDeadLetter(raw))
+		if meta, err := msg.Metadata(); err == nil && b.o.Subjects.typeOf(msg.Subject()) == eventType {
+			do(newDeadLetter(Raw{eventType, msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp}))
 		}
 	}, jetstream.PullMaxBytes(b.readLimit()))
 	if err != nil {

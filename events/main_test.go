@@ -63,6 +63,7 @@ func virtuallyOn(t *testing.T, test func(t *testing.T, b *Bus, way *way)) {
 type way struct {
 	*embedded.Server
 	closed, losesPulls atomic.Bool
+	lost               atomic.Int64
 }
 
 func (w *way) InProcessConn() (net.Conn, error) {
@@ -80,6 +81,7 @@ type lossyConn struct {
 
 func (c lossyConn) Write(p []byte) (int, error) {
 	if c.way.losesPulls.Load() && bytes.Contains(p, []byte("CONSUMER.MSG.NEXT")) {
+		c.way.lost.Add(1)
 		return len(p), nil
 	}
 	return c.Conn.Write(p)

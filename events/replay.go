@@ -110,7 +110,7 @@ func (p StoredEvent) identity() [sha256.Size]byte {
 // the first. An error of each ends the scan and is returned. The zero time means the whole stream.
 func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEvent) error) error {
 	types := append([]string{TypeDashboardCreated}, typeNames(ofTenant)...)
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: b.o.Subjects.of(types)}
+	config := jetstream.ConsumerConfig{FilterSubjects: b.o.Subjects.of(types)}
 	if !since.IsZero() {
 		config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &since
 	}
@@ -169,7 +169,7 @@ func (b *Bus) TenantEvents(
 	if state.Msgs == 0 {
 		return nil, "", nil
 	}
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: b.o.Subjects.of(typeNames(ofTenant))}
+	config := jetstream.ConsumerConfig{FilterSubjects: b.o.Subjects.of(typeNames(ofTenant))}
 	if state.LastSeq-state.FirstSeq >= among {
 		config.DeliverPolicy = jetstream.DeliverByStartSequencePolicy
 		config.OptStartSeq = state.LastSeq - among + 1
@@ -202,62 +202,4 @@ func (b *Bus) TenantEvents(
 			reached.UTC().Format(time.RFC3339), b.o.Stream), nil
 	}
 	return list, leftOut, err
-}
-
-// scan calls each for the messages of a stream that config selects, oldest first, up to the last
-// one at the start of the scan, or until each returns false.
-func (b *Bus) scan(
-	ctx context.Context, name string, config jetstream.OrderedConsumerConfig, each func(Raw) bool,
-) error {
-	fail := func(err error) error { return fmt.Errorf("read stream %s: %w", name, b.withHint(err)) }
-	js, release, err := b.readerInTurn(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	defer release()
-	stream, err := js.Stream(ctx, name)
-	if err != nil {
-		return fail(err)
-	}
-	consumer, err := stream.OrderedConsumer(ctx, config)
-	if err != nil {
-		return fail(err)
-	}
-	if consumer.CachedInfo().NumPending == 0 {
-		return nil
-	}
-	messages, err := consumer.Messages(jetstream.PullMaxBytes(b.readLimit()))
-	if err != nil {
-		return fail(err)
-	}
-	defer messages.Stop()
-	last, reached := stream.CachedInfo().State.LastSeq, uint64(0)
-	for {
-		waiting, cancel := context.WithTimeout(ctx, time.Second)
-		msg, err := messages.Next(jetstream.NextContext(waiting))
-		cancel()
-		switch {
-		case ctx.Err() != nil && err != nil:
-			return fail(ctx.Err())
-		case errors.Is(err, context.DeadlineExceeded):
-			// The remaining messages may have been deleted during the scan.
-			info, err := consumer.Info(ctx)
-			if err != nil {
-				return fail(err)
-			}
-			if info.NumPending == 0 && info.Delivered.Stream <= reached {
-				return nil
-			}
-			continue
-		case err != nil:
-			return fail(err)
-		}
-		raw, meta, err := b.raw(msg)
-		if err != nil {
-			return fail(err)
-		}
-		if reached = raw.Sequence; reached > last || !each(raw) || reached == last || meta.NumPending == 0 {
-			return nil
-		}
-	}
 }

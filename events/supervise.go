@@ -13,10 +13,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// The time between checks of the streams and the consumers: while events arrive, and while none do.
+// The time between checks of the streams and the consumers.
 const (
-	checkEvery = 5 * time.Second
-	checkIdle  = 20 * time.Second
+	checkEvery = 5 * time.Second // while events arrive
+	// While none do, which is also how long a pull waits. It is shorter than ackWait, because the
+	// server gives events to a pull whose host is gone: the same event must not come there again.
+	checkIdle = ackWait - time.Second
 )
 
 // supervisor is the state of the streams and the consumers. Both consumers of a process use the
@@ -110,21 +112,19 @@ func (b *Bus) lookAgain() {
 
 // supervise creates missing streams and consumers, and restores the settings of consumers. It
 // checks them only if the last check is older than maxAge, or the stream was recreated since. It
-// returns the consumer of a name, and the incarnation of its events.
-func (b *Bus) supervise(
-	ctx context.Context, name string, maxAge time.Duration,
-) (c jetstream.Consumer, incarnation uint64, err error) {
+// returns the incarnation of the consumers' events.
+func (b *Bus) supervise(ctx context.Context, maxAge time.Duration) (incarnation uint64, err error) {
 	defer b.lockTopology()()
 	t := &b.top
 	if t.supervised.IsZero() || time.Since(t.supervised) >= maxAge || t.builtFor != t.incarnation {
 		began := time.Now()
 		t.supervised = time.Time{}
 		if t.err = b.restoreTopology(ctx); t.err != nil {
-			return nil, 0, t.err
+			return 0, t.err
 		}
 		t.supervised = began
 	}
-	return t.consumers[name], t.incarnation, nil
+	return t.incarnation, nil
 }
 
 // untilIdleCheck returns how long it is until an idle consumer is due to check again.

@@ -190,7 +190,7 @@ func TestConsumersOfAStreamThatWasMadeAgainBeginAnew(t *testing.T) {
 		})
 		recreateStream(t, b)
 		other := connectBus(t, b.o) // another worker makes the consumers of the new stream
-		if _, _, err := other.supervise(t.Context(), MainConsumer, 0); err != nil {
+		if _, err := other.supervise(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
 		publish(t, b, createdEvent("new"))
@@ -380,7 +380,10 @@ func TestConsumerOfAnySettingsIsPutRight(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			virtually(t, func(t *testing.T, b *Bus) {
-				js, _, err := b.supervise(t.Context(), MainConsumer, 0)
+				if _, err := b.supervise(t.Context(), 0); err != nil {
+					t.Fatal(err)
+				}
+				js, err := b.js.Consumer(t.Context(), b.o.Stream, MainConsumer)
 				if err != nil {
 					t.Fatal(err)
 				}

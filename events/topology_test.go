@@ -210,7 +210,7 @@ func TestEnsureStreamsFailsByTheFatalFindingsOfCheck(t *testing.T) {
 
 func TestCheckFindsNothingWrongWithWhatTheWorkerMade(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
-		if _, _, err := b.supervise(t.Context(), MainConsumer, 0); err != nil {
+		if _, err := b.supervise(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
 		list := b.Check(t.Context(), nil)

@@ -1,0 +1,106 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// pullRequest asks a consumer for messages.
+// https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-13.md
+type pullRequest struct {
+	Batch     int   `json:"batch"`
+	MaxBytes  int   `json:"max_bytes,omitzero"`
+	Expires   int64 `json:"expires"`                 // ns
+	Heartbeat int64 `json:"idle_heartbeat,omitzero"` // ns
+}
+
+const (
+	// heartbeat is the time between the server's signs of life during a pull that waits at least twice
+	// as long. The server refuses them for shorter ones.
+	heartbeat = 5 * time.Second
+	statuses  = 16 // room for status messages in the channel of a pull
+)
+
+// errUnanswered means that the server neither ended a pull in time nor sent heartbeats.
+var errUnanswered = errors.New("the server did not answer a pull request")
+
+// pull requests at most r.Batch messages from a consumer, and calls each with those that arrive until
+// wait has passed, ctx ends or each returns false. If the consumer was deleted, the error is
+// [jetstream.ErrConsumerDeleted].
+//
+// nats.go's own pulls take a stored message without data and with a header "Status" for a status
+// message of the server, so it would never be handled.
+func (b *Bus) pull(
+	ctx context.Context, nc *nats.Conn, stream, consumer string, wait time.Duration, r pullRequest,
+	each func(*nats.Msg) bool,
+) error {
+	var silence <-chan time.Time
+	r.Expires = wait.Nanoseconds()
+	if wait >= 2*heartbeat {
+		r.Heartbeat = heartbeat.Nanoseconds()
+		silence = time.After(2 * heartbeat)
+	}
+	request, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode the request: %w", err)
+	}
+	inbox, arrived := nc.NewInbox(), make(chan *nats.Msg, r.Batch+statuses)
+	sub, err := nc.ChanSubscribe(inbox, arrived)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sub.Unsubscribe() }() // it fails only if the connection is closed
+	if err := nc.PublishRequest(b.api("CONSUMER.MSG.NEXT."+stream+"."+consumer), inbox, request); err != nil {
+		return err
+	}
+	expired := time.After(wait + time.Second)
+	for n := 0; n < r.Batch; {
+		select {
+		case msg := <-arrived:
+			if silence != nil {
+				silence = time.After(2 * heartbeat)
+			}
+			if msg.Reply != "" { // the subject of its acknowledgement, which a status message lacks
+				n++
+				if !each(msg) {
+					return nil
+				}
+			} else if ended, err := endsPull(msg.Header); ended {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		case <-expired:
+			return errUnanswered
+		case <-silence:
+			return errUnanswered
+		}
+	}
+	return nil
+}
+
+// endsPull reports whether a status message ends a pull. The error says why, unless a pull normally
+// ends like that.
+func endsPull(header nats.Header) (ended bool, err error) {
+	status, description := header.Get("Status"), header.Get("Description")
+	switch {
+	case status == "100": // a heartbeat
+		return false, nil
+	case status == "404", status == "408": // no messages, no more time
+		return true, nil
+	case status == "409" && strings.Contains(description, "Exceeds MaxBytes"):
+		return true, nil
+	case status == "409" && strings.Contains(description, "Consumer Deleted"):
+		return true, jetstream.ErrConsumerDeleted
+	case status == "503":
+		return true, nats.ErrNoResponders
+	}
+	return true, fmt.Errorf("%s (status %s)", description, status)
+}
