@@ -83,9 +83,7 @@ func TestIdleConsumerPullsAgainWhenItHearsNoHeartbeat(t *testing.T) {
 		handled := make(chan struct{}, 1)
 		idle(t, b, handled)
 		way.losesPulls.Store(true)
-		for way.lost.Load() == 0 {
-			time.Sleep(time.Second)
-		}
+		way.nextPull()
 		way.losesPulls.Store(false)
 		began := time.Now()
 		publish(t, b, createdEvent("a"))

@@ -54,16 +54,28 @@ func virtuallyOn(t *testing.T, test func(t *testing.T, b *Bus, way *way)) {
 			t.Fatal(err)
 		}
 		t.Cleanup(server.Close)
-		w := &way{Server: server}
+		w := newWay(server)
 		test(t, connectBus(t, Options{InProcess: w}), w)
 	})
 }
 
-// way is a way to a server that can be closed, and that can lose requests for events.
+// way is a way to a server that can be closed, that can lose pull requests, and whose host can vanish
+// without closing its connections.
 type way struct {
 	*embedded.Server
-	closed, losesPulls atomic.Bool
-	lost               atomic.Int64
+	closed, losesPulls, vanished atomic.Bool
+	pulls                        chan struct{} // that are sent or lost; one is remembered
+}
+
+func newWay(s *embedded.Server) *way { return &way{Server: s, pulls: make(chan struct{}, 1)} }
+
+// nextPull waits for the next pull request.
+func (w *way) nextPull() {
+	select {
+	case <-w.pulls:
+	default:
+	}
+	<-w.pulls
 }
 
 func (w *way) InProcessConn() (net.Conn, error) {
@@ -80,11 +92,26 @@ type lossyConn struct {
 }
 
 func (c lossyConn) Write(p []byte) (int, error) {
-	if c.way.losesPulls.Load() && bytes.Contains(p, []byte("CONSUMER.MSG.NEXT")) {
-		c.way.lost.Add(1)
+	pulls := bytes.Contains(p, []byte("CONSUMER.MSG.NEXT"))
+	if pulls {
+		select {
+		case c.way.pulls <- struct{}{}:
+		default:
+		}
+	}
+	if c.way.vanished.Load() || pulls && c.way.losesPulls.Load() {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
+}
+
+func (c lossyConn) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		if err != nil || !c.way.vanished.Load() {
+			return n, err
+		}
+	}
 }
 
 // emptyPools empties each sync.Pool of the process: their elements survive one garbage collection, and

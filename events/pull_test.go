@@ -1,13 +1,10 @@
 package events
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,7 +21,10 @@ var likeStatuses = []nats.Header{
 func publishLikeStatus(t *testing.T, b *Bus, header nats.Header) {
 	t.Helper()
 	// The check of all messages at the end of a test cannot read it, because it uses nats.go's pulls.
-	t.Cleanup(func() { _ = b.js.DeleteStream(context.Background(), b.o.Stream) })
+	t.Cleanup(func() {
+		_ = b.js.DeleteStream(context.Background(), b.o.Stream)
+		_ = b.js.DeleteStream(context.Background(), b.deadStream())
+	})
 	m := nats.NewMsg(b.o.Subjects.Event(TypeTenantCreated))
 	m.Header = header
 	if _, err := b.js.PublishMsg(t.Context(), m); err != nil {
@@ -57,6 +57,9 @@ func TestEventThatLooksLikeAStatusMessageBecomesADeadLetter(t *testing.T) {
 				list := deadLetters(t, b)
 				if len(list) != 1 || list[0].Code != "INVALID_JSON" || list[0].Header.Get("Status") != "" {
 					t.Errorf("dead letters: %+v", list)
+				}
+				if len(said) == 0 {
+					t.Fatal("logged nothing")
 				}
 				line := string(<-said)
 				if len(said) > 0 || !strings.Contains(line, "event became a dead letter") {
@@ -166,57 +169,14 @@ func TestIdleConsumerIsUnhealthyWhileTheServerRefusesItsPulls(t *testing.T) {
 	})
 }
 
-// gone is a way to the server for a worker whose host can vanish without closing its connection.
-type gone struct {
-	nats.InProcessConnProvider
-	vanished atomic.Bool
-	pulls    chan struct{}
-}
-
-func (g *gone) InProcessConn() (net.Conn, error) {
-	c, err := g.InProcessConnProvider.InProcessConn()
-	return goneConn{c, g}, err
-}
-
-type goneConn struct {
-	net.Conn
-	host *gone
-}
-
-func (c goneConn) Write(p []byte) (int, error) {
-	if c.host.vanished.Load() {
-		return len(p), nil
-	}
-	if bytes.Contains(p, []byte("CONSUMER.MSG.NEXT")) {
-		select {
-		case c.host.pulls <- struct{}{}:
-		default:
-		}
-	}
-	return c.Conn.Write(p)
-}
-
-func (c goneConn) Read(p []byte) (int, error) {
-	for {
-		n, err := c.Conn.Read(p)
-		if err != nil || !c.host.vanished.Load() {
-			return n, err
-		}
-	}
-}
-
 // The server gives the event to the pull of the host that is gone, and after ackWait to another.
 func TestEventGivenToAVanishedHostIsHandledByTheNextDelivery(t *testing.T) {
 	virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
-		host := &gone{InProcessConnProvider: way.Server, pulls: make(chan struct{}, 1)}
+		host := newWay(way.Server)
 		victim := connectBus(t, Options{InProcess: host})
 		t.Cleanup(func() { host.vanished.Store(false) })
 		idle(t, victim, nil)
-		select {
-		case <-host.pulls:
-		default:
-		}
-		<-host.pulls
+		host.nextPull()
 		time.Sleep(50 * time.Millisecond) // it waits at the server
 		host.vanished.Store(true)
 		time.Sleep(2 * time.Second)

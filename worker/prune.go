@@ -9,7 +9,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// The time between looks for old rows: while there are some, and the longest.
+// The time between checks for old rows: while there are some, and at most.
 const (
 	pruneEvery = time.Minute
 	pruneIdle  = 16 * time.Minute
