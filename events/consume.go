@@ -21,7 +21,7 @@ import (
 	"papermap-worker/worker/failpoint"
 )
 
-// memoryInHand limits the bytes of a consumer's events in flight. A requested event counts with the
+// memoryInHand limits the bytes of a consumer's events in flight. A requested event counts as the
 // server's maximum message size until its size is known.
 const memoryInHand = 16 << 20
 
@@ -60,9 +60,9 @@ type Consumer struct {
 	inFlight sync.WaitGroup
 	healthy  atomic.Bool
 
-	// Only Run uses these, of the last pull.
-	idle       bool // it got no event
-	unanswered bool
+	// The result of the last pull. Only Run uses it.
+	idle    bool // it got no event
+	pullErr error
 
 	// Limits log lines about failures, which every event causes while something is down.
 	failures, unsettled *rate.Limiter
@@ -87,13 +87,14 @@ func (b *Bus) consumer(durable string, slots int, grace time.Duration) *Consumer
 	}
 }
 
-// Healthy reports whether events are being fetched.
+// Healthy reports whether events are being fetched: streams and consumers exist, and the server
+// answers pull requests.
 func (c *Consumer) Healthy() bool { return c.healthy.Load() }
 
 // The steps of one event: acquireSlots, fetch, handle (which extends AckWait), process (Decode and
 // Handle), ack. Nothing else acknowledges.
 
-// Run consumes until ctx ends. Then it stops fetching, returns events that it has not started to
+// Run consumes until ctx ends. Then it stops fetching, gives events that it has not started back to
 // the server, waits for the events in flight and returns. Streams or a consumer that are deleted or
 // changed while it runs are created again or repaired.
 func (c *Consumer) Run(ctx context.Context) {
@@ -128,8 +129,9 @@ func (c *Consumer) Run(ctx context.Context) {
 	c.inFlight.Wait()
 }
 
-// consume fetches and handles events until ctx ends or a problem with the streams or the consumers.
-// It calls ready once they exist.
+// consume fetches and handles events until ctx ends or there is a problem with the streams, the
+// consumers or a pull. It calls ready once the streams and consumers exist, but after a pull that
+// failed only when another was answered.
 func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
@@ -137,7 +139,9 @@ func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 	if _, err := c.bus.supervise(ctx, 0); err != nil {
 		return err
 	}
-	ready()
+	if c.pullErr == nil {
+		ready()
+	}
 	for ctx.Err() == nil { // acquireSlots alone would still find free slots now and then
 		largest := min(c.bus.nc.MaxPayload(), memoryInHand)
 		n, err := c.acquireSlots(ctx, largest)
@@ -147,6 +151,7 @@ func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 		if err := c.fetch(ctx, work, n, largest); err != nil {
 			return err
 		}
+		ready()
 		if err := c.bus.Connected(); err != nil {
 			return err
 		}
@@ -228,12 +233,13 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 		})
 		return true
 	})
-	once := errors.Is(err, errUnanswered) && !c.unanswered // it was lost with its server
-	c.unanswered = errors.Is(err, errUnanswered)
+	// A single one may be lost with its server.
+	once := errors.Is(err, errUnanswered) && !errors.Is(c.pullErr, errUnanswered)
+	c.pullErr = err
 	if err == nil {
 		return nil
 	}
-	c.idle = false // the server says why it refuses a pull only if it has no heartbeats
+	c.idle = false // so the next has no heartbeats: only then does the server say why it refuses a pull
 	if errors.Is(err, jetstream.ErrConsumerDeleted) {
 		c.bus.streamMayBeAnother()
 	}
@@ -244,9 +250,9 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 }
 
 // pullWait returns how long a pull waits, and a context that ends it earlier. While events arrive, a
-// pull is short and a stop waits for its end, so that no event is on its way to a consumer that has
-// gone. While there are none, it lasts until the next check of the streams, and a stop or a lost
-// connection ends it. An event that arrives in that very moment is redelivered after ackWait.
+// pull is short and a stop waits for its end, so that no event is in transit to a consumer that
+// is gone. While there are none, it lasts until the next check of the streams, and a stop or a lost
+// connection ends it. An event that arrives at that very moment is redelivered after ackWait.
 func (c *Consumer) pullWait(ctx context.Context) (until context.Context, wait time.Duration, end func()) {
 	wait = c.bus.untilIdleCheck()
 	if !c.idle || wait <= fetchWait {
@@ -260,7 +266,7 @@ func (c *Consumer) pullWait(ctx context.Context) (until context.Context, wait ti
 type delivery struct {
 	*nats.Msg
 	c           *Consumer
-	incarnation uint64 // of the stream that it is a message of
+	incarnation uint64 // of the stream that it came from
 }
 
 // settle sends the message's outcome to the server, unless its stream is gone: in a recreated
@@ -272,11 +278,11 @@ func (d *delivery) settle(ctx context.Context, tell func() error) error {
 	return tell()
 }
 
-// finish is settle for the last time. If it fails, nothing is lost: the event is redelivered after
+// finish settles the message for good. If it fails, nothing is lost: the event is redelivered after
 // ackWait, which handlers must tolerate anyway.
 func (d *delivery) finish(ctx context.Context, operation string, tell func() error) {
 	if err := d.settle(ctx, tell); err != nil {
-		d.c.log.Warn("cannot acknowledge an event; it will be delivered again",
+		d.c.log.Warn("cannot acknowledge an event; it will be redelivered",
 			"operation", operation, "subject", d.Subject, "error", err)
 	}
 }

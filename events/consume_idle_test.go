@@ -9,8 +9,8 @@ import (
 )
 
 // idle runs a consumer until it has had no event for long. stop returns how long it took to stop.
-func idle(t *testing.T, b *Bus, handled chan<- struct{}) (stop func() time.Duration) {
-	c := b.MainConsumer(4, time.Second)
+func idle(t *testing.T, b *Bus, handled chan<- struct{}) (c *Consumer, stop func() time.Duration) {
+	c = b.MainConsumer(4, time.Second)
 	c.Handle = func(context.Context, Event) error {
 		handled <- struct{}{}
 		return nil
@@ -26,7 +26,7 @@ func idle(t *testing.T, b *Bus, handled chan<- struct{}) (stop func() time.Durat
 		return time.Since(began)
 	}
 	t.Cleanup(func() { stop() })
-	return stop
+	return c, stop
 }
 
 func TestIdleConsumerAsksOnlyAsOftenAsItChecksTheStreams(t *testing.T) {
@@ -44,7 +44,8 @@ func TestIdleConsumerAsksOnlyAsOftenAsItChecksTheStreams(t *testing.T) {
 
 func TestIdleConsumerStopsAtOnce(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
-		if took := idle(t, b, nil)(); took > 10*time.Millisecond {
+		_, stop := idle(t, b, nil)
+		if took := stop(); took > 10*time.Millisecond {
 			t.Errorf("it stopped after %v", took)
 		}
 	})
@@ -99,22 +100,47 @@ func TestIdleConsumerPullsAgainWhenItHearsNoHeartbeat(t *testing.T) {
 	})
 }
 
-func TestIdleConsumerIsUnhealthyWhileNobodyAnswersItsPulls(t *testing.T) {
+func TestIdleConsumerIsUnhealthyUntilItsPullsAreAnswered(t *testing.T) {
 	virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
 		said := make(logged, 100)
 		b.log = slog.New(slog.NewTextHandler(said, nil))
-		idle(t, b, nil)
+		c, _ := idle(t, b, nil)
 		way.losesPulls.Store(true)
 		time.Sleep(time.Minute)
-		select {
-		case line := <-said:
-			if !strings.Contains(string(line), "the server did not answer") {
-				t.Errorf("logged: %s", line)
-			}
-		default:
-			t.Error("logged nothing")
+		staysUnhealthy(t, c)
+		saysOnce(t, said, "the server did not answer")
+		way.losesPulls.Store(false)
+		time.Sleep(10 * time.Second)
+		if !c.Healthy() {
+			t.Error("unhealthy after its pulls were answered")
 		}
+		saysOnce(t, said, "consuming again")
 	})
+}
+
+// staysUnhealthy checks that a consumer is unhealthy for a minute.
+func staysUnhealthy(t *testing.T, c *Consumer) {
+	t.Helper()
+	for range 600 {
+		time.Sleep(100 * time.Millisecond)
+		if c.Healthy() {
+			t.Fatal("healthy, but it gets no events")
+		}
+	}
+}
+
+// saysOnce checks that one line was logged since the last call, with this text.
+func saysOnce(t *testing.T, said logged, text string) {
+	t.Helper()
+	if len(said) == 0 {
+		t.Fatalf("nothing was logged, want %q", text)
+	}
+	if line := string(<-said); !strings.Contains(line, text) {
+		t.Errorf("logged %s, want %q", line, text)
+	}
+	if len(said) > 0 {
+		t.Errorf("%d more lines, the first: %s", len(said), <-said)
+	}
 }
 
 // A consumer that vanishes has probably gone with its stream, which may be back with other events by the
