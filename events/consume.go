@@ -326,7 +326,7 @@ func (d *delivery) extend(ctx context.Context) (stop func()) {
 // handle handles one event and acknowledges it. Until then it extends the event's AckWait, also
 // during a drain.
 func (c *Consumer) handle(ctx context.Context, d *delivery) {
-	defer logPanic(c.log, d.Subject) // what is not acknowledged is delivered again
+	defer logPanic(c.log, d.Subject) // what is not acknowledged is redelivered
 	start := time.Now()
 	stop := d.extend(ctx)
 	defer stop()
@@ -377,7 +377,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 	span := trace.SpanFromContext(ctx)
 	again := func(after time.Duration) {
 		d.finish(ctx, "delay", func() error { return d.NakWithDelay(after) })
-		span.AddEvent("delivered again later",
+		span.AddEvent("redelivery requested",
 			trace.WithAttributes(attribute.String("papermap.after", after.String())))
 	}
 	switch {
@@ -392,7 +392,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 			if c.failures.Allow() {
 				level = slog.LevelError
 			}
-			log.Log(ctx, level, "cannot store a dead letter; the event stays", "error", err)
+			log.Log(ctx, level, "cannot store a dead letter; the event will be redelivered", "error", err)
 			again(Delay(e.Deliveries))
 			span.SetStatus(codes.Error, "the dead letter could not be stored")
 			return "failed"
@@ -414,7 +414,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery, raw Raw, e Event, err e
 	if c.failures.Allow() { // while the database is down every event fails
 		level = slog.LevelWarn
 	}
-	log.Log(ctx, level, "event failed and is delivered again later", "after", after, "error", err)
+	log.Log(ctx, level, "event failed and will be redelivered", "after", after, "error", err)
 	again(after)
 	span.SetStatus(codes.Error, "failed")
 	return "failed"

@@ -276,7 +276,7 @@ func TestConsumerFetchesNothingWithoutAdmission(t *testing.T) {
 	})
 }
 
-func TestConsumerIsMadeAgainWhenItOrItsStreamWasDeleted(t *testing.T) {
+func TestConsumerIsRecreatedWhenItOrItsStreamWasDeleted(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		c := b.MainConsumer(4, time.Second)
 		var calls atomic.Int32

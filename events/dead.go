@@ -87,8 +87,8 @@ func deadLetter(raw Raw, e Event, p *Permanent, limit int) *nats.Msg {
 	for name, values := range raw.Header {
 		isOwn := func(own string) bool { return strings.EqualFold(own, name) }
 		switch {
-		case hasPrefixFold(name, "nats-"), // the server would obey: expected sequence, rollup, time to live
-			// Clients would take it for a status message of the server, as Bus.pull says.
+		case hasPrefixFold(name, "nats-"), // the server would act on it: expected sequence, rollup, time to live
+			// Clients would mistake it for a status message from the server; see Bus.pull.
 			len(raw.Data) == 0 && strings.EqualFold(name, "Status"):
 			msg.Header[originalPrefix+name] = values
 		case !isOwn(headerTruncated) && !slices.ContainsFunc(slices.Collect(maps.Keys(own)), isOwn):
@@ -198,7 +198,7 @@ func tenantOf(data []byte) string {
 func shorten(text string) string {
 	const limit = 4 * maxReason // bytes, of maxReason code points
 	if len(text) <= limit {
-		return strings.Clone(text) // and not what it is a part of
+		return strings.Clone(text) // a copy, so that the whole message can be freed
 	}
 	return strings.ToValidUTF8(text[:limit], "") + "…"
 }
@@ -235,7 +235,7 @@ func (b *Bus) DeadLetters(ctx context.Context, f DeadFilter, limit int) (list []
 }
 
 // EachDeadLetter calls each for the dead letters that the filter selects, oldest first, at most limit.
-// An error of each ends it and is returned.
+// If each returns an error, it stops and returns it.
 func (b *Bus) EachDeadLetter(
 	ctx context.Context, f DeadFilter, limit int, each func(DeadLetter) error,
 ) error {
@@ -280,7 +280,7 @@ func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, erro
 	return newDeadLetter(Raw{b.o.Subjects.typeOf(m.Subject), m.Header, m.Data, sequence, m.Time}), nil
 }
 
-// OnDead calls do for each event of a type that becomes a dead letter from now on, until stop.
+// OnDead calls do for each event of a type that becomes a dead letter from now on, until stop is called.
 func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
 	fail := func(err error) (func(), error) {
 		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
@@ -290,7 +290,7 @@ func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter))
 		return fail(err)
 	}
 	consumer, err := js.OrderedConsumer(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverNewPolicy, // without a filter, which would need another right
+		DeliverPolicy: jetstream.DeliverNewPolicy, // without a filter, which would need another permission
 	})
 	if err != nil {
 		release()

@@ -59,7 +59,7 @@ func virtuallyOn(t *testing.T, test func(t *testing.T, b *Bus, way *way)) {
 	})
 }
 
-// way is a way to a server that can be closed, that can lose pull requests, and whose host can vanish
+// way is a network path to a server. It can be closed, can lose pull requests, and its host can vanish
 // without closing its connections.
 type way struct {
 	*embedded.Server

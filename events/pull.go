@@ -22,8 +22,8 @@ type pullRequest struct {
 }
 
 const (
-	// heartbeat is the time between the server's signs of life during a pull that waits at least twice
-	// as long. The server refuses them for shorter ones.
+	// heartbeat is the server's idle heartbeat during a pull that waits at least twice as long. The
+	// server refuses heartbeats for shorter pulls.
 	heartbeat = 5 * time.Second
 	statuses  = 16 // room for status messages in the channel of a pull
 )
@@ -35,8 +35,8 @@ var errUnanswered = errors.New("the server did not answer a pull request")
 // wait has passed, ctx ends or each returns false. If the consumer was deleted, the error is
 // [jetstream.ErrConsumerDeleted].
 //
-// nats.go's own pulls take a stored message without data and with a header "Status" for a status
-// message of the server, so it would never be handled.
+// nats.go's own pulls mistake a stored message that has no data and a "Status" header for a status
+// message from the server, so it would never be handled.
 func (b *Bus) pull(
 	ctx context.Context, nc *nats.Conn, stream, consumer string, wait time.Duration, r pullRequest,
 	each func(*nats.Msg) bool,
@@ -86,14 +86,14 @@ func (b *Bus) pull(
 	return nil
 }
 
-// endsPull reports whether a status message ends a pull. The error says why, unless a pull normally
-// ends like that.
+// endsPull reports whether a status message ends a pull. The error is the reason, or nil if it is a
+// normal end.
 func endsPull(header nats.Header) (ended bool, err error) {
 	status, description := header.Get("Status"), header.Get("Description")
 	switch {
 	case status == "100": // a heartbeat
 		return false, nil
-	case status == "404", status == "408": // no messages, no more time
+	case status == "404", status == "408": // no messages, request timeout
 		return true, nil
 	case status == "409" && strings.Contains(description, "Exceeds MaxBytes"):
 		return true, nil

@@ -91,7 +91,7 @@ func TestScanReadsPastEventsThatLookLikeStatusMessages(t *testing.T) {
 	})
 }
 
-func TestScanReadsAgainWhatWasLostOnItsWay(t *testing.T) {
+func TestScanRereadsMessagesLostInTransit(t *testing.T) {
 	for _, n := range []int{scanBatch + 1, scanBatch + 10} { // the last message is lost, or another
 		virtually(t, func(t *testing.T, b *Bus) {
 			for i := range n {
@@ -100,7 +100,7 @@ func TestScanReadsAgainWhatWasLostOnItsWay(t *testing.T) {
 			found := 0
 			err := b.ScanSince(t.Context(), time.Time{}, func(e StoredEvent) error {
 				if e.TenantID() != fmt.Sprint(found) {
-					t.Errorf("%s instead of %d", e.TenantID(), found)
+					t.Errorf("got event %s, want %d", e.TenantID(), found)
 				}
 				if found++; found == 10 {
 					steal(t, b)
@@ -129,7 +129,7 @@ func steal(t *testing.T, b *Bus) {
 	}
 }
 
-// The server does not say so to a pull that has heartbeats.
+// The server does not answer a refused pull that has heartbeats.
 func TestIdleConsumerIsUnhealthyWhileTheServerRefusesItsPulls(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		said := make(logged, 100)
@@ -163,7 +163,7 @@ func TestIdleConsumerIsUnhealthyWhileTheServerRefusesItsPulls(t *testing.T) {
 }
 
 // The server gives the event to the pull of the host that is gone, and after ackWait to another.
-func TestEventGivenToAVanishedHostIsHandledByTheNextDelivery(t *testing.T) {
+func TestEventDeliveredToAVanishedHostIsRedelivered(t *testing.T) {
 	virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
 		host := newWay(way.Server)
 		victim := connectBus(t, Options{InProcess: host})

@@ -61,8 +61,8 @@ func (b *Bus) republish(ctx context.Context, messageID string, r Raw, eventID, e
 	return err
 }
 
-// headersToRepublish are a message's headers without those that the server would obey and those
-// that the worker sets. Its trace has ended; the new trace links to it.
+// headersToRepublish are a message's headers without those that the server would act on
+// and those that the worker sets. Its trace has ended; the new trace links to it.
 func headersToRepublish(h nats.Header) nats.Header {
 	kept := nats.Header{}
 	for name, values := range h {
@@ -107,7 +107,7 @@ func (p StoredEvent) identity() [sha256.Size]byte {
 
 // ScanSince reads what the stream stored since a time, oldest first: the tenants' events that can
 // be decoded, and dashboard.created. Of an event and its copies by [Bus.Republish] it reads only
-// the first. An error of each ends the scan and is returned. The zero time means the whole stream.
+// the first. If each returns an error, it stops and returns it. The zero time means the whole stream.
 func (b *Bus) ScanSince(ctx context.Context, since time.Time, each func(StoredEvent) error) error {
 	types := append([]string{TypeDashboardCreated}, typeNames(ofTenant)...)
 	config := jetstream.ConsumerConfig{FilterSubjects: b.o.Subjects.of(types)}

@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// scan calls each for the messages of a stream that config selects, oldest first, up to the last
-// one at the start of the scan, or until each returns false.
+// scan calls each for the messages of a stream that config selects, oldest first, until each returns
+// false or the message that was the last one when the scan started.
 func (b *Bus) scan(
 	ctx context.Context, name string, config jetstream.ConsumerConfig, each func(Raw) bool,
 ) error {
@@ -51,7 +51,7 @@ func (b *Bus) scan(
 }
 
 const (
-	maxScans  = 5   // in a row that read nothing
+	maxScans  = 5   // attempts in a row that read nothing
 	scanBatch = 256 // messages in a request, if their size allows
 )
 
@@ -59,12 +59,12 @@ const (
 type scanner struct {
 	b       *Bus
 	nc      *nats.Conn
-	last    uint64 // where to stop
+	last    uint64 // the sequence to stop at
 	each    func(Raw) bool
 	reached uint64
 }
 
-var errMissed = errors.New("a message was lost on its way")
+var errMissed = errors.New("a message was lost in transit")
 
 // read reads with a new consumer.
 func (s *scanner) read(ctx context.Context, stream jetstream.Stream, config jetstream.ConsumerConfig) error {

@@ -16,8 +16,9 @@ import (
 // The time between checks of the streams and the consumers.
 const (
 	checkEvery = 5 * time.Second // while events arrive
-	// While none do, which is also how long a pull waits. It is shorter than ackWait, because the
-	// server gives events to a pull whose host is gone: the same event must not come there again.
+	// checkIdle applies while none arrive, and is also how long a pull waits. It is shorter than ackWait:
+	// the server may deliver an event to the pull of a host that is gone, and that pull must have expired
+	// before the redelivery.
 	checkIdle = ackWait - time.Second
 )
 

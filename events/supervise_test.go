@@ -94,7 +94,7 @@ func recreateStream(t *testing.T, b *Bus) {
 
 // A new event gets the sequence of one that is in flight. Whatever its handler returns, and however
 // long it takes, nothing of that must reach the new event, which waits for a retry.
-func TestOutcomeOfAnEventNeverReachesAStreamThatWasMadeAgain(t *testing.T) {
+func TestOutcomeOfAnEventNeverReachesARecreatedStream(t *testing.T) {
 	for name, outcome := range map[string]error{
 		"acknowledge": nil, "terminate": &Permanent{Code: "X", Err: errors.New("no")},
 		"delay": &Retry{After: time.Hour, Err: errors.New("later")},
@@ -169,7 +169,7 @@ func testOutcomeOfAnotherStream(t *testing.T, b *Bus, outcome error, restored bo
 
 // The window between a look at the stream and the acknowledgement cannot be closed: a process may sleep
 // in it. What was removed by then is delivered again.
-func TestConsumersOfAStreamThatWasMadeAgainBeginAnew(t *testing.T) {
+func TestConsumersOfARecreatedStreamStartOver(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		c := b.MainConsumer(4, time.Second)
 		var old, after atomic.Int32
@@ -211,7 +211,7 @@ func TestConsumersOfAStreamThatWasMadeAgainBeginAnew(t *testing.T) {
 	})
 }
 
-func TestEachStreamIsMadeAgainWhileTheWorkerRuns(t *testing.T) {
+func TestEachStreamIsRecreatedWhileTheWorkerRuns(t *testing.T) {
 	virtually(t, func(t *testing.T, b *Bus) {
 		c := b.AccessConsumer(4, time.Second)
 		c.Handle = func(context.Context, Event) error { return nil }

@@ -339,7 +339,7 @@ func TestStartRunIsOnceForConcurrentCopies(t *testing.T) {
 
 // The event of a failed run becomes a dead letter: only when that is replayed, as another message,
 // the API is asked again, and for all pages.
-func TestStartRunStartsAFailedRunAnew(t *testing.T) {
+func TestStartRunStartsAFailedRunOver(t *testing.T) {
 	onBoth(t, func(t *testing.T, db *DB) {
 		of := func(message string) Run {
 			w := want("w", "e")

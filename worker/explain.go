@@ -172,7 +172,7 @@ func (x *explanation) explainUnfinished(now time.Time) {
 		x.do("Look again in a few seconds.")
 	case m.Stage == repo.Creating:
 		x.say("It has no dashboard yet: the worker that began creating it at %s has stopped, "+
-			"and its event is delivered again.", since)
+			"and its event will be redelivered.", since)
 		x.do("Check with `papermap-worker health` that a worker is running; " +
 			"`papermap-worker doctor` finds what is wrong.")
 	case x.Pause != nil && x.Pause.Kind != "":

@@ -125,7 +125,7 @@ func TestLogHasNoLineForEachEventWhileTheDatabaseFails(t *testing.T) {
 		tenants := names("t", 200)
 		w.Create(tenants...)
 		const line = `"level":"WARN","msg":"event failed`
-		w.Eventually(w.Logged("event failed and is delivered again later", 400))
+		w.Eventually(w.Logged("event failed and will be redelivered", 400))
 		if n := strings.Count(w.Logs.String(), line); n < 1 || n > 5 {
 			t.Errorf("%d lines about events that failed", n)
 		}

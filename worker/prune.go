@@ -9,7 +9,7 @@ import (
 	"papermap-worker/repo"
 )
 
-// The time between checks for old rows: while there are some, and at most.
+// The time between checks for old rows: pruneEvery while there are some, growing to pruneIdle.
 const (
 	pruneEvery = time.Minute
 	pruneIdle  = 16 * time.Minute

@@ -19,7 +19,7 @@ const (
 	natsKilled      = "NATS killed"
 	postgresKilled  = "PostgreSQL restarted"
 	consumerDeleted = "consumer deleted"
-	streamRebuilt   = "stream deleted and made again"
+	streamRebuilt   = "stream deleted and recreated"
 	natsFull        = "JetStream's disk full"
 	databaseFull    = "the database's disk full"
 )

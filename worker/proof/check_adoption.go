@@ -77,7 +77,7 @@ func (c *checker) adoptionRefused(p Published, code string) bool {
 }
 
 // taken reports whether the event was refused because its dashboard is another tenant's. Such an
-// event records nothing. Of a lost event, the copies decide, unless it was recorded before it was
+// event records nothing. For a lost event, its copies decide, unless it was recorded before it was
 // lost: while it waited for a create, or in conflict with the tenant's own dashboard.
 func (c *checker) taken(p Published) bool {
 	refused := func(code string) bool {

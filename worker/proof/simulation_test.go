@@ -36,8 +36,8 @@ import (
 //
 //	go test -tags failpoints ./worker/proof -run TestSimulation -v -timeout 60m -args -sim.days 20
 //
-// When a run fails, the shortest list of faults with which it still fails is looked for with
-// -sim.shrink. -sim.only repeats a run with those faults alone.
+// When a run fails, -sim.shrink searches for the shortest list of faults with which it still fails.
+// -sim.only repeats a run with those faults alone.
 var (
 	simDays   = flag.Float64("sim.days", 0, "simulated days on each database; 0 for the short form")
 	simTime   = flag.Duration("sim.time", 0, "begin no more runs after this time; 0 for no limit")
