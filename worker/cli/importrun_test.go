@@ -27,6 +27,8 @@ type importer struct {
 	w        *workertest.World
 	inFlight int
 	recreate bool
+	connect  func() (*events.Bus, error) // nil: the first worker's
+	newest   func() *workertest.Instance // the worker that tells whether it is paused; nil: the first
 	log      bytes.Buffer
 	run      *importRun
 }
@@ -58,8 +60,13 @@ func (i *importer) rows(ctx context.Context, rows ...string) (results []string, 
 	a := &app{ctx: ctx, log: slog.New(slog.NewTextHandler(&i.log, nil)), stdout: &out}
 	i.run = newImportRun(a, c, p, o, plan)
 	defer i.run.close()
-	i.run.connect = func() (*events.Bus, error) { return i.w.Workers[0].Bus, nil }
+	if i.run.connect = i.connect; i.connect == nil {
+		i.run.connect = func() (*events.Bus, error) { return i.w.Workers[0].Bus, nil }
+	}
 	i.run.waiting.ready = func(context.Context) ([]byte, error) {
+		if i.newest != nil {
+			return json.Marshal(i.newest().State())
+		}
 		return json.Marshal(i.w.Workers[0].State())
 	}
 	err = i.run.run(file)

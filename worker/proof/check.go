@@ -124,7 +124,7 @@ func newChecker(h History) *checker {
 		}
 	}
 	for _, p := range h.Published {
-		if p.Adopts != "" && !p.Lost && c.taken(p) {
+		if p.Adopts != "" && !p.Lost && c.refused(p, codeTaken) {
 			c.copyTaken[p.Tenant+" "+p.Adopts] = true
 		}
 	}

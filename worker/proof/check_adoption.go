@@ -76,16 +76,21 @@ func (c *checker) adoptionRefused(p Published, code string) bool {
 	})
 }
 
+// refused reports whether the event became a dead letter with this code.
+func (c *checker) refused(p Published, code string) bool {
+	return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == code })
+}
+
 // taken reports whether the event was refused because its dashboard is another tenant's. Such an
-// event records nothing. For a lost event, its copies decide, unless it was recorded before it was
-// lost: while it waited for a create, or in conflict with the tenant's own dashboard.
+// event records nothing, unless an earlier delivery was refused in conflict with the tenant's own
+// dashboard. For a lost event, its copies decide, unless it was recorded while it waited for a create.
 func (c *checker) taken(p Published) bool {
-	refused := func(code string) bool {
-		return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == code })
-	}
-	if p.Lost {
-		return p.Adopts != "" && c.copyTaken[p.Tenant+" "+p.Adopts] && !refused(codeConflict) &&
+	switch {
+	case c.refused(p, codeConflict):
+		return false
+	case p.Lost:
+		return p.Adopts != "" && c.copyTaken[p.Tenant+" "+p.Adopts] &&
 			c.rows[p.Tenant].CreatedEvent != p.when().UnixNano()
 	}
-	return refused(codeTaken)
+	return c.refused(p, codeTaken)
 }

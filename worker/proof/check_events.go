@@ -150,7 +150,7 @@ const defaultDuplicates = 2 * time.Minute
 
 // deadLettersTrue compares dead letters with their events. A second dead letter of one event is a
 // repetition that the stream should have dropped, unless the first is older than its duplicate
-// window.
+// window, or was in a stream that was deleted.
 func (c *checker) deadLettersTrue() {
 	stored := map[uint64]Published{}
 	for _, p := range c.stored {
@@ -169,7 +169,7 @@ func (c *checker) deadLettersTrue() {
 			continue
 		}
 		f, again := first[d.StreamSequence]
-		if later := d.Time.Sub(f.Time); again && (d.id() != f.id() || later < window) {
+		if later := d.Time.Sub(f.Time); again && (d.id() != f.id() || d.Stream == f.Stream && later < window) {
 			wrong("there is a second one, with id %s beside %s, %v later", d.id(), f.id(), later)
 		} else if !again {
 			first[d.StreamSequence] = d

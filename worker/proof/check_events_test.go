@@ -40,6 +40,14 @@ func TestCheckAcceptsWhatWasLostWithADeletedStream(t *testing.T) {
 	s.buried(94_900, conflict, codeConflict)
 	s.row(95_000, "stays", repo.Active, repo.Active, 1, own)
 	s.buried(96_300, s.adopting(96_200, "stays", taken), codeTaken)
+	// Another was refused in conflict, then delivered again when the dashboard was taken.
+	s.event(94_001, events.TypeTenantCreated, "again refused")
+	own = s.created(94_101, "again refused", 1)
+	s.event(94_701, events.TypeTenantDeleted, "again refused")
+	twice := s.adopting(94_801, "again refused", taken)
+	s.buried(94_901, twice, codeConflict)
+	s.buried(105_000, twice, codeTaken)
+	s.row(95_001, "again refused", repo.Active, repo.Active, 1, own)
 	poison := s.event(96_001, events.TypeTenantCreated, "lost")
 	poison.Lost, poison.Poison = true, true
 	sync := s.event(96_002, events.TypeUsageSync, "")

@@ -85,8 +85,10 @@ type History struct {
 	Texts       map[string]string    // logs, metrics, traces by name: no secret may be in them
 	Duplicates  time.Duration        // the streams' duplicate window; 0: the server's default, 2 minutes
 
-	// Read by Archive and Collect.
-	Streams int // how many streams of events were deleted
+	// Read by Archive, ArchiveDead and Collect.
+	Streams     int // how many streams of events were deleted
+	DeadStreams int // how many streams of dead letters were deleted
+	Dead        []Dead
 
 	// Read by Collect.
 	Requests   []simulator.Request
@@ -97,7 +99,6 @@ type History struct {
 	Usage      []UsageRow
 	Runs       []repo.Run
 	Out        []Out
-	Dead       []Dead
 	Waiting    []Waiting
 }
 
@@ -187,6 +188,7 @@ type Out struct {
 type Dead struct {
 	events.DeadLetter
 	Header nats.Header
+	Stream int // how many streams of dead letters were deleted before
 }
 
 // Waiting is how many events a consumer has yet to deliver, and how many it has delivered that are
@@ -282,7 +284,11 @@ func Collect(ctx context.Context, s System, seen History) (History, error) {
 	if err := s.readEvents(ctx, &h); err != nil {
 		return h, err
 	}
-	return h, s.readDead(ctx, &h)
+	if err := s.readDead(ctx, &h); err != nil {
+		return h, err
+	}
+	h.numberDead()
+	return h, nil
 }
 
 const selectOutbox = "SELECT id, event_id, tenant_id, type, data, created_at, sent_at FROM outbox ORDER BY id"
@@ -326,17 +332,17 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 			acknowledged[p.Sequence] = append(acknowledged[p.Sequence], i)
 		}
 	}
-	read := func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		sequence := h.Number(meta.Sequence.Stream)
-		eventType := strings.TrimPrefix(msg.Subject(), s.Subjects.Event(""))
+	read := func(msg *jetstream.RawStreamMsg) error {
+		sequence := h.Number(msg.Sequence)
+		eventType := strings.TrimPrefix(msg.Subject, s.Subjects.Event(""))
 		isOut := slices.Contains(typesOut, eventType)
-		if isOut || own[msg.Headers().Get(jetstream.MsgIDHeader)] {
+		if isOut || own[msg.Header.Get(jetstream.MsgIDHeader)] {
 			var e struct {
 				ID      string         `json:"id"`
 				Subject string         `json:"subject"`
 				Data    jsontext.Value `json:"data"`
 			}
-			if err := json.Unmarshal(msg.Data(), &e); err != nil {
+			if err := json.Unmarshal(msg.Data, &e); err != nil {
 				return fmt.Errorf("read the event out %d (%s): %w", sequence, eventType, err)
 			}
 			h.Out = append(h.Out, Out{sequence, eventType, e.ID, e.Subject, e.Data})
@@ -346,9 +352,9 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 		}
 		indexes := acknowledged[sequence]
 		if len(indexes) == 0 && eventType == events.TypeUsageSync &&
-			own[msg.Headers().Get(jetstream.MsgIDHeader)] {
+			own[msg.Header.Get(jetstream.MsgIDHeader)] {
 			h.Published = append(h.Published, Published{ // of the schedule
-				Type: eventType, EventID: msg.Headers().Get(jetstream.MsgIDHeader), Data: msg.Data(),
+				Type: eventType, EventID: msg.Header.Get(jetstream.MsgIDHeader), Data: msg.Data,
 			})
 			indexes = []int{len(h.Published) - 1}
 		}
@@ -361,7 +367,7 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 		}
 		for _, i := range indexes {
 			p := &h.Published[i]
-			p.Sequence, p.StoredAt, p.Header = sequence, meta.Timestamp, msg.Headers()
+			p.Sequence, p.StoredAt, p.Header = sequence, msg.Time, msg.Header
 		}
 		return nil
 	}
@@ -370,12 +376,12 @@ func (s System) readEvents(ctx context.Context, h *History) error {
 
 // unacknowledged returns the index of the entry for a message without an acknowledgement. For a
 // replay it appends one.
-func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, error) {
-	replayed := msg.Headers().Get("Papermap-Event-Id")
+func (h *History) unacknowledged(msg *jetstream.RawStreamMsg, eventType string) (int, error) {
+	replayed := msg.Header.Get("Papermap-Event-Id")
 	for i, p := range h.Published {
-		if replayed == "" && p.Sequence == 0 && p.Type == eventType && string(p.Data) == string(msg.Data()) {
-			if id := msg.Headers().Get("ce-id"); p.EventID == "" && id != "" { // chosen by a call
-				when, err := time.Parse(time.RFC3339Nano, msg.Headers().Get("ce-time"))
+		if replayed == "" && p.Sequence == 0 && p.Type == eventType && string(p.Data) == string(msg.Data) {
+			if id := msg.Header.Get("ce-id"); p.EventID == "" && id != "" { // chosen by a call
+				when, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
 				h.Published[i].EventID, h.Published[i].Time = id, when
 				return i, err
 			}
@@ -386,26 +392,30 @@ func (h *History) unacknowledged(msg jetstream.Msg, eventType string) (int, erro
 		if replayed == "" || p.Type != eventType || cmp.Or(p.EventID, p.message()) != replayed {
 			continue
 		}
-		p.EventID, p.Time, p.Data = replayed, p.when(), msg.Data()
+		p.EventID, p.Time, p.Data = replayed, p.when(), msg.Data
 		h.Published = append(h.Published, p)
 		return len(h.Published) - 1, nil
 	}
 	return 0, errors.New("it is in the stream, but not in the history")
 }
 
+// ArchiveDead reads the stream of dead letters into the history before the test deletes it. Nothing may
+// publish to the stream meanwhile.
+func ArchiveDead(ctx context.Context, s System, seen History) (h History, err error) {
+	h = seen
+	err = s.readDead(ctx, &h)
+	h.DeadStreams++
+	return h, err
+}
+
+// readDead appends the dead letters that are in their stream now.
 func (s System) readDead(ctx context.Context, h *History) error {
-	h.Dead = nil
-	stored := map[uint64][]Published{} // by sequence in their stream
-	for _, p := range h.Published {
-		if !p.StoredAt.IsZero() {
-			stored[p.Sequence%numbersPerStream] = append(stored[p.Sequence%numbersPerStream], p)
-		}
-	}
-	read := func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		header := msg.Headers()
-		d := Dead{Header: header, DeadLetter: events.DeadLetter{
-			Sequence: meta.Sequence.Stream, Time: meta.Timestamp, Data: msg.Data(),
-			Type:       strings.TrimPrefix(msg.Subject(), s.Subjects.Dead("")),
+	h.Dead = slices.Clone(h.Dead)
+	read := func(msg *jetstream.RawStreamMsg) error {
+		header := msg.Header
+		d := Dead{Header: header, Stream: h.DeadStreams, DeadLetter: events.DeadLetter{
+			Sequence: msg.Sequence, Time: msg.Time, Data: msg.Data,
+			Type:       strings.TrimPrefix(msg.Subject, s.Subjects.Dead("")),
 			EventID:    header.Get("Papermap-Event-Id"),
 			EventTime:  header.Get("Papermap-Event-Time"),
 			Code:       header.Get("Papermap-Error-Code"),
@@ -416,17 +426,30 @@ func (s System) readDead(ctx context.Context, h *History) error {
 		d.StreamSequence, err = strconv.ParseUint(header.Get("Papermap-Stream-Sequence"), 10, 64)
 		d.Attempts, attemptsErr = strconv.Atoi(header.Get("Papermap-Attempts"))
 		if err := errors.Join(err, attemptsErr); err != nil {
-			return fmt.Errorf("read the dead letter %d: %w", meta.Sequence.Stream, err)
-		}
-		for _, p := range stored[d.StreamSequence] { // the newest stream that may be meant
-			if !d.Time.Before(p.StoredAt) && p.Type == d.Type && d.of(p) {
-				d.StreamSequence = p.Sequence
-			}
+			return fmt.Errorf("read the dead letter %d: %w", msg.Sequence, err)
 		}
 		h.Dead = append(h.Dead, d)
 		return nil
 	}
 	return schematest.EachMessage(ctx, s.JetStream, s.Stream+"_DEAD", read)
+}
+
+// numberDead replaces the sequences of the dead letters' events by those in the history.
+func (h *History) numberDead() {
+	stored := map[uint64][]Published{} // by sequence in their stream
+	for _, p := range h.Published {
+		if !p.StoredAt.IsZero() {
+			stored[p.Sequence%numbersPerStream] = append(stored[p.Sequence%numbersPerStream], p)
+		}
+	}
+	for i := range h.Dead {
+		d := &h.Dead[i]
+		for _, p := range stored[d.StreamSequence] { // the newest stream that may be meant
+			if !d.Time.Before(p.StoredAt) && p.Type == d.Type && d.of(p) {
+				d.StreamSequence = p.Sequence
+			}
+		}
+	}
 }
 
 // waiting reads the state of both consumers.

@@ -74,7 +74,7 @@ var lives = [][]string{
 // poisons are events that must become dead letters, on any subject of a tenant. %q is the id of a
 // tenant in use.
 var poisons = []string{
-	``, `null`, `[]`, `"x"`, `{}`, `{`, "\ufeff{}", `{"tenant_id":%q}{}`,
+	``, ``, `null`, `[]`, `"x"`, `{}`, `{`, "\ufeff{}", `{"tenant_id":%q}{}`,
 	`{"tenant_id":%q,"tenant_id":"b","name":"n"}`,
 	`{"TENANT_ID":"a","tenant_id":%q,"name":"n"}`, `{"tenant_id":7,"name":"n"}`,
 	`{"tenant_id":"","name":"n"}`,
@@ -83,6 +83,13 @@ var poisons = []string{
 	`{"tenant_id":%q,"name":"n","workspace_id":"ws-unknown"}`,
 	`{"specversion":"1.0","data":{"tenant_id":%q}}`,
 	`{"specversion":"1.0","id":"x","type":"tenant.other","data":{"tenant_id":%q,"name":"n"}}`,
+}
+
+// statuses are headers with which nats.go mistakes an event without data for a status message from the
+// server.
+var statuses = []nats.Header{
+	{"Status": {"100"}}, {"Status": {"404"}}, {"Status": {"408"}}, {"Status": {"503"}},
+	{"Status": {"409"}, "Description": {"Consumer Deleted"}},
 }
 
 // begin publishes rate events a second and requests tokens until ctx ends, as goroutines of group.
@@ -252,8 +259,12 @@ func (l *load) poisoned() {
 	}
 	data := strings.ReplaceAll(form, "%q", string(quote(tenant)))
 	kind := "tenant." + []string{"created", "created", "suspended", "resumed", "deleted"}[l.random.IntN(5)]
+	header := nats.Header{}
+	if data == "" {
+		header = maps.Clone(statuses[l.random.IntN(len(statuses))])
+	}
 	l.queue = append(l.queue, event{
-		&nats.Msg{Subject: "papermap.events." + kind, Header: nats.Header{}, Data: []byte(data)},
+		&nats.Msg{Subject: "papermap.events." + kind, Header: header, Data: []byte(data)},
 		proof.Published{Type: kind, Data: []byte(data), Poison: true},
 	})
 }

@@ -49,6 +49,7 @@ var faultKinds = []faultKind{
 	{"stream changed", 2, 10 * time.Minute, (*simulation).changeStream},
 	{"Papermap's clock off", 2, 2 * time.Hour, (*simulation).turnClock},
 	{"stream rebuilt", 2, time.Second, (*simulation).rebuildStream},
+	{"stream of dead letters deleted", 1, time.Second, (*simulation).deleteDeadStream},
 	{"disk full", 2, 5 * time.Minute, (*simulation).fillDisk},
 }
 

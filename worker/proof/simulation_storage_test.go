@@ -180,6 +180,39 @@ func (s *simulation) rebuildStream(random *rand.Rand, _ time.Duration) (end func
 	return nil
 }
 
+// deleteDeadStream deletes the stream of dead letters, which is recreated at once or by a worker.
+func (s *simulation) deleteDeadStream(random *rand.Rand, _ time.Duration) (end func()) {
+	if s.natsDown {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	js, l := s.system.js, s.load
+	stream, err := js.Stream(ctx, "PAPERMAP_DEAD")
+	if err != nil { // a worker has yet to recreate it
+		return nil
+	}
+	config := stream.CachedInfo().Config
+	sealed := config
+	sealed.Sealed = true // it takes no dead letter of which nothing would be known
+	if _, err := js.UpdateStream(ctx, sealed); err != nil {
+		s.count.add("stream of dead letters not deleted", 1)
+		return nil
+	}
+	l.gate.Lock()
+	l.archive, err = proof.ArchiveDead(ctx, s.system.view(), l.archive)
+	l.gate.Unlock()
+	s.Must(err)
+	s.Must(js.DeleteStream(ctx, "PAPERMAP_DEAD"))
+	if random.IntN(2) == 0 {
+		_, err = js.CreateStream(ctx, config)
+		if err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			s.Must(err)
+		}
+	}
+	return nil
+}
+
 // ownDisk reports whether a run has a disk that can be filled, which needs the right to mount.
 var ownDisk = sync.OnceValue(func() bool {
 	if *simDays == 0 {

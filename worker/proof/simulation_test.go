@@ -246,7 +246,9 @@ func (s *simulation) judge(begin time.Time) {
 		return
 	}
 	s.history.Published = s.load.published
-	s.history.Streams, s.history.Out = s.load.archive.Streams, s.load.archive.Out
+	archive := s.load.archive
+	s.history.Streams, s.history.Out = archive.Streams, archive.Out
+	s.history.DeadStreams, s.history.Dead = archive.DeadStreams, archive.Dead
 	last := time.Now().Format("2006-01")
 	for _, ws := range s.system.workspaces {
 		rows, err := s.Simulator.UsageTotals(ws.ID, usageFrom, last)
