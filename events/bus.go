@@ -83,7 +83,8 @@ type Bus struct {
 func Connect(o Options, log *slog.Logger) (*Bus, error) {
 	b := &Bus{
 		o: o, log: log, slow: rate.NewLimiter(rate.Every(10*time.Second), 1),
-		top: supervisor{turn: make(chan struct{}, 1)}, denials: map[string]bool{},
+		top:     supervisor{turn: make(chan struct{}, 1), imposed: map[string]imposed{}},
+		denials: map[string]bool{},
 		reading: reading{turn: make(chan struct{}, 1), slots: make(chan struct{}, readers)},
 	}
 	failed := make(chan error, 1) // the first failure to connect

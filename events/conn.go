@@ -232,21 +232,6 @@ func (b *Bus) readLimit() int { return max(readBytes, 2*int(b.nc.MaxPayload()+ma
 // part of it: callers can make the server close one by a flood, and must not stop events by it.
 func (b *Bus) Connected() error { return b.connected(b.nc) }
 
-// whileConnected returns a context that ends with ctx, or when the connection for events is lost.
-func (b *Bus) whileConnected(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	lost := b.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
-	go func() {
-		select {
-		case <-lost:
-		case <-ctx.Done():
-		}
-		cancel()
-		b.nc.RemoveStatusListener(lost)
-	}()
-	return ctx, cancel
-}
-
 // Answering returns nil while there is a connection for requests, else why not. The one for requests
 // of tenants is no part of it.
 func (b *Bus) Answering() error {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -58,7 +57,7 @@ type Consumer struct {
 	slots    chan struct{}       // one element for each slot in use
 	memory   *semaphore.Weighted // bytes of the events in flight, and of those requested
 	inFlight sync.WaitGroup
-	healthy  atomic.Bool
+	health   health
 
 	// The result of the last pull. Only Run uses it.
 	idle    bool // it got no event
@@ -89,7 +88,41 @@ func (b *Bus) consumer(durable string, slots int, grace time.Duration) *Consumer
 
 // Healthy reports whether events are being fetched: streams and consumers exist, and the server
 // answers pull requests.
-func (c *Consumer) Healthy() bool { return c.healthy.Load() }
+func (c *Consumer) Healthy() bool {
+	c.health.Lock()
+	defer c.health.Unlock()
+	return c.health.ok
+}
+
+// health is whether a consumer fetches events, and what the log says about it.
+type health struct {
+	sync.Mutex
+	ok       bool
+	logged   string // each error is logged once
+	failures int    // in a row
+}
+
+func (c *Consumer) setHealthy() {
+	c.health.Lock()
+	defer c.health.Unlock()
+	if c.health.logged != "" {
+		c.log.Info("consuming again")
+	}
+	c.health.ok, c.health.logged, c.health.failures = true, "", 0
+}
+
+// setUnhealthy returns how many errors there were in a row.
+func (c *Consumer) setUnhealthy(err error) (failures int) {
+	c.health.Lock()
+	defer c.health.Unlock()
+	if err.Error() != c.health.logged {
+		c.health.logged = err.Error()
+		c.log.Error("cannot consume; retrying", "error", err)
+	}
+	c.health.ok = false
+	c.health.failures++
+	return c.health.failures
+}
 
 // The steps of one event: acquireSlots, fetch, handle (which extends AckWait), process (Decode and
 // Handle), ack. Nothing else acknowledges.
@@ -105,34 +138,22 @@ func (c *Consumer) Run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(c.Grace, abandon) })
 	defer stop()
 
-	logged, failures := "", 0 // each error is logged once
 	retry := Backoff{Base: time.Second, Max: 5 * time.Second}
 	for ctx.Err() == nil {
-		err := c.consume(ctx, work, func() {
-			c.healthy.Store(true)
-			if logged != "" {
-				c.log.Info("consuming again")
-			}
-			logged, failures = "", 0
-		})
-		c.healthy.Store(false)
-		if ctx.Err() != nil {
-			break
+		if err := c.consume(ctx, work); ctx.Err() == nil {
+			Sleep(ctx, retry.Delay(c.setUnhealthy(err)))
 		}
-		if err.Error() != logged {
-			logged = err.Error()
-			c.log.Error("cannot consume; retrying", "error", err)
-		}
-		failures++
-		Sleep(ctx, retry.Delay(failures))
 	}
+	c.health.Lock()
+	c.health.ok = false
+	c.health.Unlock()
 	c.inFlight.Wait()
 }
 
 // consume fetches and handles events until ctx ends or there is a problem with the streams, the
-// consumers or a pull. It calls ready once the streams and consumers exist, but after a pull that
-// failed only when another was answered.
-func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
+// consumers or a pull. The consumer is healthy once the streams and consumers exist, but after a pull
+// that failed only when another was answered, or when nothing may be fetched.
+func (c *Consumer) consume(ctx, work context.Context) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
 	}
@@ -140,21 +161,23 @@ func (c *Consumer) consume(ctx, work context.Context, ready func()) error {
 		return err
 	}
 	if c.pullErr == nil {
-		ready()
+		c.setHealthy()
 	}
 	for ctx.Err() == nil { // acquireSlots alone would still find free slots now and then
 		largest := min(c.bus.nc.MaxPayload(), memoryInHand)
+		waits := time.AfterFunc(fetchWait, c.setHealthy) // for Papermap or for handlers, and not for NATS
 		n, err := c.acquireSlots(ctx, largest)
+		waits.Stop()
 		if err != nil {
 			return err
 		}
 		if err := c.fetch(ctx, work, n, largest); err != nil {
 			return err
 		}
-		ready()
 		if err := c.bus.Connected(); err != nil {
 			return err
 		}
+		c.setHealthy()
 	}
 	return ctx.Err()
 }
@@ -211,9 +234,8 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 	if err != nil {
 		return err
 	}
-	until, wait, end := c.pullWait(ctx)
-	defer end()
-	request := pullRequest{Batch: n}
+	until, wait := c.pullWait(ctx)
+	request := pullRequest{Batch: limited(n, c.bus.maxBatch(c.Durable))}
 	c.idle = true
 	nc, stream := c.bus.nc.Conn, c.bus.o.Stream
 	err = c.bus.pull(until, nc, stream, c.Durable, wait, request, func(msg *nats.Msg) bool {
@@ -233,8 +255,11 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 		})
 		return true
 	})
+	if errors.Is(err, nats.ErrDisconnected) {
+		return nil // the next one waits for the connection
+	}
 	// A single one may be lost with its server.
-	once := errors.Is(err, errUnanswered) && !errors.Is(c.pullErr, errUnanswered)
+	once := c.pullErr == nil && (errors.Is(err, errUnanswered) || errors.Is(err, errMoved))
 	c.pullErr = err
 	if err == nil {
 		return nil
@@ -251,15 +276,14 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 
 // pullWait returns how long a pull waits, and a context that ends it earlier. While events arrive, a
 // pull is short and a stop waits for its end, so that no event is in transit to a consumer that
-// is gone. While there are none, it lasts until the next check of the streams, and a stop or a lost
-// connection ends it. An event that arrives at that very moment is redelivered after ackWait.
-func (c *Consumer) pullWait(ctx context.Context) (until context.Context, wait time.Duration, end func()) {
+// is gone. While there are none, it lasts until the next check of the streams, and a stop ends it. An
+// event that arrives at that very moment is redelivered after ackWait.
+func (c *Consumer) pullWait(ctx context.Context) (until context.Context, wait time.Duration) {
 	wait = c.bus.untilIdleCheck()
 	if !c.idle || wait <= fetchWait {
-		return context.WithoutCancel(ctx), fetchWait, func() {}
+		return context.WithoutCancel(ctx), fetchWait
 	}
-	until, end = c.bus.whileConnected(ctx)
-	return until, wait, end
+	return ctx, wait
 }
 
 // delivery is a fetched message, and what may be sent to the server about it.

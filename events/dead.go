@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -280,33 +281,62 @@ func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, erro
 	return newDeadLetter(Raw{b.o.Subjects.typeOf(m.Subject), m.Header, m.Data, sequence, m.Time}), nil
 }
 
+// deadPoll is the time between two looks for new dead letters.
+const deadPoll = 500 * time.Millisecond
+
 // OnDead calls do for each event of a type that becomes a dead letter from now on, until stop is called.
+// It looks every deadPoll, also after an outage of NATS.
 func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
-	fail := func(err error) (func(), error) {
+	info, err := b.deadInfo(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("read stream %s: %w", b.deadStream(), b.withHint(err))
 	}
-	js, release, err := b.reader()
-	if err != nil {
-		return fail(err)
-	}
-	consumer, err := js.OrderedConsumer(ctx, b.deadStream(), jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverNewPolicy, // without a filter, which would need another permission
-	})
-	if err != nil {
-		release()
-		return fail(err)
-	}
-	reading, err := consumer.Consume(func(msg jetstream.Msg) {
-		defer logPanic(b.log, msg.Subject())
-		if meta, err := msg.Metadata(); err == nil && b.o.Subjects.typeOf(msg.Subject()) == eventType {
-			do(newDeadLetter(Raw{eventType, msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp}))
+	seen, created := info.State.LastSeq, info.Created
+	look := func() error {
+		info, err := b.deadInfo(ctx)
+		if err != nil {
+			return err
 		}
-	}, jetstream.PullMaxBytes(b.readLimit()))
-	if err != nil {
-		release()
-		return fail(err)
+		if !info.Created.Equal(created) {
+			seen, created = 0, info.Created
+		}
+		if info.State.LastSeq <= seen {
+			return nil
+		}
+		f := DeadFilter{From: seen + 1, Type: eventType}
+		err = b.EachDeadLetter(ctx, f, math.MaxInt, func(d DeadLetter) error {
+			defer logPanic(b.log, b.o.Subjects.Dead(eventType))
+			seen = d.Sequence
+			do(d)
+			return nil
+		})
+		if err == nil {
+			seen = max(seen, info.State.LastSeq)
+		}
+		return err
 	}
-	return func() { reading.Stop(); release() }, nil
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for Sleep(ctx, deadPoll) {
+			if err := look(); err != nil && ctx.Err() == nil {
+				b.log.Debug("cannot look for dead letters; retrying", "error", err)
+			}
+		}
+	}()
+	return func() { cancel(); <-done }, nil
+}
+
+// deadInfo looks up the dead-letter stream.
+func (b *Bus) deadInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	stream, err := b.js.Stream(ctx, b.deadStream())
+	if err != nil {
+		return nil, err
+	}
+	return stream.CachedInfo(), nil
 }
 
 // Discard deletes a dead letter for good.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,47 @@ func TestDeadLetterFitsIntoItsStream(t *testing.T) {
 		})
 		if d := deadLetters(t, b)[0]; d.Truncated == "" || len(d.Data) < minMessage/2 {
 			t.Errorf("cut %q, %d bytes", d.Truncated, len(d.Data))
+		}
+	})
+}
+
+func TestOnDeadContinuesInARecreatedStream(t *testing.T) {
+	virtually(t, func(t *testing.T, b *Bus) {
+		seen := make(chan string, 10)
+		stop, err := b.OnDead(t.Context(), TypeTenantCreated, func(d DeadLetter) { seen <- d.EventID })
+		if err != nil {
+			t.Fatal(err)
+		}
+		bury := func(eventType, id string) {
+			t.Helper()
+			raw := Raw{Type: eventType, Data: []byte("x"), Sequence: 1}
+			err := b.publishDead(t.Context(), raw, Event{ID: id, Message: id}, &Permanent{Code: "INVALID_JSON", Err: errors.New("why")})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		bury(TypeTenantCreated, "a")
+		bury(TypeTenantDeleted, "of another type")
+		time.Sleep(time.Second)
+		if err := b.js.DeleteStream(t.Context(), b.deadStream()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if err := b.EnsureStreams(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		bury(TypeTenantCreated, "b")
+		time.Sleep(time.Second)
+		stop()
+		bury(TypeTenantCreated, "too late")
+		time.Sleep(time.Second)
+		close(seen)
+		var got []string
+		for id := range seen {
+			got = append(got, id)
+		}
+		if !slices.Equal(got, []string{"a", "b"}) {
+			t.Errorf("saw %q", got)
 		}
 	})
 }

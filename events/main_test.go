@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats-server/v2/server/ats"
 	"go.uber.org/goleak"
 
@@ -49,13 +50,38 @@ func virtuallyOn(t *testing.T, test func(t *testing.T, b *Bus, way *way)) {
 	synctest.Test(t, func(t *testing.T) {
 		// Not in the year 2000, where a bubble begins: the server counts on Unix seconds of ten digits.
 		time.Sleep(time.Until(time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC)))
-		server, err := embedded.StartInProcess(dir)
+		s, err := embedded.StartInProcess(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(server.Close)
-		w := newWay(server)
+		t.Cleanup(s.Close)
+		w := newWay(s)
 		test(t, connectBus(t, Options{InProcess: w}), w)
+	})
+}
+
+// virtuallyWith is virtually with a server of these options.
+func virtuallyWith(t *testing.T, o *server.Options, test func(t *testing.T, s *server.Server)) {
+	t.Helper()
+	emptyPools()
+	defer emptyPools()
+	o.StoreDir = t.TempDir()
+	o.DontListen, o.JetStream, o.NoSigs, o.NoLog = true, true, true, true
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC)))
+		s, err := server.NewServer(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Start()
+		if !s.ReadyForConnections(10 * time.Second) {
+			t.Fatal("the server does not start")
+		}
+		t.Cleanup(func() {
+			s.Shutdown()
+			s.WaitForShutdown()
+		})
+		test(t, s)
 	})
 }
 
@@ -92,7 +118,7 @@ type lossyConn struct {
 }
 
 func (c lossyConn) Write(p []byte) (int, error) {
-	pulls := bytes.Contains(p, []byte("CONSUMER.MSG.NEXT"))
+	pulls := pullsIn(p)
 	if pulls {
 		select {
 		case c.way.pulls <- struct{}{}:
@@ -104,6 +130,9 @@ func (c lossyConn) Write(p []byte) (int, error) {
 	}
 	return c.Conn.Write(p)
 }
+
+// pullsIn reports whether a client writes a pull request.
+func pullsIn(p []byte) bool { return bytes.Contains(p, []byte("CONSUMER.MSG.NEXT")) }
 
 func (c lossyConn) Read(p []byte) (int, error) {
 	for {

@@ -25,15 +25,22 @@ const (
 	// heartbeat is the server's idle heartbeat during a pull that waits at least twice as long. The
 	// server refuses heartbeats for shorter pulls.
 	heartbeat = 5 * time.Second
-	statuses  = 16 // room for status messages in the channel of a pull
+	pullGrace = 5 * time.Second // how long the end of a pull, or its next message, may be late
+	statuses  = 16              // room for status messages in the channel of a pull
 )
 
-// errUnanswered means that the server neither ended a pull in time nor sent heartbeats.
-var errUnanswered = errors.New("the server did not answer a pull request")
+var (
+	// errUnanswered means that the server neither ended a pull in time nor sent heartbeats.
+	errUnanswered = errors.New("the server did not answer a pull request")
+	// errMoved means that the pull was lost with the consumer's leader.
+	errMoved = errors.New("the consumer has another leader")
+	// errMaxBytes means that the next message is larger than the request allows.
+	errMaxBytes = errors.New("the next message is too large")
+)
 
 // pull requests at most r.Batch messages from a consumer, and calls each with those that arrive until
 // wait has passed, ctx ends or each returns false. If the consumer was deleted, the error is
-// [jetstream.ErrConsumerDeleted].
+// [jetstream.ErrConsumerDeleted]; if the connection was lost, [nats.ErrDisconnected].
 //
 // nats.go's own pulls mistake a stored message that has no data and a "Status" header for a status
 // message from the server, so it would never be handled.
@@ -41,16 +48,19 @@ func (b *Bus) pull(
 	ctx context.Context, nc *nats.Conn, stream, consumer string, wait time.Duration, r pullRequest,
 	each func(*nats.Msg) bool,
 ) error {
-	var silence <-chan time.Time
-	r.Expires = wait.Nanoseconds()
-	if wait >= 2*heartbeat {
+	silence := time.NewTimer(2 * heartbeat)
+	defer silence.Stop()
+	if r.Expires = wait.Nanoseconds(); wait >= 2*heartbeat {
 		r.Heartbeat = heartbeat.Nanoseconds()
-		silence = time.After(2 * heartbeat)
+	} else {
+		silence.Stop()
 	}
 	request, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode the request: %w", err)
 	}
+	lost := nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer nc.RemoveStatusListener(lost)
 	inbox, arrived := nc.NewInbox(), make(chan *nats.Msg, r.Batch+statuses)
 	sub, err := nc.ChanSubscribe(inbox, arrived)
 	if err != nil {
@@ -60,27 +70,37 @@ func (b *Bus) pull(
 	if err := nc.PublishRequest(b.api("CONSUMER.MSG.NEXT."+stream+"."+consumer), inbox, request); err != nil {
 		return err
 	}
-	expired := time.After(wait + time.Second)
+	end := time.Now().Add(wait + pullGrace)
+	late := time.NewTimer(wait + pullGrace)
+	defer late.Stop()
 	for n := 0; n < r.Batch; {
+		var msg *nats.Msg
 		select {
-		case msg := <-arrived:
-			if silence != nil {
-				silence = time.After(2 * heartbeat)
+		case msg = <-arrived: // also what arrived before the pull was cut short
+		default:
+			select {
+			case msg = <-arrived:
+			case <-ctx.Done():
+				return nil
+			case <-lost:
+				return nats.ErrDisconnected
+			case <-late.C:
+				return errUnanswered
+			case <-silence.C:
+				return errUnanswered
 			}
-			if msg.Reply != "" { // the subject of its acknowledgement, which a status message lacks
-				n++
-				if !each(msg) {
-					return nil
-				}
-			} else if ended, err := endsPull(msg.Header); ended {
-				return err
+		}
+		if msg.Reply != "" { // the subject of its acknowledgement, which a status message lacks
+			n++
+			if !each(msg) {
+				return nil
 			}
-		case <-ctx.Done():
-			return nil
-		case <-expired:
-			return errUnanswered
-		case <-silence:
-			return errUnanswered
+			late.Reset(max(time.Until(end), pullGrace)) // large ones take long, and so may each
+		} else if ended, err := endsPull(msg.Header); ended {
+			return err
+		}
+		if r.Heartbeat > 0 {
+			silence.Reset(2 * heartbeat)
 		}
 	}
 	return nil
@@ -90,15 +110,18 @@ func (b *Bus) pull(
 // normal end.
 func endsPull(header nats.Header) (ended bool, err error) {
 	status, description := header.Get("Status"), header.Get("Description")
+	is := func(text string) bool { return status == "409" && strings.Contains(description, text) }
 	switch {
 	case status == "100": // a heartbeat
 		return false, nil
 	case status == "404", status == "408": // no messages, request timeout
 		return true, nil
-	case status == "409" && strings.Contains(description, "Exceeds MaxBytes"):
-		return true, nil
-	case status == "409" && strings.Contains(description, "Consumer Deleted"):
+	case is("Exceeds MaxBytes"):
+		return true, errMaxBytes
+	case is("Consumer Deleted"):
 		return true, jetstream.ErrConsumerDeleted
+	case is("Leadership Change"), is("Server Shutdown"):
+		return true, errMoved
 	case status == "503":
 		return true, nats.ErrNoResponders
 	}

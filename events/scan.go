@@ -16,71 +16,88 @@ import (
 func (b *Bus) scan(
 	ctx context.Context, name string, config jetstream.ConsumerConfig, each func(Raw) bool,
 ) error {
-	fail := func(err error) error { return fmt.Errorf("read stream %s: %w", name, b.withHint(err)) }
-	js, release, err := b.readerInTurn(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	defer release()
-	stream, err := js.Stream(ctx, name)
-	if err != nil {
-		return fail(err)
-	}
-	s := scanner{b: b, nc: js.Conn(), last: stream.CachedInfo().State.LastSeq, each: each}
-	config.AckPolicy, config.InactiveThreshold = jetstream.AckNonePolicy, time.Minute
-	config.MemoryStorage, config.Replicas = true, 1
+	config.AckPolicy, config.MemoryStorage, config.Replicas = jetstream.AckNonePolicy, true, 1
+	s := scanner{b: b, stream: name, config: config, each: each}
 	for tries := 1; ; tries++ {
 		before := s.reached
-		err := s.read(ctx, stream, config)
+		err := s.read(ctx)
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fail(ctx.Err())
+			return fmt.Errorf("read stream %s: %w", name, b.withHint(ctx.Err()))
 		case s.reached > before:
 			tries = 0
 		case s.reached == 0 || tries == maxScans:
-			return fail(err)
+			return fmt.Errorf("read stream %s: %w", name, b.withHint(err))
 		}
-		if !Sleep(ctx, time.Second) {
-			return fail(ctx.Err())
-		}
-		config.DeliverPolicy, config.OptStartSeq, config.OptStartTime =
-			jetstream.DeliverByStartSequencePolicy, s.reached+1, nil
+		Sleep(ctx, time.Second)
+		s.config.DeliverPolicy = jetstream.DeliverByStartSequencePolicy
+		s.config.OptStartSeq, s.config.OptStartTime = s.reached+1, nil
 	}
 }
 
 const (
-	maxScans  = 5   // attempts in a row that read nothing
-	scanBatch = 256 // messages in a request, if their size allows
+	maxScans  = 20              // attempts in a row that read nothing, after some that did
+	scanBatch = 256             // messages in a request, if their size allows
+	scanIdle  = 1 * time.Minute // after which the server deletes a scan's consumer that was left behind
 )
 
-// scanner reads a stream to its end, with one consumer after another if messages get lost.
+// scanner reads a stream to its end, with one consumer after another if messages or the connection
+// get lost.
 type scanner struct {
 	b       *Bus
-	nc      *nats.Conn
-	last    uint64 // the sequence to stop at
+	stream  string
+	config  jetstream.ConsumerConfig
 	each    func(Raw) bool
+	last    uint64 // the sequence to stop at
 	reached uint64
 }
 
 var errMissed = errors.New("a message was lost in transit")
 
 // read reads with a new consumer.
-func (s *scanner) read(ctx context.Context, stream jetstream.Stream, config jetstream.ConsumerConfig) error {
-	consumer, err := stream.CreateConsumer(ctx, config)
+func (s *scanner) read(ctx context.Context) error {
+	js, release, err := s.b.readerInTurn(ctx)
 	if err != nil {
 		return err
 	}
-	info := consumer.CachedInfo()
-	if info.NumPending == 0 {
+	defer release()
+	stream, err := js.Stream(ctx, s.stream)
+	if err != nil {
+		return err
+	}
+	if s.last == 0 {
+		s.last = stream.CachedInfo().State.LastSeq
+	}
+	s.config.InactiveThreshold = scanIdle
+	if limit := stream.CachedInfo().Config.ConsumerLimits.InactiveThreshold; limit > 0 {
+		s.config.InactiveThreshold = min(scanIdle, limit)
+	}
+	consumer, err := stream.CreateConsumer(ctx, s.config)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = stream.DeleteConsumer(ctx, consumer.CachedInfo().Name) // else the server does
+	}()
+	if consumer.CachedInfo().NumPending == 0 {
 		return nil
 	}
-	request := pullRequest{Batch: scanBatch, MaxBytes: s.b.readLimit()}
+	return s.readAll(ctx, js.Conn(), consumer)
+}
+
+// readAll reads what a new consumer delivers.
+func (s *scanner) readAll(ctx context.Context, nc *nats.Conn, consumer jetstream.Consumer) error {
+	info := consumer.CachedInfo()
+	batch := pullRequest{Batch: limited(scanBatch, info.Config.MaxRequestBatch), MaxBytes: s.b.readLimit()}
+	request := batch
 	for received, ended := uint64(0), false; ; { // of this consumer
 		before := received
 		var failed error
-		err := s.b.pull(ctx, s.nc, info.Stream, info.Name, time.Second, request, func(msg *nats.Msg) bool {
+		err := s.b.pull(ctx, nc, info.Stream, info.Name, time.Second, request, func(msg *nats.Msg) bool {
 			meta, err := msg.Metadata()
 			if err != nil || meta.Sequence.Consumer != received+1 {
 				failed = cmp.Or(err, errMissed)
@@ -91,11 +108,19 @@ func (s *scanner) read(ctx context.Context, stream jetstream.Stream, config jets
 			ended = s.reached > s.last || !s.each(raw) || s.reached == s.last || meta.NumPending == 0
 			return !ended
 		})
+		request = batch
 		switch {
 		case ended:
 			return nil
-		case err != nil || failed != nil:
-			return cmp.Or(err, failed)
+		case failed != nil:
+			return failed
+		case errors.Is(err, errMaxBytes):
+			if received == before { // it was stored when the server's limit was higher
+				request = pullRequest{Batch: 1}
+			}
+			continue
+		case err != nil:
+			return err
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case received > before:
@@ -112,4 +137,12 @@ func (s *scanner) read(ctx context.Context, stream jetstream.Stream, config jets
 			return nil
 		}
 	}
+}
+
+// limited is n, or a lower limit; 0 means that there is none.
+func limited(n, limit int) int {
+	if limit > 0 {
+		return min(n, limit)
+	}
+	return n
 }

@@ -37,13 +37,26 @@ type supervisor struct {
 	consumers  map[string]jetstream.Consumer
 	builtFor   uint64    // the incarnation in which the consumers were last correct
 	lookAgain  time.Time // when to check the consumers again, if this user may not look them up
-	deadLimit  int       // max_msg_size of the dead-letter stream; 0: none
-	reported   []string  // the fatal findings that are in the log
+	imposed    map[string]imposed
+	deadLimit  int      // max_msg_size of the dead-letter stream; 0: none
+	reported   []string // the fatal findings that are in the log
 
 	replies  []string  // prefixes of reply subjects that are answered, beside the default ones
 	rightsOf uint64    // the connection whose rights were checked, counted from 1
 	denied   []Finding // the permissions that its user lacks
 	account  bool      // its user may ask for the account
+}
+
+// imposed are settings of a consumer that the server or the stream sets where the worker sets none.
+type imposed struct {
+	maxBatch int           // of a pull request
+	inactive time.Duration // after which an unused consumer is deleted
+}
+
+// maxBatch returns how many events a pull may request; 0: any number.
+func (b *Bus) maxBatch(consumer string) int {
+	defer b.lockTopology()()
+	return b.top.imposed[consumer].maxBatch
 }
 
 func (b *Bus) lockTopology() (unlock func()) {
@@ -289,6 +302,7 @@ func (b *Bus) addSubjects(ctx context.Context, name string, subjects []string) e
 // anyway. A paused consumer stays paused, because that is an operator's choice.
 func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetstream.Consumer, error) {
 	want := b.consumerConfig(name)
+	already := b.top.imposed[name]
 	old, err := b.lookUpConsumer(ctx, name)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
@@ -302,7 +316,9 @@ func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetst
 		}
 	case err == nil:
 		is := old.CachedInfo().Config
-		changed := changedSettings(is, want)
+		as := want
+		as.MaxRequestBatch, as.InactiveThreshold = already.maxBatch, already.inactive
+		changed := changedSettings(is, as)
 		want.PauseUntil = is.PauseUntil
 		if len(changed) == 0 && !anew {
 			return old, nil
@@ -324,6 +340,8 @@ func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetst
 	if err != nil {
 		return nil, fmt.Errorf("create consumer %s: %w", name, b.withHint(err))
 	}
+	is := c.CachedInfo().Config
+	b.top.imposed[name] = imposed{is.MaxRequestBatch, is.InactiveThreshold}
 	return c, nil
 }
 

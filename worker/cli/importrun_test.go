@@ -33,14 +33,15 @@ type importer struct {
 	run      *importRun
 }
 
-// rows imports rows of the columns tenant_id, name and dashboard_id, and returns "line result" or
+// rows imports rows of the columns tenant_id, name, dashboard_id and workspace_id, of which the last may
+// be left out, and returns "line result" or
 // "line result: error" of each, in the order in which they were finished.
 func (i *importer) rows(ctx context.Context, rows ...string) (results []string, err error) {
 	ctx = worker.WithActor(ctx, operator())
 	var text bytes.Buffer
-	text.WriteString("tenant_id,name,dashboard_id\n")
+	text.WriteString("tenant_id,name,dashboard_id,workspace_id\n")
 	for _, row := range rows {
-		fmt.Fprintln(&text, row)
+		fmt.Fprintln(&text, row+strings.Repeat(",", 3-strings.Count(row, ",")))
 		if cells := strings.Split(row, ","); strings.HasPrefix(cells[2], "d-") { // it was there before
 			i.w.Simulator.Adopt(simulator.Dashboard{
 				ID: cells[2], TenantID: cells[0], WorkspaceID: workertest.WorkspaceA.ID,
@@ -291,6 +292,29 @@ func TestImportOutlivesAnOutageOfNATS(t *testing.T) {
 			if n := w.Creates(tenant); n != 1 {
 				t.Errorf("tenant %s has %d create calls", tenant, n)
 			}
+		}
+	})
+}
+
+// A row that becomes a dead letter leaves nothing in the database.
+func TestImportSeesDeadLettersAfterAnOutageOfNATS(t *testing.T) {
+	workertest.Virtual(t, workertest.Options{}, func(t *testing.T, w *workertest.World) {
+		w.SetFaults("on=create delay=1s")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		ended := make(chan error, 1)
+		var got []string
+		go func() {
+			var err error
+			got, err = (&importer{w: w, inFlight: 1}).rows(ctx, "a,A,", "b,B,,unknown-workspace", "c,C,")
+			ended <- err
+		}()
+		time.Sleep(500 * time.Millisecond)
+		w.StopNATS()
+		time.Sleep(5 * time.Second)
+		w.StartNATS()
+		if err := <-ended; err != nil || len(got) != 3 {
+			t.Errorf("results %q, %v", got, err)
 		}
 	})
 }
