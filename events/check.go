@@ -172,7 +172,9 @@ func (b *Bus) checkConsumer(ctx context.Context, name string) Finding {
 			info.PauseRemaining.Round(time.Second)),
 			"nats consumer resume " + b.o.Stream + " " + name, true}
 	}
-	if names := changedSettings(info.Config, b.consumerConfig(name)); len(names) > 0 {
+	want := b.consumerConfig(name) // the server or the stream may set what the worker leaves unset
+	want.MaxRequestBatch, want.InactiveThreshold = info.Config.MaxRequestBatch, info.Config.InactiveThreshold
+	if names := changedSettings(info.Config, want); len(names) > 0 {
 		return Finding{check, "its settings were changed: " + strings.Join(names, ", "),
 			"restart the worker: it restores them when it starts", false}
 	}

@@ -27,7 +27,7 @@ const memoryInHand = 16 << 20
 const (
 	failureLines = rate.Limit(1.0 / 30) // per second, of each kind
 
-	fetchWait  = time.Second // how long a pull waits for events, and so how long a stop may wait for it
+	fetchWait  = time.Second // how long a pull waits for events; a stop waits for the pull to end
 	maxSettles = 5           // look-ups of the stream, a second apart, before an event is redelivered
 )
 
@@ -151,8 +151,8 @@ func (c *Consumer) Run(ctx context.Context) {
 }
 
 // consume fetches and handles events until ctx ends or there is a problem with the streams, the
-// consumers or a pull. The consumer is healthy once the streams and consumers exist, but after a pull
-// that failed only when another was answered, or when nothing may be fetched.
+// consumers or a pull. The consumer is healthy once the streams and consumers exist. After a failed
+// pull, it is healthy again only when another is answered, or while nothing may be fetched.
 func (c *Consumer) consume(ctx, work context.Context) error {
 	if err := c.bus.Connected(); err != nil {
 		return err
@@ -165,7 +165,12 @@ func (c *Consumer) consume(ctx, work context.Context) error {
 	}
 	for ctx.Err() == nil { // acquireSlots alone would still find free slots now and then
 		largest := min(c.bus.nc.MaxPayload(), memoryInHand)
-		waits := time.AfterFunc(fetchWait, c.setHealthy) // for Papermap or for handlers, and not for NATS
+		// A longer wait is for Papermap or for handlers. It says nothing against NATS.
+		waits := time.AfterFunc(fetchWait, func() {
+			if ctx.Err() == nil {
+				c.setHealthy()
+			}
+		})
 		n, err := c.acquireSlots(ctx, largest)
 		waits.Stop()
 		if err != nil {
@@ -177,7 +182,9 @@ func (c *Consumer) consume(ctx, work context.Context) error {
 		if err := c.bus.Connected(); err != nil {
 			return err
 		}
-		c.setHealthy()
+		if c.pullErr == nil {
+			c.setHealthy()
+		}
 	}
 	return ctx.Err()
 }
@@ -256,7 +263,7 @@ func (c *Consumer) fetch(ctx, work context.Context, n int, largest int64) error 
 		return true
 	})
 	if errors.Is(err, nats.ErrDisconnected) {
-		return nil // the next one waits for the connection
+		return nil // consume reports a lost connection, unless it is back already
 	}
 	// A single one may be lost with its server.
 	once := c.pullErr == nil && (errors.Is(err, errUnanswered) || errors.Is(err, errMoved))

@@ -285,7 +285,8 @@ func (b *Bus) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, erro
 const deadPoll = 500 * time.Millisecond
 
 // OnDead calls do for each event of a type that becomes a dead letter from now on, until stop is called.
-// It looks every deadPoll, also after an outage of NATS.
+// It polls, and continues after an outage of NATS. If the stream was recreated or restored, do may get
+// a dead letter twice. do must not call stop, which waits for it.
 func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter)) (stop func(), err error) {
 	info, err := b.deadInfo(ctx)
 	if err != nil {
@@ -297,7 +298,7 @@ func (b *Bus) OnDead(ctx context.Context, eventType string, do func(DeadLetter))
 		if err != nil {
 			return err
 		}
-		if !info.Created.Equal(created) {
+		if !info.Created.Equal(created) || info.State.LastSeq < seen { // recreated, or restored
 			seen, created = 0, info.Created
 		}
 		if info.State.LastSeq <= seen {

@@ -25,7 +25,7 @@ const (
 	// heartbeat is the server's idle heartbeat during a pull that waits at least twice as long. The
 	// server refuses heartbeats for shorter pulls.
 	heartbeat = 5 * time.Second
-	pullGrace = 5 * time.Second // how long the end of a pull, or its next message, may be late
+	pullGrace = 5 * time.Second // how late the end of a pull, or its next message, may be
 	statuses  = 16              // room for status messages in the channel of a pull
 )
 
@@ -38,9 +38,10 @@ var (
 	errMaxBytes = errors.New("the next message is too large")
 )
 
-// pull requests at most r.Batch messages from a consumer, and calls each with those that arrive until
-// wait has passed, ctx ends or each returns false. If the consumer was deleted, the error is
-// [jetstream.ErrConsumerDeleted]; if the connection was lost, [nats.ErrDisconnected].
+// pull requests at most r.Batch messages from a consumer and calls each for every one that arrives,
+// until wait has passed, ctx ends or each returns false. When ctx ends, each still gets the messages
+// that have arrived. If the consumer was deleted, the error is [jetstream.ErrConsumerDeleted]; if the
+// connection was lost, [nats.ErrDisconnected].
 //
 // nats.go's own pulls mistake a stored message that has no data and a "Status" header for a status
 // message from the server, so it would never be handled.
@@ -61,6 +62,9 @@ func (b *Bus) pull(
 	}
 	lost := nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	defer nc.RemoveStatusListener(lost)
+	if !nc.IsConnected() { // since before the listener
+		return nats.ErrDisconnected
+	}
 	inbox, arrived := nc.NewInbox(), make(chan *nats.Msg, r.Batch+statuses)
 	sub, err := nc.ChanSubscribe(inbox, arrived)
 	if err != nil {
@@ -95,7 +99,7 @@ func (b *Bus) pull(
 			if !each(msg) {
 				return nil
 			}
-			late.Reset(max(time.Until(end), pullGrace)) // large ones take long, and so may each
+			late.Reset(max(time.Until(end), pullGrace)) // a large message takes long, and each may block
 		} else if ended, err := endsPull(msg.Header); ended {
 			return err
 		}

@@ -12,7 +12,7 @@ import (
 )
 
 // scan calls each for the messages of a stream that config selects, oldest first, until each returns
-// false or the message that was the last one when the scan started.
+// false or the scan has passed the message that was the stream's last when it started.
 func (b *Bus) scan(
 	ctx context.Context, name string, config jetstream.ConsumerConfig, each func(Raw) bool,
 ) error {
@@ -40,7 +40,7 @@ func (b *Bus) scan(
 const (
 	maxScans  = 20              // attempts in a row that read nothing, after some that did
 	scanBatch = 256             // messages in a request, if their size allows
-	scanIdle  = 1 * time.Minute // after which the server deletes a scan's consumer that was left behind
+	scanIdle  = 1 * time.Minute // how long a consumer that a scan left behind stays on the server
 )
 
 // scanner reads a stream to its end, with one consumer after another if messages or the connection
@@ -139,7 +139,7 @@ func (s *scanner) readAll(ctx context.Context, nc *nats.Conn, consumer jetstream
 	}
 }
 
-// limited is n, or a lower limit; 0 means that there is none.
+// limited returns n, or limit if that is lower. A limit of 0 means none.
 func limited(n, limit int) int {
 	if limit > 0 {
 		return min(n, limit)

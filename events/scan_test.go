@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,22 +142,24 @@ func TestLimitsOfTheServerAndTheStreamAreKept(t *testing.T) {
 		t.Run(fmt.Sprint("max_request_batch ", batch), func(t *testing.T) {
 			virtuallyWith(t, o, func(t *testing.T, s *server.Server) {
 				works(t, connectBus(t, Options{InProcess: s}))
+				works(t, connectBus(t, Options{InProcess: s})) // with the consumers of the first
 			})
 		})
 	}
 	t.Run("inactive_threshold", func(t *testing.T) {
-		virtually(t, func(t *testing.T, b *Bus) {
+		virtuallyOn(t, func(t *testing.T, b *Bus, way *way) {
 			config := b.streams()[0].config()
 			config.ConsumerLimits.InactiveThreshold = 30 * time.Second
 			if _, err := b.js.UpdateStream(t.Context(), config); err != nil {
 				t.Fatal(err)
 			}
 			works(t, b)
+			works(t, connectBus(t, Options{InProcess: way}))
 		})
 	})
 }
 
-// works checks that events are handled and found, and that nothing is logged.
+// works checks that events are handled and found, and that nothing is logged or found about consumers.
 func works(t *testing.T, b *Bus) {
 	t.Helper()
 	said := make(logged, 1000)
@@ -167,15 +170,27 @@ func works(t *testing.T, b *Bus) {
 		handled <- struct{}{}
 		return nil
 	}
-	consume(t, c)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Run(ctx)
+	}()
 	want := publishMany(t, b, 100)
 	time.Sleep(5 * time.Minute)
 	if len(handled) != len(want) || !c.Healthy() {
 		t.Errorf("%d of %d events were handled; healthy: %t", len(handled), len(want), c.Healthy())
 	}
-	if ids, err := scanned(t, b); err != nil || !slices.Equal(ids, want) {
+	if ids, err := scanned(t, b); err != nil || !slices.Equal(ids[len(ids)-len(want):], want) {
 		t.Errorf("found %d events, error %v", len(ids), err)
 	}
+	for _, f := range b.CheckTopology(t.Context()) {
+		if strings.Contains(f.Found, "changed") {
+			t.Error(f)
+		}
+	}
+	stop()
+	<-done
 	if len(said) > 0 {
 		t.Errorf("%d lines were logged, the first: %s", len(said), <-said)
 	}

@@ -323,10 +323,6 @@ func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetst
 		if len(changed) == 0 && !anew {
 			return old, nil
 		}
-		if len(changed) > 0 {
-			b.log.WarnContext(ctx, "the consumer's settings were changed; restoring them",
-				"consumer", name, "settings", strings.Join(changed, ", "))
-		}
 		anew = anew || mayHaveSkipped(is, want)
 	}
 	if anew {
@@ -341,6 +337,12 @@ func (b *Bus) ensureConsumer(ctx context.Context, name string, anew bool) (jetst
 		return nil, fmt.Errorf("create consumer %s: %w", name, b.withHint(err))
 	}
 	is := c.CachedInfo().Config
+	if old != nil { // what the server or the stream has imposed again was not restored
+		if restored := changedSettings(old.CachedInfo().Config, is); len(restored) > 0 {
+			b.log.WarnContext(ctx, "the consumer's settings were changed; restored them",
+				"consumer", name, "settings", strings.Join(restored, ", "))
+		}
+	}
 	b.top.imposed[name] = imposed{is.MaxRequestBatch, is.InactiveThreshold}
 	return c, nil
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// CheckStream fails the test unless every event of the stream PAPERMAP, in or out, fits its schema.
-// Except events in that became dead letters, perhaps in a stream that was deleted, or that the worker has
-// not acknowledged yet.
+// CheckStream fails the test unless every event of the stream PAPERMAP, in or out, fits its schema. It
+// skips events in that became dead letters, that the worker has not acknowledged yet, or that are older
+// than the stream of dead letters: theirs may have been in one that was deleted.
 func CheckStream(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -36,7 +36,7 @@ func checkStream(ctx context.Context, js jetstream.JetStream, wrong func(error))
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return err
 	}
-	var since time.Time // that there is this stream of dead letters
+	var since time.Time // when the stream of dead letters was created; zero if there is none
 	if stream, err := js.Stream(ctx, "PAPERMAP_DEAD"); err == nil {
 		since = stream.CachedInfo().Created
 	}

@@ -81,9 +81,9 @@ func (c *checker) refused(p Published, code string) bool {
 	return slices.ContainsFunc(c.dead[p.Sequence], func(d Dead) bool { return d.Code == code })
 }
 
-// taken reports whether the event was refused because its dashboard is another tenant's. Such an
-// event records nothing, unless an earlier delivery was refused in conflict with the tenant's own
-// dashboard. For a lost event, its copies decide, unless it was recorded while it waited for a create.
+// taken reports whether the event recorded nothing because its dashboard is another tenant's. An event
+// that was ever refused in conflict with the tenant's own dashboard was recorded. For a lost event, its
+// copies decide, unless it was recorded while it waited for a create.
 func (c *checker) taken(p Published) bool {
 	switch {
 	case c.refused(p, codeConflict):

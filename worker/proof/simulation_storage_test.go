@@ -194,7 +194,7 @@ func (s *simulation) deleteDeadStream(random *rand.Rand, _ time.Duration) (end f
 	}
 	config := stream.CachedInfo().Config
 	sealed := config
-	sealed.Sealed = true // it takes no dead letter of which nothing would be known
+	sealed.Sealed = true // so that no dead letter is stored after the archive was read
 	if _, err := js.UpdateStream(ctx, sealed); err != nil {
 		s.count.add("stream of dead letters not deleted", 1)
 		return nil
