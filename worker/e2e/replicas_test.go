@@ -9,7 +9,7 @@ import (
 // restart, and nothing is lost or recorded twice (promises 1 to 4 of README).
 func TestReplicasLoseNothingThroughKillAndRestart(t *testing.T) {
 	const tenants = 300
-	s := newSystem(t, "on=create delay=50ms")
+	s := newSystem(t, "on=create delay=400ms") // enough work is left when the last worker has started
 	s.usePostgres(t)
 	s.env = append(s.env, "WORKER_CONCURRENCY=8")
 	js := s.jetStream(t)
@@ -21,9 +21,9 @@ func TestReplicasLoseNothingThroughKillAndRestart(t *testing.T) {
 	published := publishTenants(t, js, tenants)
 	s.requests(t, tenants/4)
 	killed.kill()
+	workers = append(workers, start(t, s.env, "serve"))
 	s.requests(t, tenants/2)
 	replaced.stop(t)
-	workers = append(workers, start(t, s.env, "serve"))
 	t.Parallel() // while the lease of the killed one passes
 	s.prove(t, js, published)
 	for _, w := range workers {
