@@ -88,7 +88,7 @@ func deadLetter(raw Raw, e Event, p *Permanent, limit int) *nats.Msg {
 	for name, values := range raw.Header {
 		isOwn := func(own string) bool { return strings.EqualFold(own, name) }
 		switch {
-		case hasPrefixFold(name, "nats-"), // the server would act on it: expected sequence, rollup, time to live
+		case hasPrefixFold(name, "nats-"), // the server would act on it: rollup, time to live
 			// Clients would mistake it for a status message from the server; see Bus.pull.
 			len(raw.Data) == 0 && strings.EqualFold(name, "Status"):
 			msg.Header[originalPrefix+name] = values

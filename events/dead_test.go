@@ -116,8 +116,8 @@ func TestOnDeadContinuesInARecreatedStream(t *testing.T) {
 		bury := func(eventType, id string) {
 			t.Helper()
 			raw := Raw{Type: eventType, Data: []byte("x"), Sequence: 1}
-			err := b.publishDead(t.Context(), raw, Event{ID: id, Message: id}, &Permanent{Code: "INVALID_JSON", Err: errors.New("why")})
-			if err != nil {
+			e, p := Event{ID: id, Message: id}, &Permanent{Code: "INVALID_JSON", Err: errors.New("why")}
+			if err := b.publishDead(t.Context(), raw, e, p); err != nil {
 				t.Fatal(err)
 			}
 		}

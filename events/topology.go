@@ -174,9 +174,9 @@ func (s streamSpec) limitRules(info *jetstream.StreamInfo) []rule {
 			fmt.Sprintf("max_ack_pending of its consumers is %d: events that wait for a retry would block "+
 				"others", maxPending), "remove the limit: nats stream edit " + s.name},
 		{!s.dead && is.ConsumerLimits.InactiveThreshold > 0, false,
-			fmt.Sprintf("inactive_threshold of its consumers is %v: a consumer from which no worker fetches for "+
-				"that long (none runs, or Papermap is paused) is deleted and starts over from the oldest event",
-				is.ConsumerLimits.InactiveThreshold),
+			fmt.Sprintf("inactive_threshold of its consumers is %v: a consumer from which no worker fetches "+
+				"for that long (none runs, or Papermap is paused) is deleted and starts over from the "+
+				"oldest event", is.ConsumerLimits.InactiveThreshold),
 			"remove the limit: nats stream edit " + s.name},
 	}
 }

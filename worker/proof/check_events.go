@@ -169,7 +169,8 @@ func (c *checker) deadLettersTrue() {
 			continue
 		}
 		f, again := first[d.StreamSequence]
-		if later := d.Time.Sub(f.Time); again && (d.id() != f.id() || d.Stream == f.Stream && later < window) {
+		later, sameStream := d.Time.Sub(f.Time), d.Stream == f.Stream
+		if again && (d.id() != f.id() || sameStream && later < window) {
 			wrong("there is a second one, with id %s beside %s, %v later", d.id(), f.id(), later)
 		} else if !again {
 			first[d.StreamSequence] = d
