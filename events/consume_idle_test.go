@@ -110,7 +110,7 @@ func TestIdleConsumerIsUnhealthyUntilItsPullsAreAnswered(t *testing.T) {
 		staysUnhealthy(t, c)
 		saysOnce(t, said, "the server did not answer")
 		way.losesPulls.Store(false)
-		time.Sleep(10 * time.Second)
+		time.Sleep(20 * time.Second) // for the pull that is lost, the pause after it and the next pull
 		if !c.Healthy() {
 			t.Error("unhealthy after its pulls were answered")
 		}

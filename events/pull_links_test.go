@@ -116,7 +116,7 @@ func TestPausedConsumerIsHealthyAfterAFailedPull(t *testing.T) {
 		}
 		close(paused)
 		way.losesPulls.Store(false)
-		time.Sleep(10 * time.Second)
+		time.Sleep(20 * time.Second)
 		if !c.Healthy() {
 			t.Error("unhealthy during a pause, though NATS can be used")
 		}
